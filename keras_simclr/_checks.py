@@ -1,0 +1,70 @@
+"""Argument checks that several modules share: the rule, the value received."""
+
+import difflib
+import math
+import numbers
+
+
+def real_number(name, value, *, low=-math.inf, high=math.inf, rule):
+    """Returns `value` if it is a finite number in [low, high]; raises if not."""
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, numbers.Real)
+        or not math.isfinite(value)
+        or not low <= value <= high
+    ):
+        raise ValueError(f"`{name}` must be {rule}. Received: {name}={value!r}")
+    return value
+
+
+def positive_number(name, value):
+    """Returns `value` if it is a finite number above 0; raises if not."""
+    smallest = math.ulp(0.0)
+    return real_number(name, value, low=smallest, rule="a positive number")
+
+
+def probability(name, value):
+    """Returns `value` if it lies in [0, 1]; raises if not."""
+    rule = "a probability between 0 and 1"
+    return real_number(name, value, low=0, high=1, rule=rule)
+
+
+def positive_range(name, value, *, high=math.inf):
+    """Returns `value` as a tuple `0 < low <= high`; raises if it is none."""
+    try:
+        first, last = value
+        if 0 < first <= last <= high and math.isfinite(last):
+            return (first, last)
+    except (TypeError, ValueError):
+        pass
+    limit = "" if high == math.inf else f" <= {high}"
+    raise ValueError(
+        f"`{name}` must be a pair (low, high) with 0 < low <= high{limit}. "
+        f"Received: {name}={value!r}"
+    )
+
+
+def integer(name, value, *, minimum):
+    """Returns `value` if it is an integer of at least `minimum`; or raises."""
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, numbers.Integral)
+        or value < minimum
+    ):
+        raise ValueError(
+            f"`{name}` must be an integer of at least {minimum}. "
+            f"Received: {name}={value!r}"
+        )
+    return int(value)
+
+
+def choice(name, value, choices):
+    """Returns `value` if it is one of `choices`; or raises and lists them."""
+    if value in choices:
+        return value
+    near = difflib.get_close_matches(str(value), map(str, choices), n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    listing = ", ".join(repr(item) for item in sorted(choices))
+    raise ValueError(
+        f"`{name}` must be one of {listing}. Received: {name}={value!r}.{hint}"
+    )

@@ -1,0 +1,988 @@
+"""Random image augmentations: batched, one draw per image, compiled.
+
+Every layer is two pure functions. `_draw` makes the random numbers of a batch
+from a seed; `_transform` applies them to float32 images and is compiled by
+XLA. A draw is a pure function of the seed and the image's place in the batch.
+"""
+
+import functools
+import itertools
+import math
+import random
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_simclr import _checks
+
+# Weights of red, green and blue in the official code's grayscale image
+# (google-research/simclr@383d414, tf2/data_util.py:46-50).
+_GRAY_WEIGHTS = (0.2989, 0.5870, 0.1140)
+
+# Targets up to this size (CIFAR and smaller) are evaluated on whole images.
+_WHOLE_IMAGE_SIZE = 32
+
+
+def fold_seed(seed, number):
+    """Returns the sub-seed `number` of `seed`.
+
+    Args:
+        seed: int64 tensor of shape `(2,)`.
+        number: Scalar integer or integer tensor.
+
+    Returns:
+        int64 tensor of shape `(2,)`.
+
+    Example:
+
+    >>> fold_seed(tf.constant([0, 1], tf.int64), 3).shape
+    TensorShape([2])
+
+    Deviation: `tf.random.experimental.stateless_fold_in` chooses another
+        random generator under XLA than outside; this always uses Philox.
+    """
+    bits = tf.random.stateless_uniform(
+        [1], seed, None, None, tf.int64, alg="philox"
+    )
+    return tf.stack([bits[0], tf.cast(number, tf.int64)])
+
+
+def to_float(images):
+    """Converts uint8 images, or floats in [0, 1], to float32 in [0, 1].
+
+    Args:
+        images: uint8 or floating-point tensor of any shape.
+
+    Returns:
+        float32 tensor of the same shape.
+
+    Raises:
+        ValueError: If `images` has another dtype.
+
+    Example:
+
+    >>> to_float(tf.constant([0, 51, 255], tf.uint8)).numpy()
+    array([0. , 0.2, 1. ], dtype=float32)
+    """
+    if images.dtype == tf.uint8:
+        return tf.cast(images, tf.float32) / 255.0
+    if images.dtype.is_floating:
+        return tf.cast(images, tf.float32)
+    raise ValueError(
+        "Images must be uint8, or float with values in [0, 1]. "
+        f"Received: images of dtype {images.dtype.name}. "
+        "If their values are 0 to 255, add: images = tf.cast(images, 'uint8')"
+    )
+
+
+def _uniforms(seed, shape):
+    """Uniform draws in [0, 1): 24 random bits each, the same on any device."""
+    bits = tf.random.stateless_uniform(
+        shape, seed, None, None, tf.uint32, alg="philox"
+    )
+    bits = tf.bitwise.right_shift(bits, tf.constant(8, tf.uint32))
+    return tf.cast(bits, tf.float32) * 2.0**-24
+
+
+def _between(uniforms, low, high):
+    return low + uniforms * (high - low)
+
+
+def _per_image(values):
+    return values[:, None, None, None]  # (B,) -> (B, 1, 1, 1)
+
+
+class _Augmentation(keras.layers.Layer):
+    """What all layers share: seeds, float32, single images, compilation."""
+
+    _draws_per_image = 0
+
+    def __init__(self, *, seed=None, **kwargs):
+        # The output is float32 whatever the dtype policy.
+        super().__init__(**{**kwargs, "dtype": "float32"})
+        self.seed = seed
+        self._seed = random.randrange(2**31) if seed is None else seed
+        self._calls = tf.Variable(0, trainable=False, dtype=tf.int64)
+        self._compiled_transform = tf.function(
+            self._transform, jit_compile=True, autograph=False
+        )
+        self.built = True  # There are no weights.
+
+    def call(self, images, training=True, seed=None):
+        return self._augment(images, training, seed)
+
+    def _augment(self, images, training, seed, *sizes):
+        images = to_float(tf.convert_to_tensor(images))
+        if images.shape.rank == 3:
+            sizes = [size[None] for size in sizes]
+            images = self._augment(images[None], training, seed, *sizes)
+            return images[0]
+        self._check_shape(images.shape)
+        if not training:
+            return self._at_rest(images, *sizes)
+        draws = self._draw(self._next_seed(seed), images)
+        return self._compiled_transform(images, draws, *sizes)
+
+    def _check_shape(self, shape):
+        if shape.rank != 4:
+            raise ValueError(
+                "Images must have the shape (batch, height, width, channels) "
+                "or (height, width, channels). "
+                f"Received: images of shape {shape}"
+            )
+
+    def _next_seed(self, seed):
+        if seed is None:
+            seed = (self._seed, self._calls.assign_add(1) - 1)
+        seed = tf.cast(seed, tf.int64)
+        if seed.shape != (2,):
+            raise ValueError(
+                "`seed` must be a pair of integers. "
+                f"Received: seed of shape {seed.shape}"
+            )
+        return seed
+
+    def _draw(self, seed, images):
+        return _uniforms(seed, (tf.shape(images)[0], self._draws_per_image))
+
+    def _transform(self, images, draws):
+        raise NotImplementedError
+
+    def _at_rest(self, images):
+        return images
+
+    def compute_output_shape(self, input_shape, *args, **kwargs):
+        return tuple(input_shape)
+
+    def get_config(self):
+        return {**super().get_config(), "seed": self.seed}
+
+
+@keras.saving.register_keras_serializable(package="keras_simclr")
+class RandomResizedCrop(_Augmentation):
+    """Cuts a random rectangle out of each image and resizes it.
+
+    The rectangle's share of the image's area is uniform in `scale`; its aspect
+    ratio is log-uniform in the part of `ratio` with which that area fits into
+    the image. An area that fits with no ratio (a long, narrow image) is not
+    drawn. Crop and resize are one multiplication by a small matrix per image
+    and axis.
+
+    At rest (`training=False`) targets of at most 32 pixels see the whole
+    image, larger ones its centre 7/8, in the target's aspect ratio.
+
+    Args:
+        height: Height of the output, pixels.
+        width: Width of the output, pixels.
+        scale: Pair `(low, high)`, share of the image's area,
+            `0 < low <= high <= 1`.
+        ratio: Pair `(low, high)`, width / height of the crop in pixels.
+        interpolation: `"bilinear"` or `"bicubic"` (Keys, a = -0.5).
+        antialias: Whether the kernel widens when the crop is made smaller.
+        seed: Integer, or None for a random one. Same seed and same call,
+            same result.
+        **kwargs: `name` of the layer.
+
+    Call arguments:
+        images: uint8, or float with values in [0, 1].
+        training: Whether to crop at random. If False nothing is drawn.
+        seed: Pair of integers, or None to count the layer's own calls.
+        sizes: Integers of shape `(batch, 2)`: valid height and width of images
+            that are padded below and to the right. None: all of the image.
+
+    Input shape:
+        `(batch, any, any, channels)` or `(any, any, channels)`.
+
+    Output shape:
+        `(batch, height, width, channels)` or `(height, width, channels)`,
+        float32 in [0, 1].
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+
+    >>> crop = RandomResizedCrop(8, 8)
+    >>> crop(np.zeros((2, 16, 24, 3), "uint8"), seed=(0, 1)).shape
+    TensorShape([2, 8, 8, 3])
+
+    In `tf.data`, take the seed from `enumerate`; then the pipeline can be
+    checkpointed and its order does not matter:
+
+    >>> images = tf.data.Dataset.from_tensors(np.zeros((16, 24, 3), "uint8"))
+    >>> views = images.enumerate().map(lambda i, x: crop(x, seed=(0, i)))
+    >>> views.element_spec.shape
+    TensorShape([8, 8, 3])
+
+    References:
+        - Chen et al. 2020, arXiv:2002.05709, Appendix A ("Random crop and
+          resize").
+        - google-research/simclr@383d414, tf2/data_util.py:176-320.
+
+    Deviation: the official sampler (`sample_distorted_bounding_box`) is
+        uniform in the side, not the area, and never goes below 0.10: its mean
+        area is 0.42 where the paper's text gives 0.54. The official resize is
+        bicubic without antialiasing.
+    """
+
+    _draws_per_image = 4
+
+    def __init__(
+        self,
+        height,
+        width,
+        *,
+        scale=(0.08, 1.0),
+        ratio=(3 / 4, 4 / 3),
+        interpolation="bilinear",
+        antialias=True,
+        seed=None,
+        **kwargs,
+    ):
+        super().__init__(seed=seed, **kwargs)
+        self.height = _checks.integer("height", height, minimum=1)
+        self.width = _checks.integer("width", width, minimum=1)
+        self.scale = _checks.positive_range("scale", scale, high=1)
+        self.ratio = _checks.positive_range("ratio", ratio)
+        self.interpolation = _checks.choice(
+            "interpolation", interpolation, ("bilinear", "bicubic")
+        )
+        self.antialias = antialias
+
+    def call(self, images, training=True, seed=None, sizes=None):
+        sizes = [] if sizes is None else [tf.cast(sizes, tf.float32)]
+        return self._augment(images, training, seed, *sizes)
+
+    def _transform(self, images, draws, sizes=None):
+        heights, widths = _valid_sizes(images, sizes)
+        area, ratio, top, left = tf.unstack(draws, axis=1)
+        image_ratio = widths / heights
+        largest = tf.minimum(self.ratio[1] / image_ratio, 1.0)
+        largest = tf.minimum(image_ratio / self.ratio[0], largest)
+        area = _between(area, *(tf.minimum(s, largest) for s in self.scale))
+        lowest = tf.maximum(self.ratio[0], image_ratio * area)
+        highest = tf.minimum(self.ratio[1], image_ratio / area)
+        ratio = tf.exp(
+            _between(ratio, tf.math.log(lowest), tf.math.log(highest))
+        )
+        crop_heights = tf.sqrt(area * heights * widths / ratio)
+        crop_widths = tf.sqrt(area * heights * widths * ratio)
+        crop_heights = tf.minimum(crop_heights, heights)
+        crop_widths = tf.minimum(crop_widths, widths)
+        return self._resize(
+            images,
+            (top * (heights - crop_heights), crop_heights, 0.0, heights),
+            (left * (widths - crop_widths), crop_widths, 0.0, widths),
+        )
+
+    def _at_rest(self, images, sizes=None):
+        if images.shape[1:3] == (self.height, self.width) and sizes is None:
+            if self._sees_whole_image:
+                return images
+        heights, widths = _valid_sizes(images, sizes)
+        rows, columns = self.rest_box(heights, widths)
+        return self._resize(
+            images,
+            (*rows, rows[0], rows[0] + rows[1]),
+            (*columns, columns[0], columns[0] + columns[1]),
+        )
+
+    @property
+    def _sees_whole_image(self):
+        return max(self.height, self.width) <= _WHOLE_IMAGE_SIZE
+
+    def rest_box(self, heights, widths):
+        """Part of the image that is seen at rest.
+
+        Args:
+            heights: float32 tensor, pixels.
+            widths: float32 tensor of the same shape, pixels.
+
+        Returns:
+            Two pairs of tensors, `(top, height)` and `(left, width)`, whole
+            pixels.
+
+        Example:
+
+        >>> crop = RandomResizedCrop(224, 224)
+        >>> rows, columns = crop.rest_box(tf.constant(500.0), 375.0)
+        >>> [float(value) for value in rows + columns]
+        [86.0, 328.0, 24.0, 328.0]
+
+        References:
+            - google-research/simclr@383d414, tf2/data_util.py:176-243.
+        """
+        if self._sees_whole_image:
+            zeros = tf.zeros_like(heights)
+            return (zeros, heights), (zeros, widths)
+        ratio = self.width / self.height
+        side = 7 / 8 * tf.minimum(heights, widths / ratio)
+        height, width = tf.round(side), tf.round(side * ratio)
+        top = tf.floor((heights - height + 1) / 2)
+        left = tf.floor((widths - width + 1) / 2)
+        return (top, height), (left, width)
+
+    def _resize(self, images, rows, columns):
+        size = tf.shape(images)
+        rows = self._resize_matrix(size[1], self.height, *rows)
+        columns = self._resize_matrix(size[2], self.width, *columns)
+        images = tf.einsum("bih,bhwc->biwc", rows, images)
+        images = tf.einsum("bjw,biwc->bijc", columns, images)
+        return tf.clip_by_value(images, 0.0, 1.0)
+
+    def _resize_matrix(self, size, target, start, length, first, last):
+        """Weights (B, target, size) that resize pixels [start, start + length).
+
+        Pixel k covers [k, k + 1). Only pixels in [first, last) count.
+        """
+        step = length / target  # (B,)
+        pixels = tf.range(tf.cast(size, tf.float32)) + 0.5
+        centers = tf.range(float(target)) + 0.5
+        centers = start[:, None] + step[:, None] * centers  # (B, target)
+        reach = tf.maximum(step, 1.0) if self.antialias else tf.ones_like(step)
+        distances = tf.abs(pixels - centers[:, :, None]) / reach[:, None, None]
+        kernel = _keys_cubic if self.interpolation == "bicubic" else _triangle
+        first, last = tf.broadcast_to(first, tf.shape(last)), last
+        valid = (pixels > first[:, None]) & (pixels < last[:, None])
+        weights = tf.where(valid[:, None], kernel(distances), 0.0)
+        return weights / tf.reduce_sum(weights, axis=-1, keepdims=True)
+
+    def compute_output_shape(self, input_shape, *args, **kwargs):
+        return (*input_shape[:-3], self.height, self.width, input_shape[-1])
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "height": self.height,
+            "width": self.width,
+            "scale": self.scale,
+            "ratio": self.ratio,
+            "interpolation": self.interpolation,
+            "antialias": self.antialias,
+        }
+
+
+def _valid_sizes(images, sizes):
+    """Heights (B,) and widths (B,) in pixels, float32."""
+    if sizes is None:
+        shape = tf.shape(images)
+        sizes = tf.tile(tf.cast(shape[None, 1:3], tf.float32), (shape[0], 1))
+    return sizes[:, 0], sizes[:, 1]
+
+
+def _triangle(distances):
+    return tf.maximum(1.0 - distances, 0.0)
+
+
+def _keys_cubic(distances):
+    near = (1.5 * distances - 2.5) * distances**2 + 1.0
+    far = ((2.5 - 0.5 * distances) * distances - 4.0) * distances + 2.0
+    far = tf.where(distances < 2.0, far, 0.0)
+    return tf.where(distances < 1.0, near, far)
+
+
+@keras.saving.register_keras_serializable(package="keras_simclr")
+class RandomFlip(_Augmentation):
+    """Flips each image with probability `rate`, along each axis of `mode`.
+
+    Args:
+        mode: `"horizontal"` (left and right change places), `"vertical"` or
+            `"horizontal_and_vertical"` (two independent flips).
+        rate: Probability in [0, 1] of a flip along an axis.
+        seed: Integer, or None for a random one.
+        **kwargs: `name` of the layer.
+
+    Call arguments:
+        images: uint8, or float with values in [0, 1].
+        training: Whether to flip. If False the images come back as float.
+        seed: Pair of integers, or None to count the layer's own calls.
+
+    Input shape:
+        `(batch, height, width, channels)` or `(height, width, channels)`.
+
+    Output shape:
+        Same as input, float32.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+
+    >>> RandomFlip(rate=1.0)(np.array([[[0], [255]]], "uint8")).numpy().ravel()
+    array([1., 0.], dtype=float32)
+
+    References:
+        - google-research/simclr@383d414, tf2/data_util.py:469.
+
+    Deviation: `keras.layers.RandomFlip` flips along both axes by default.
+    """
+
+    _draws_per_image = 2
+
+    def __init__(self, mode="horizontal", *, rate=0.5, seed=None, **kwargs):
+        super().__init__(seed=seed, **kwargs)
+        modes = ("horizontal", "vertical", "horizontal_and_vertical")
+        self.mode = _checks.choice("mode", mode, modes)
+        self.rate = _checks.probability("rate", rate)
+
+    def _transform(self, images, draws):
+        for axis, name in ((1, "vertical"), (2, "horizontal")):
+            if name in self.mode:
+                flipped = _per_image(draws[:, axis - 1] < self.rate)
+                mirrored = tf.reverse(images, axis=[axis])
+                images = tf.where(flipped, mirrored, images)
+        return images
+
+    def get_config(self):
+        return {**super().get_config(), "mode": self.mode, "rate": self.rate}
+
+
+@keras.saving.register_keras_serializable(package="keras_simclr")
+class RandomRotate90(_Augmentation):
+    """Rotates each image by 0, 90, 180 or 270 degrees, each equally likely.
+
+    For images without an upright direction: microscopy, aerial photographs.
+
+    Args:
+        seed: Integer, or None for a random one.
+        **kwargs: `name` of the layer.
+
+    Call arguments:
+        images: uint8, or float with values in [0, 1].
+        training: Whether to rotate. If False the images come back as float.
+        seed: Pair of integers, or None to count the layer's own calls.
+
+    Input shape:
+        `(batch, size, size, channels)` or `(size, size, channels)`.
+
+    Output shape:
+        Same as input, float32.
+
+    Raises:
+        ValueError: If the images are not square.
+
+    Example:
+
+    >>> RandomRotate90(seed=0)(np.zeros((2, 8, 8, 3), "uint8")).shape
+    TensorShape([2, 8, 8, 3])
+
+    References:
+        - Chen et al. 2020, arXiv:2002.05709, Figure 4 (rotation by
+          {90, 180, 270} degrees).
+    """
+
+    _draws_per_image = 1
+
+    def _check_shape(self, shape):
+        super()._check_shape(shape)
+        if shape[1] != shape[2]:
+            raise ValueError(
+                "`RandomRotate90` needs square images. "
+                f"Received: images of shape {shape}. Crop them first, for "
+                "example with `RandomResizedCrop`."
+            )
+
+    def _transform(self, images, draws):
+        turns = tf.cast(draws[:, 0] * 4.0, tf.int32)
+        turned = tf.reverse(tf.transpose(images, (0, 2, 1, 3)), axis=[1])
+        images = tf.where(_per_image(turns % 2 == 1), turned, images)
+        opposite = tf.reverse(images, axis=[1, 2])
+        return tf.where(_per_image(turns >= 2), opposite, images)
+
+
+@keras.saving.register_keras_serializable(package="keras_simclr")
+class RandomColorDistortion(_Augmentation):
+    """Jitters the colours of each image in its own order, or drops them.
+
+    With probability `rate`, in an order drawn per image and clipped to [0, 1]
+    after each: brightness, contrast and saturation are multiplied by a factor
+    uniform in `[max(0, 1 - 0.8 strength), 1 + 0.8 strength]`; the hue turns by
+    up to `0.2 strength` of the circle. Then, with probability
+    `grayscale_rate`, the image becomes gray. Images with one channel get
+    brightness and contrast only.
+
+    Args:
+        strength: The paper's s, from 0 to 2.5 (where every hue is reached).
+        rate: Probability in [0, 1] of the jitter.
+        grayscale_rate: Probability in [0, 1] of dropping the colours.
+        seed: Integer, or None for a random one.
+        **kwargs: `name` of the layer.
+
+    Call arguments:
+        images: uint8, or float with values in [0, 1].
+        training: Whether to distort. If False the images come back as float.
+        seed: Pair of integers, or None to count the layer's own calls.
+
+    Input shape:
+        `(batch, height, width, channels)` or `(height, width, channels)`,
+        with 1 or 3 channels.
+
+    Output shape:
+        Same as input, float32 in [0, 1].
+
+    Raises:
+        ValueError: If an argument is out of range, or the number of channels
+            is neither 1 nor 3.
+
+    Example:
+
+    >>> distort = RandomColorDistortion(strength=0.5)
+    >>> distort(np.zeros((2, 8, 8, 3), "uint8"), seed=(0, 1)).shape
+    TensorShape([2, 8, 8, 3])
+
+    References:
+        - Chen et al. 2020, arXiv:2002.05709, Appendix A ("Color distortion").
+        - google-research/simclr@383d414, tf2/data_util.py:33-175, 382-390.
+
+    Deviation: the official code refuses a strength above 1.25, where contrast
+        and saturation would become negative; here they stop at 0, as
+        brightness does there.
+    """
+
+    # Apply, order, four factors, grayscale.
+    _draws_per_image = 7
+
+    def __init__(
+        self,
+        *,
+        strength=1.0,
+        rate=0.8,
+        grayscale_rate=0.2,
+        seed=None,
+        **kwargs,
+    ):
+        super().__init__(seed=seed, **kwargs)
+        self.strength = _checks.real_number(
+            "strength", strength, low=0, high=2.5, rule="between 0 and 2.5"
+        )
+        self.rate = _checks.probability("rate", rate)
+        self.grayscale_rate = _checks.probability(
+            "grayscale_rate", grayscale_rate
+        )
+
+    def _check_shape(self, shape):
+        super()._check_shape(shape)
+        if shape[3] not in (1, 3):
+            raise ValueError(
+                "`RandomColorDistortion` needs images with 1 or 3 channels. "
+                f"Received: images of shape {shape}. Keep the channels it is "
+                "meant for, for example images[..., :3], or leave it out of "
+                "the augmentation."
+            )
+
+    def _transform(self, images, draws):
+        spread = 0.8 * self.strength
+        factors = _between(draws[:, 2:5], max(0.0, 1.0 - spread), 1.0 + spread)
+        turns = 0.2 * self.strength * (2.0 * draws[:, 5] - 1.0)
+        orders = tf.gather(_ORDERS, tf.cast(draws[:, 1] * 24.0, tf.int32))
+        jittered = jitter_colors(images, orders, factors, turns)
+        apply = _per_image(draws[:, 0] < self.rate)
+        images = tf.where(apply, jittered, images)
+        if images.shape[3] == 1:
+            return images
+        gray = tf.reduce_sum(images * _GRAY_WEIGHTS, axis=-1, keepdims=True)
+        drop = _per_image(draws[:, 6] < self.grayscale_rate)
+        return tf.where(drop, gray, images)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "strength": self.strength,
+            "rate": self.rate,
+            "grayscale_rate": self.grayscale_rate,
+        }
+
+
+_CONTRAST, _SATURATION, _HUE = 1, 2, 3
+_ORDERS = np.array(list(itertools.permutations(range(4))), "int32")  # (24, 4)
+
+
+def jitter_colors(images, orders, factors, turns):
+    """Changes brightness, contrast, saturation and hue in the given orders.
+
+    Args:
+        images: float32 of shape `(batch, height, width, channels)` in [0, 1],
+            with 1 or 3 channels.
+        orders: int32 of shape `(batch, 4)`: a permutation of 0 (brightness),
+            1 (contrast), 2 (saturation) and 3 (hue) per image.
+        factors: float32 of shape `(batch, 3)`, of the first three.
+        turns: float32 of shape `(batch,)`: added to the hue, in turns.
+
+    Returns:
+        float32 of the shape of `images`, clipped to [0, 1] after each step.
+
+    Example:
+
+    >>> pixel = tf.constant([[[[0.2, 0.4, 0.6]]]])
+    >>> orders, factors = tf.constant([[0, 1, 2, 3]]), tf.constant([[2.0, 1, 1]])
+    >>> jitter_colors(pixel, orders, factors, tf.zeros(1)).numpy().round(3)
+    array([[[[0.4, 0.8, 1. ]]]], dtype=float32)
+
+    References:
+        - google-research/simclr@383d414, tf2/data_util.py:33-175.
+    """
+    factors = tf.concat([factors, turns[:, None]], axis=1)  # (B, 4)
+    factors = tf.gather(factors, orders, axis=1, batch_dims=1)
+
+    def one_step(step, *planes):
+        operation = orders[:, step, None, None]  # (B, 1, 1)
+        factor = factors[:, step, None, None]
+        return (step + 1, *_color_step(planes, operation, factor))
+
+    # A loop, not four copies: XLA would fuse the copies into one expression
+    # and compute the early steps many times over.
+    _, *planes = tf.while_loop(
+        lambda step, *_: step < 4,
+        one_step,
+        (0, *tf.unstack(images, axis=-1)),
+        maximum_iterations=4,
+    )
+    return tf.stack(planes, axis=-1)
+
+
+def _color_step(planes, operation, factor):
+    """One operation per image: `factor * image + (1 - factor) * reference`.
+
+    The reference is black for brightness, the channel's mean for contrast and
+    the pixel's largest channel for saturation, where the factor stops at the
+    value that makes the smallest channel 0 (saturation 1 in HSV). `planes` are
+    the channels, (B, H, W) each.
+    """
+    is_color = operation >= _SATURATION
+    if len(planes) == 1:
+        references, turned = [0.0], planes
+        factor = tf.where(is_color, 1.0, factor)
+    else:
+        value = functools.reduce(tf.maximum, planes)
+        chroma = value - functools.reduce(tf.minimum, planes)
+        references, turned = (
+            [value] * 3,
+            _turn_hue(planes, value, chroma, factor),
+        )
+        largest = tf.math.divide_no_nan(value, chroma)
+        factor = tf.where(is_color, tf.minimum(factor, largest), factor)
+    changed = []
+    for plane, reference, hue in zip(planes, references, turned, strict=True):
+        mean = tf.reduce_mean(plane, axis=(1, 2), keepdims=True)
+        gray = tf.where(operation == _CONTRAST, mean, 0.0)
+        reference = tf.where(is_color, reference, gray)
+        blend = factor * plane + (1.0 - factor) * reference
+        plane = tf.where(operation == _HUE, hue, blend)
+        changed.append(tf.clip_by_value(plane, 0.0, 1.0))
+    return changed
+
+
+def _turn_hue(planes, value, chroma, turns):
+    red, green, blue = planes
+    inverse = tf.math.divide_no_nan(1.0, chroma)
+    sextant = tf.where(
+        red == value,
+        (green - blue) * inverse,
+        tf.where(
+            green == value,
+            (blue - red) * inverse + 2.0,
+            (red - green) * inverse + 4.0,
+        ),
+    )
+    turned = []
+    for place in (5.0, 3.0, 1.0):
+        # How far a channel lies below the largest is a trapezoid of the hue.
+        phase = sextant + 6.0 * turns + place
+        phase -= 6.0 * tf.floor(phase / 6.0)
+        depth = tf.clip_by_value(tf.minimum(phase, 4.0 - phase), 0.0, 1.0)
+        turned.append(value - chroma * depth)
+    return turned
+
+
+@keras.saving.register_keras_serializable(package="keras_simclr")
+class RandomGaussianBlur(_Augmentation):
+    """Blurs each image with probability `rate` and a width of its own.
+
+    The kernel is a separable Gaussian whose standard deviation is drawn per
+    image and uniformly from `sigma`, the same along both axes. Its size is odd
+    and at least 3; at the edges the weights that fall on the image are
+    scaled to sum to 1.
+
+    Args:
+        rate: Probability in [0, 1] that an image is blurred.
+        sigma: Pair `(low, high)`, pixels, `0 < low <= high`.
+        kernel_fraction: Size of the kernel as a share of the image's height,
+            in (0, 1].
+        seed: Integer, or None for a random one.
+        **kwargs: `name` of the layer.
+
+    Call arguments:
+        images: uint8, or float with values in [0, 1].
+        training: Whether to blur. If False the images come back as float.
+        seed: Pair of integers, or None to count the layer's own calls.
+
+    Input shape:
+        `(batch, height, width, channels)` or `(height, width, channels)`;
+        height and width are known when the layer is called.
+
+    Output shape:
+        Same as input, float32.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+
+    >>> blur = RandomGaussianBlur(rate=1.0)
+    >>> blur(np.ones((2, 8, 8, 3), "float32"), seed=(0, 1)).shape
+    TensorShape([2, 8, 8, 3])
+
+    References:
+        - Chen et al. 2020, arXiv:2002.05709, Appendix A ("Gaussian blur").
+        - google-research/simclr@383d414, tf2/data_util.py:323-440.
+
+    Deviation: the official code draws one sigma for a whole batch and pads
+        with zeros, which darkens the edges.
+    """
+
+    _draws_per_image = 2
+
+    def __init__(
+        self,
+        *,
+        rate=0.5,
+        sigma=(0.1, 2.0),
+        kernel_fraction=0.1,
+        seed=None,
+        **kwargs,
+    ):
+        super().__init__(seed=seed, **kwargs)
+        self.rate = _checks.probability("rate", rate)
+        self.sigma = _checks.positive_range("sigma", sigma)
+        self.kernel_fraction = _checks.real_number(
+            "kernel_fraction",
+            kernel_fraction,
+            low=math.ulp(0.0),
+            high=1,
+            rule="above 0 and at most 1",
+        )
+
+    def _transform(self, images, draws):
+        # An even number of taps becomes the next odd one, as officially.
+        radius = max(1, int(images.shape[1] * self.kernel_fraction) // 2)
+        sigma = _between(draws[:, 1], *self.sigma)
+        rows = _blur_matrix(images.shape[1], radius, sigma)
+        columns = _blur_matrix(images.shape[2], radius, sigma)
+        blurred = tf.einsum("bih,bhwc->biwc", rows, images)
+        blurred = tf.einsum("bjw,biwc->bijc", columns, blurred)
+        return tf.where(_per_image(draws[:, 0] < self.rate), blurred, images)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "rate": self.rate,
+            "sigma": self.sigma,
+            "kernel_fraction": self.kernel_fraction,
+        }
+
+
+def _blur_matrix(size, radius, sigma):
+    """Weights (B, size, size): each row a Gaussian around its own pixel."""
+    offsets = np.arange(size) - np.arange(size)[:, None]
+    exponents = tf.constant(-0.5 * offsets**2, tf.float32)
+    weights = tf.exp(exponents / tf.square(sigma)[:, None, None])
+    weights = tf.where(np.abs(offsets) <= radius, weights, 0.0)
+    return weights / tf.reduce_sum(weights, axis=-1, keepdims=True)
+
+
+@keras.saving.register_keras_serializable(package="keras_simclr")
+class RandomGaussianNoise(_Augmentation):
+    """Adds Gaussian noise to each image with probability `rate`.
+
+    Args:
+        stddev: Standard deviation of the noise; black is 0, white is 1.
+        rate: Probability in [0, 1] that an image gets noise.
+        seed: Integer, or None for a random one.
+        **kwargs: `name` of the layer.
+
+    Call arguments:
+        images: uint8, or float with values in [0, 1].
+        training: Whether to add noise. If False the images come back as float.
+        seed: Pair of integers, or None to count the layer's own calls.
+
+    Input shape:
+        `(batch, height, width, channels)` or `(height, width, channels)`.
+
+    Output shape:
+        Same as input, float32 in [0, 1].
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+
+    >>> noise = RandomGaussianNoise(0.2, rate=1.0)
+    >>> noise(np.zeros((2, 8, 8, 1), "uint8"), seed=(0, 1)).shape
+    TensorShape([2, 8, 8, 1])
+
+    References:
+        - Chen et al. 2020, arXiv:2002.05709, Figure 4 ("Gaussian noise").
+    """
+
+    def __init__(self, stddev=0.1, *, rate=0.5, seed=None, **kwargs):
+        super().__init__(seed=seed, **kwargs)
+        self.stddev = _checks.positive_number("stddev", stddev)
+        self.rate = _checks.probability("rate", rate)
+
+    def _draw(self, seed, images):
+        # A key per image: a replica can draw the noise of its own rows.
+        shape = tf.concat([tf.shape(images)[1:], [2]], axis=0)
+        seed = fold_seed(seed, 0)
+        chosen = _uniforms(seed, tf.shape(images)[:1])
+        pixels = tf.map_fn(
+            lambda row: _uniforms(fold_seed(seed, row), shape),
+            tf.range(1, tf.shape(images)[0] + 1),
+            fn_output_signature=tf.float32,
+        )
+        return chosen, pixels
+
+    def _transform(self, images, draws):
+        chosen, pixels = draws
+        # Box-Muller; 1 - u is never 0.
+        lengths = tf.sqrt(-2.0 * tf.math.log(1.0 - pixels[..., 0]))
+        normals = lengths * tf.cos(2.0 * math.pi * pixels[..., 1])
+        noisy = tf.clip_by_value(images + self.stddev * normals, 0.0, 1.0)
+        return tf.where(_per_image(chosen < self.rate), noisy, images)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "stddev": self.stddev,
+            "rate": self.rate,
+        }
+
+
+@keras.saving.register_keras_serializable(package="keras_simclr")
+class SimCLRAugmentation(_Augmentation):
+    """The paper's whole recipe: crop, flip, colour distortion, blur.
+
+    Equal to the four layers in a row given the same draws, compiled as one.
+
+    Args:
+        image_size: Size of the views, pixels: an integer or (height, width).
+        strength: Strength of the colour distortion, the paper's s. Its
+            CIFAR-10 experiments use 0.5.
+        scale: Pair `(low, high)`, share of the image's area that is cut out.
+        flip_rate: Probability in [0, 1] of a horizontal flip.
+        color_rate: Probability in [0, 1] of the colour jitter.
+        grayscale_rate: Probability in [0, 1] of dropping the colours.
+        blur_rate: Probability in [0, 1] of the blur. The paper's CIFAR-10
+            experiments use 0.
+        seed: Integer, or None for a random one.
+        **kwargs: `name` of the layer.
+
+    Call arguments:
+        images: uint8, or float with values in [0, 1].
+        training: Whether to augment. If False the images are brought to
+            `image_size` as by `RandomResizedCrop` at rest.
+        seed: Pair of integers, or None to count the layer's own calls.
+        sizes: Integers of shape `(batch, 2)`: valid height and width of images
+            that are padded below and to the right. None: all of the image.
+
+    Input shape:
+        `(batch, any, any, channels)` or `(any, any, channels)`, with 1 or 3
+        channels.
+
+    Output shape:
+        `(batch, height, width, channels)` or `(height, width, channels)`,
+        float32 in [0, 1].
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+
+    >>> augment = SimCLRAugmentation(8)
+    >>> images = np.zeros((2, 16, 16, 3), "uint8")
+    >>> view_1, view_2 = augment(images, seed=(0, 1)), augment(images, seed=(0, 2))
+    >>> view_1.shape
+    TensorShape([2, 8, 8, 3])
+
+    References:
+        - Chen et al. 2020, arXiv:2002.05709, Appendix A.
+        - google-research/simclr@383d414, tf2/data_util.py:443-475 (crop, flip
+          and colour), tf2/model.py:255-258 (blur).
+    """
+
+    def __init__(
+        self,
+        image_size,
+        *,
+        strength=1.0,
+        scale=(0.08, 1.0),
+        flip_rate=0.5,
+        color_rate=0.8,
+        grayscale_rate=0.2,
+        blur_rate=0.5,
+        seed=None,
+        **kwargs,
+    ):
+        super().__init__(seed=seed, **kwargs)
+        self.image_size = image_size
+        self.crop = RandomResizedCrop(
+            *_height_and_width(image_size), scale=scale
+        )
+        self.flip = RandomFlip(rate=_checks.probability("flip_rate", flip_rate))
+        self.color = RandomColorDistortion(
+            strength=strength,
+            rate=_checks.probability("color_rate", color_rate),
+            grayscale_rate=grayscale_rate,
+        )
+        self.blur = RandomGaussianBlur(
+            rate=_checks.probability("blur_rate", blur_rate)
+        )
+
+    @property
+    def parts(self):
+        """The four layers, in order."""
+        return [self.crop, self.flip, self.color, self.blur]
+
+    def call(self, images, training=True, seed=None, sizes=None):
+        sizes = [] if sizes is None else [tf.cast(sizes, tf.float32)]
+        return self._augment(images, training, seed, *sizes)
+
+    def _check_shape(self, shape):
+        super()._check_shape(shape)
+        self.color._check_shape(shape)
+
+    @property
+    def _draws_per_image(self):
+        return sum(part._draws_per_image for part in self.parts)
+
+    def _transform(self, images, draws, *sizes):
+        counts = [part._draws_per_image for part in self.parts]
+        crop, flip, color, blur = tf.split(draws, counts, axis=1)
+        images = self.crop._transform(images, crop, *sizes)
+        images = self.flip._transform(images, flip)
+        images = self.color._transform(images, color)
+        return self.blur._transform(images, blur)
+
+    def _at_rest(self, images, *sizes):
+        return self.crop._at_rest(images, *sizes)
+
+    def compute_output_shape(self, input_shape, *args, **kwargs):
+        return self.crop.compute_output_shape(input_shape)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "image_size": self.image_size,
+            "strength": self.color.strength,
+            "scale": self.crop.scale,
+            "flip_rate": self.flip.rate,
+            "color_rate": self.color.rate,
+            "grayscale_rate": self.color.grayscale_rate,
+            "blur_rate": self.blur.rate,
+        }
+
+
+def _height_and_width(image_size):
+    if isinstance(image_size, (tuple, list)) and len(image_size) == 2:
+        return tuple(image_size)
+    return (image_size, image_size)

@@ -1,0 +1,317 @@
+"""Datasets of batches for `fit` and the probes, and what they hold."""
+
+import difflib
+
+import tensorflow as tf
+
+from keras_simclr import _checks
+
+_KEYS = ("images", "labels", "view_1", "view_2")
+
+# Examples that wait, still encoded, to be drawn in random order.
+_SHUFFLE_BUFFER = 16_384
+
+
+def dataset_from_arrays(
+    images,
+    labels=None,
+    *,
+    batch_size=256,
+    shuffle=True,
+    seed=0,
+    drop_remainder=True,
+):
+    """Dataset of batches from arrays in memory.
+
+    Args:
+        images: Array of shape `(N, ...)`, or a dictionary of such arrays.
+        labels: Array of shape `(N,)`, or None.
+        batch_size: Images in a batch.
+        shuffle: Whether every epoch has another random order.
+        seed: Integer the orders depend on.
+        drop_remainder: Whether the images that do not fill a batch wait for
+            the next epoch.
+
+    Returns:
+        A `tf.data.Dataset` of `images`, or of `(images, labels)`.
+
+    Raises:
+        ValueError: If the arrays differ in length or do not fill a batch.
+
+    Example:
+
+    >>> images = np.zeros((10, 8, 8, 3), "uint8")
+    >>> dataset = dataset_from_arrays(images, batch_size=4)
+    >>> dataset.element_spec.shape, len(dataset)
+    (TensorShape([4, 8, 8, 3]), 2)
+    """
+    _checks.integer("batch_size", batch_size, minimum=1)
+    arrays = images if labels is None else (images, labels)
+    arrays = tf.nest.map_structure(tf.convert_to_tensor, arrays)
+    sizes = {array.shape[0] for array in tf.nest.flatten(arrays)}
+    if len(sizes) > 1:
+        raise ValueError(
+            "All arrays must have the same length. Received: arrays of length "
+            + " and ".join(map(str, sorted(sizes)))
+        )
+    size = sizes.pop()
+    if (size < batch_size and drop_remainder) or size == 0:
+        raise ValueError(
+            "The images must fill at least one batch. Received: "
+            f"{size} images, batch_size={batch_size}. Use a smaller batch."
+        )
+    places = tf.data.Dataset.range(size)
+    if shuffle:
+        places = places.shuffle(size, seed=seed)
+    places = places.batch(batch_size, drop_remainder=drop_remainder)
+    return places.map(
+        lambda batch: tf.nest.map_structure(
+            lambda array: tf.gather(array, batch), arrays
+        ),
+        num_parallel_calls=tf.data.AUTOTUNE,
+    ).prefetch(tf.data.AUTOTUNE)
+
+
+def dataset_from_tfds(
+    name,
+    split,
+    *,
+    data_dir=None,
+    batch_size=256,
+    shuffle=True,
+    seed=0,
+    drop_remainder=True,
+):
+    """Dataset of batches from TensorFlow Datasets.
+
+    Args:
+        name: Name in TFDS, such as `"cifar10"` or `"NAME/CONFIG"`. It must
+            have a feature `image` of one size; it may have a `label`.
+        split: Split in TFDS's notation, such as `"train[:90%]"`.
+        data_dir: Directory of the prepared datasets, or None for TFDS's own.
+            What is not there is downloaded and prepared.
+        batch_size: Images in a batch.
+        shuffle: Whether every epoch has another random order.
+        seed: Integer the orders depend on.
+        drop_remainder: Whether the images that do not fill a batch wait for
+            the next epoch.
+
+    Returns:
+        A `tf.data.Dataset` of `(images, labels)`, or of `images` if TFDS has no
+        label. Images are uint8.
+
+    Raises:
+        ValueError: If TFDS has no such dataset or split, or its images have no
+            fixed size, or the split does not fill a batch.
+
+    Example:
+
+    ```python
+    dataset = dataset_from_tfds("cifar10", "train")
+    model.fit(dataset, epochs=100)
+    ```
+    """
+    import tensorflow_datasets as tfds
+
+    _checks.integer("batch_size", batch_size, minimum=1)
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except tfds.core.registered.DatasetNotFoundError:
+        near = difflib.get_close_matches(name, tfds.list_builders(), n=3)
+        raise ValueError(
+            "`name` must be a dataset of TensorFlow Datasets. Received: "
+            f"name={name!r}. Near matches: {', '.join(near) or 'none'}"
+        ) from None
+    features = builder.info.features
+    if "image" not in features:
+        raise ValueError(
+            "The dataset needs a feature `image`. Received: "
+            f"name={name!r} with features {sorted(features)}"
+        )
+    if None in features["image"].shape:
+        raise ValueError(
+            "The dataset's images must have one size. Received: "
+            f"name={name!r} with images of shape {features['image'].shape}"
+        )
+    builder.download_and_prepare()
+    split_size = _split_size(builder, split)
+    if (split_size < batch_size and drop_remainder) or split_size == 0:
+        raise ValueError(
+            "The images must fill at least one batch. Received: "
+            f"{split_size} images in split={split!r}, batch_size={batch_size}. "
+            "Use a smaller batch."
+        )
+    dataset = builder.as_dataset(
+        split=split,
+        shuffle_files=shuffle,
+        read_config=tfds.ReadConfig(shuffle_seed=seed),
+        decoders={"image": tfds.decode.SkipDecoding()},
+    )
+    if shuffle:
+        dataset = dataset.shuffle(min(split_size, _SHUFFLE_BUFFER), seed=seed)
+
+    def decode(example):
+        images = features["image"].decode_example(example["image"])
+        return (images, example["label"]) if "label" in example else images
+
+    dataset = dataset.map(decode, num_parallel_calls=tf.data.AUTOTUNE)
+    dataset = dataset.batch(batch_size, drop_remainder=drop_remainder)
+    return dataset.prefetch(tf.data.AUTOTUNE)
+
+
+def _split_size(builder, split):
+    try:
+        return builder.info.splits[split].num_examples
+    except (KeyError, ValueError):
+        _checks.choice("split", split, tuple(builder.info.splits))
+        raise
+
+
+def unpack(element):
+    """Names the parts of a dataset element.
+
+    Args:
+        element: `images`, `(images, labels)`, or a dictionary with `images`
+            (or `view_1` and `view_2`) and optionally `labels`: tensors or
+            their specs.
+
+    Returns:
+        Dictionary with some of the keys `images`, `labels`, `view_1`,
+        `view_2`.
+
+    Raises:
+        ValueError: If the element has another form. Two tensors of the same
+            shape are refused too: labels never have the shape of images.
+
+    Example:
+
+    >>> sorted(unpack((tf.zeros((4, 8, 8, 3)), tf.zeros(4))))
+    ['images', 'labels']
+    """
+    if isinstance(element, dict):
+        return _unpack_dictionary(element)
+    if not isinstance(element, (tuple, list)):
+        return {"images": element}
+    parts = [part for part in element if part is not None]
+    if len(parts) not in (1, 2) or isinstance(parts[0], (dict, tuple, list)):
+        raise ValueError(
+            "A dataset element must be `images`, `(images, labels)` or a "
+            f"dictionary. Received: a tuple of {len(parts)} parts"
+        )
+    if len(parts) == 2:
+        first, second = parts[0].shape, parts[1].shape
+        if first.rank == second.rank and first.is_compatible_with(second):
+            raise ValueError(
+                "A dataset element of two parts is (images, labels). "
+                f"Received: two parts of shape {first}. If they are two views, "
+                "name them: dataset = dataset.map(lambda a, b: "
+                "{'view_1': a, 'view_2': b})"
+            )
+    return dict(zip(("images", "labels"), parts, strict=False))
+
+
+def _unpack_dictionary(element):
+    unknown = sorted(set(element) - set(_KEYS))
+    if unknown:
+        raise ValueError(
+            f"The keys of a dataset element are {', '.join(_KEYS)}. "
+            f"Received: unknown {', '.join(map(repr, unknown))}"
+        )
+    views = [name for name in ("view_1", "view_2") if name in element]
+    if len(views) == 1 or ("images" in element) == bool(views):
+        raise ValueError(
+            "A dataset element needs either `images`, or `view_1` and "
+            f"`view_2`. Received: {', '.join(sorted(element)) or 'nothing'}"
+        )
+    return dict(element)
+
+
+def check_length(dataset, steps_per_epoch=None):
+    """Refuses a dataset that is known to be empty, or to have no end.
+
+    Args:
+        dataset: A `tf.data.Dataset` of batches.
+        steps_per_epoch: Batches in an epoch, or None for all.
+
+    Raises:
+        ValueError: If the dataset is empty, or infinite without
+            `steps_per_epoch`.
+
+    Example:
+
+    >>> check_length(tf.data.Dataset.range(8).batch(4))
+    """
+    batches = dataset.cardinality().numpy()
+    if batches == 0:
+        raise ValueError(
+            "The dataset must hold at least one batch. Received: an empty "
+            "dataset. If it ends in batch(..., drop_remainder=True), use a "
+            "smaller batch."
+        )
+    if batches == tf.data.INFINITE_CARDINALITY and steps_per_epoch is None:
+        raise ValueError(
+            "An infinite dataset needs `steps_per_epoch`. Pass it to `fit`, or "
+            "leave out `repeat()`."
+        )
+
+
+def value_checks(batch, name, *, in_unit_range):
+    """Operations that fail unless the values of a batch are usable.
+
+    Args:
+        batch: Tensor whose first axis is the batch.
+        name: What the error message calls it.
+        in_unit_range: Whether floats must lie in [0, 1], and not only be
+            finite.
+
+    Returns:
+        List of operations for `tf.control_dependencies`. In eager mode they
+        have run.
+
+    Raises:
+        tf.errors.InvalidArgumentError: When an operation fails.
+
+    Example:
+
+    >>> with tf.control_dependencies(
+    ...     value_checks(tf.zeros((2, 8)), "images", in_unit_range=True)
+    ... ):
+    ...     pass
+    """
+    size = tf.shape(batch)[0]
+    checks = [
+        tf.debugging.Assert(
+            size >= 2,
+            [
+                "A contrastive batch needs at least two images. Build it with "
+                "batch(..., drop_remainder=True). Batch size:",
+                size,
+            ],
+        )
+    ]
+    if not batch.dtype.is_floating:
+        return checks
+    values = tf.reshape(batch, (size, -1))
+    unusable = tf.reduce_any(~tf.math.is_finite(values), axis=1)
+    text = f"NaN or infinite values in `{name}`. Rows of the batch:"
+    checks.append(_assert_no_row(unusable, text))
+    if in_unit_range:
+        # Interpolation may overshoot by a rounding error.
+        outside = tf.abs(values - 0.5) > 0.501
+        outside = tf.reduce_any(outside & tf.math.is_finite(values), axis=1)
+        text = (
+            f"Float values of `{name}` must lie in [0, 1]. If they are 0 to "
+            "255, add: dataset = dataset.map(lambda images, *labels: "
+            "(images / 255.0, *labels)). Smallest and largest value, rows of "
+            "the batch:"
+        )
+        extremes = [tf.reduce_min(values), tf.reduce_max(values)]
+        checks.append(_assert_no_row(outside, text, *extremes))
+    return checks
+
+
+def _assert_no_row(is_bad, text, *values):
+    rows = tf.where(is_bad)[:, 0]
+    return tf.debugging.Assert(
+        ~tf.reduce_any(is_bad), [text, *values, rows], summarize=10
+    )

@@ -1,0 +1,549 @@
+"""SimCLRModel: an encoder that learns from two random views of each image."""
+
+import contextlib
+import functools
+import inspect
+import re
+import warnings
+
+import keras
+import tensorflow as tf
+
+from keras_simclr import data
+from keras_simclr.augmentations import (
+    SimCLRAugmentation,
+    fold_seed,
+    to_float,
+)
+from keras_simclr.losses import NTXent, per_anchor
+from keras_simclr.networks import ProjectionHead
+from keras_simclr.optimizers import LARS
+
+_SMALLEST_IMAGE = 8  # Pixels a side.
+_TEST_STEP = -1  # Validation draws as no training step does.
+
+
+@keras.saving.register_keras_serializable(package="keras_simclr")
+class SimCLRModel(keras.Model):
+    """Trains an encoder so that two views of an image agree.
+
+    `fit` makes two random views of every image, brings all of them through
+    encoder and projection head in one pass and minimizes the contrastive loss.
+    `model(images)` and `predict` return the representation of the images as
+    they are (at rest), which is what the encoder is wanted for.
+
+    Args:
+        encoder: A `keras.Model` with a known input shape, from views to
+            representations `(batch, features)`: `simclr.ResNet`, a
+            `keras.applications` network with `pooling="avg"`, or your own.
+        projection_head: Layer from representations to projections, or None
+            for `ProjectionHead()`.
+        augmentation: Layer, or list of layers applied in order, that makes
+            the views; or None for `SimCLRAugmentation` at the encoder's size.
+        second_augmentation: The same for the second view, or None to use
+            `augmentation` again.
+        seed: Integer. All randomness of the views is a function of it, the
+            step, the view and the image's place in the batch.
+        **kwargs: Standard `keras.Model` arguments (`name`).
+
+    Call arguments:
+        images: uint8, or float in [0, 1], of shape `(batch, height, width,
+            channels)`; or whatever the augmentation takes.
+
+    Raises:
+        TypeError: If `encoder` is not a Keras model.
+        ValueError: If encoder, head and augmentation do not fit together.
+
+    Example:
+
+    >>> encoder = ResNet(
+    ...     10, width_multiplier=0.25, stem="cifar", input_shape=(8, 8, 1)
+    ... )
+    >>> model = SimCLRModel(encoder)
+    >>> model.compile()
+    >>> images = np.random.default_rng(0).random((64, 8, 8, 1), "float32")
+    >>> history = model.fit(images, batch_size=32, epochs=1, verbose=0)
+    >>> sorted(history.history)
+    ['contrastive_accuracy', 'loss']
+    >>> model.predict(images, verbose=0).shape
+    (64, 128)
+
+    Elements of a dataset are `images`, `(images, labels)`, or a dictionary
+    with `images`, or `view_1` and `view_2`, and optionally `labels`. Labels
+    never touch the loss.
+
+    References:
+        - Chen et al. 2020, arXiv:2002.05709, Algorithm 1.
+        - google-research/simclr@383d414, tf2/model.py:228-289.
+    """
+
+    def __init__(
+        self,
+        encoder,
+        projection_head=None,
+        *,
+        augmentation=None,
+        second_augmentation=None,
+        seed=0,
+        **kwargs,
+    ):
+        # Images must not be cast to the compute dtype: the encoder does that.
+        super().__init__(autocast=False, **kwargs)
+        _check_encoder(encoder)
+        if projection_head is None:
+            projection_head = ProjectionHead(name="projection_head")
+        if augmentation is None:
+            augmentation = _default_augmentation(encoder)
+        self.encoder = encoder
+        self.projection_head = projection_head
+        self.augmentation = augmentation
+        self.second_augmentation = second_augmentation
+        self.seed = seed
+        self.loss_metric = keras.metrics.Mean(name="loss")
+        self.accuracy_metric = keras.metrics.Mean(name="contrastive_accuracy")
+        self._check_augmentations()
+        if not projection_head.built:
+            projection_head.build(encoder.output_shape)
+        self.built = True
+
+    def call(self, images):
+        view = self._at_rest(images)
+        self._check_view(view, "`augmentation` at rest")
+        return tf.cast(
+            self.encoder(view, training=False), keras.config.floatx()
+        )
+
+    def views(self, images, *, step=0):
+        """Makes the two views of training step `step`.
+
+        Args:
+            images: As `call`.
+            step: Integer, `optimizer.iterations` of the step.
+
+        Returns:
+            Two tensors, `view_1` and `view_2`, as the encoder receives them.
+
+        Example:
+
+        >>> model = SimCLRModel(ResNet(10, stem="cifar", input_shape=(8, 8, 3)))
+        >>> view_1, view_2 = model.views(np.zeros((2, 16, 16, 3), "uint8"))
+        >>> view_1.shape
+        TensorShape([2, 8, 8, 3])
+        """
+        images = _as_views(images)
+        seed = tf.stack([tf.cast(self.seed, tf.int64), tf.cast(step, tf.int64)])
+        second = self.second_augmentation
+        second = self.augmentation if second is None else second
+        return tuple(
+            _augment(augmentation, images, fold_seed(seed, view))
+            for view, augmentation in enumerate((self.augmentation, second))
+        )
+
+    def compile(self, optimizer=None, loss=None, **kwargs):
+        """Configures the model for training.
+
+        Args:
+            optimizer: Keras optimizer, or None for LARS around SGD with
+                momentum, with a short warm-up to a constant learning rate.
+            loss: Callable `(z_1, z_2) -> scalar`, or None for `NTXent()`.
+            **kwargs: Further arguments of `keras.Model.compile`.
+
+        Raises:
+            TypeError: If `loss` is not callable.
+            ValueError: If metrics are given, or the model was made under a
+                strategy with several replicas.
+        """
+        replicas = self.distribute_strategy.num_replicas_in_sync
+        if replicas > 1:
+            raise ValueError(
+                "`SimCLRModel` trains on one replica: several are not proven "
+                f"to equal one yet. Received: {replicas} replicas"
+            )
+        if optimizer is None:
+            optimizer = _default_optimizer()
+        if loss is None:
+            loss = NTXent()
+        if not callable(loss):
+            raise TypeError(
+                "`loss` must be a callable (z_1, z_2) -> scalar, for example "
+                f"simclr.NTXent(0.5). Received: loss={loss!r}"
+            )
+        for name in ("metrics", "weighted_metrics", "loss_weights"):
+            if kwargs.get(name) is not None:
+                raise ValueError(
+                    f"`{name}` has nothing to compare: contrastive training "
+                    f"has no targets. Received: {name}={kwargs[name]!r}"
+                )
+        # What gains from XLA is compiled inside the step.
+        if kwargs.get("jit_compile", "auto") == "auto":
+            kwargs["jit_compile"] = False
+        if kwargs["jit_compile"]:
+            warnings.warn(
+                "With `jit_compile=True` pixel values are not checked: XLA "
+                "leaves out assertions.",
+                stacklevel=2,
+            )
+        super().compile(optimizer=optimizer, **kwargs)
+        self.loss = loss
+
+    def get_compile_config(self):
+        config = super().get_compile_config()
+        return config and {
+            **config,
+            "loss": keras.saving.serialize_keras_object(self.loss),
+        }
+
+    def compile_from_config(self, config):
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
+
+    @functools.wraps(keras.Model.fit)
+    def fit(self, *args, **kwargs):
+        call = inspect.signature(super().fit).bind(*args, **kwargs).arguments
+        for name in ("class_weight", "sample_weight"):
+            if call.get(name) is not None:
+                raise ValueError(
+                    f"`{name}` has nothing to weigh: contrastive training "
+                    f"treats all images alike. Leave out `{name}`."
+                )
+        if _is_arrays(call.get("x")):
+            call = _with_datasets(call, self.seed)
+        if isinstance(call.get("x"), tf.data.Dataset):
+            data.check_length(call["x"], call.get("steps_per_epoch"))
+            self._check_element(data.unpack(call["x"].element_spec))
+            call["shuffle"] = False  # Keras warns that it leaves it to us.
+        position = _Position()
+        call["callbacks"] = _with_callback(call.get("callbacks"), position)
+        try:
+            history = super().fit(**call)
+        except tf.errors.InvalidArgumentError as error:
+            failure = re.search(r"assertion failed: \[(.*)\]", str(error))
+            if failure is None:
+                raise
+            text = failure[1].replace("] [", " ", 1)
+            raise ValueError(
+                f"{text}. Received in epoch {position.epoch}, step "
+                f"{position.step()}; the model is as the step before left it."
+            ) from None
+        if float(self.loss_metric.count) == 0:
+            raise ValueError(
+                "The dataset must hold at least one batch. Received: a dataset "
+                "that ended before the first."
+            )
+        return history
+
+    def train_step(self, element):
+        element = data.unpack(element)
+        step = self.optimizer.iterations
+        with self._checked(element):
+            view_1, view_2 = self._two_views(element, step)
+            with tf.GradientTape() as tape:
+                loss, found = self._contrast(view_1, view_2, training=True)
+                scaled_loss = self.optimizer.scale_loss(loss)
+            gradients = tape.gradient(scaled_loss, self.trainable_variables)
+            self.optimizer.apply(gradients, self.trainable_variables)
+            return self._report(loss, found)
+
+    def test_step(self, element):
+        element = data.unpack(element)
+        with self._checked(element):
+            view_1, view_2 = self._two_views(element, _TEST_STEP)
+            loss, found = self._contrast(view_1, view_2, training=False)
+            return self._report(loss, found)
+
+    def predict_step(self, element):
+        return self(data.unpack(element)["images"])
+
+    def _checked(self, element):
+        """Context in which nothing runs before the values are checked."""
+        self._check_element(element)
+        if self.jit_compile:
+            return contextlib.nullcontext()
+        checks = []
+        for name in ("images", "view_1", "view_2"):
+            if name in element:
+                checks += data.value_checks(
+                    element[name],
+                    name,
+                    in_unit_range=name == "images" and self._sees_images,
+                )
+        return tf.control_dependencies(checks)
+
+    @property
+    def _sees_images(self):
+        return len(self.encoder.input_shape) == 4
+
+    def _check_element(self, element):
+        """Refuses what structure, dtype and static shape show."""
+        for name, batch in element.items():
+            if name == "labels":
+                continue
+            if batch.shape.rank is not None and batch.shape[0] == 1:
+                raise ValueError(
+                    "A contrastive batch needs at least two images: every "
+                    "other image is a negative. Received: "
+                    f"`{name}` of shape {batch.shape}"
+                )
+        if "images" in element and self._sees_images:
+            _check_images(element["images"])
+
+    def _check_augmentations(self):
+        shape = (None, *self.encoder.input_shape[1:])
+        for name in ("augmentation", "second_augmentation"):
+            layers = _as_list(getattr(self, name))
+            view = keras.KerasTensor(shape)
+            for layer in layers:
+                if not isinstance(layer, keras.layers.Layer):
+                    raise TypeError(
+                        f"`{name}` must be a Keras layer or a list of them. "
+                        f"Received: {name}={layer!r}"
+                    )
+                view = _call_layer(layer, view, training=True)
+            self._check_view(view, f"`{name}`")
+            unseeded = [x.name for x in layers if not _accepts(x, "seed")]
+            if unseeded:
+                warnings.warn(
+                    f"These layers of `{name}` take no `seed`: "
+                    f"{', '.join(unseeded)}. Their views depend on more than "
+                    "seed, step and place: a run with them cannot be repeated. "
+                    "If this is a `Sequential` or a `Pipeline`, pass its "
+                    "layers as a list.",
+                    stacklevel=3,
+                )
+
+    def _check_view(self, view, name):
+        expected = self.encoder.input_shape
+        if not tf.TensorShape(view.shape).is_compatible_with(expected):
+            raise ValueError(
+                f"The encoder takes views of shape {expected}. Received: "
+                f"shape {tuple(view.shape)} from {name}"
+            )
+
+    def _two_views(self, element, step):
+        if "view_1" in element:
+            names = ("`view_1`", "`view_2`")
+            views = _as_views(element["view_1"]), _as_views(element["view_2"])
+        else:
+            names = ("`augmentation`", "`second_augmentation`")
+            views = self.views(element["images"], step=step)
+        for name, view in zip(names, views, strict=True):
+            self._check_view(view, name)
+        return views
+
+    def _contrast(self, view_1, view_2, training):
+        views = tf.concat([view_1, view_2], axis=0)  # (2N, ...)
+        representations = self.encoder(views, training=training)
+        projections = self.projection_head(representations, training=training)
+        z_1, z_2 = tf.split(projections, 2, axis=0)  # (N, D) each
+        if isinstance(self.loss, NTXent):
+            losses, found = per_anchor(
+                z_1, z_2, temperature=self.loss.temperature
+            )
+            loss = tf.reduce_mean(losses)
+        else:
+            loss = self.loss(z_1, z_2)
+            _, found = per_anchor(tf.stop_gradient(z_1), tf.stop_gradient(z_2))
+        for penalty in self.losses:
+            loss += tf.cast(penalty, loss.dtype)
+        return loss, found
+
+    def _report(self, loss, found):
+        self.loss_metric.update_state(loss, sample_weight=tf.size(found))
+        self.accuracy_metric.update_state(found)
+        return {metric.name: metric.result() for metric in self.metrics}
+
+    @property
+    def metrics(self):
+        return [self.loss_metric, self.accuracy_metric]
+
+    def _at_rest(self, images):
+        images = _as_views(images)
+        for layer in _as_list(self.augmentation):
+            images = _call_layer(layer, images, training=False)
+        return images
+
+    def get_config(self):
+        parts = {
+            "encoder": self.encoder,
+            "projection_head": self.projection_head,
+            "augmentation": self.augmentation,
+            "second_augmentation": self.second_augmentation,
+        }
+        return {
+            **{
+                name: keras.saving.serialize_keras_object(part)
+                for name, part in parts.items()
+            },
+            "seed": self.seed,
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        return cls(
+            **{
+                name: keras.saving.deserialize_keras_object(
+                    value, custom_objects=custom_objects
+                )
+                for name, value in config.items()
+            }
+        )
+
+
+def _check_encoder(encoder):
+    if not isinstance(encoder, keras.Model):
+        raise TypeError(
+            "`encoder` must be a Keras model, for example simclr.ResNet(18). "
+            f"Received: encoder={encoder!r}"
+        )
+    if not encoder.built or not hasattr(encoder, "input_shape"):
+        raise ValueError(
+            "`encoder` must know its input shape: make it a functional model, "
+            "or a Sequential one that starts with keras.Input(shape). "
+            f"Received: encoder={encoder.name!r}"
+        )
+    shape = encoder.output_shape
+    if not isinstance(shape, tuple) or len(shape) != 2:
+        cure = ""
+        if isinstance(shape, tuple) and len(shape) == 4:
+            cure = " Add keras.layers.GlobalAveragePooling2D() to its end."
+        raise ValueError(
+            "`encoder` must return one representation per image, of shape "
+            f"(batch, features). Received: output shape {shape}.{cure}"
+        )
+
+
+def _default_augmentation(encoder):
+    shape = encoder.input_shape
+    if len(shape) != 4 or None in shape[1:3] or shape[3] not in (1, 3):
+        raise ValueError(
+            "`augmentation` must be given for an encoder that does not take "
+            "images of one size with 1 or 3 channels: a layer, or a list of "
+            f"layers. Received: an encoder with input shape {shape}"
+        )
+    return SimCLRAugmentation(shape[1:3], name="augmentation")
+
+
+def _default_optimizer():
+    """LARS with a constant rate after a warm-up, for runs of any length."""
+    warmup = keras.optimizers.schedules.PolynomialDecay(
+        0.0, decay_steps=100, end_learning_rate=1.0
+    )
+    inner = keras.optimizers.SGD(warmup, momentum=0.9)
+    return LARS(inner, trust_coefficient=0.02)
+
+
+def _check_images(images):
+    shape = images.shape
+    if shape.rank != 4:
+        cure = " Add the channels: images[..., None]." * (shape.rank == 3)
+        raise ValueError(
+            "Images must have the shape (batch, height, width, channels). "
+            f"Received: images of shape {shape}.{cure}"
+        )
+    if images.dtype != tf.uint8 and not images.dtype.is_floating:
+        to_float(images)
+    smallest = min((x for x in shape[1:3] if x is not None), default=None)
+    if smallest is not None and smallest < _SMALLEST_IMAGE:
+        raise ValueError(
+            f"Images must have at least {_SMALLEST_IMAGE} pixels a side. "
+            f"Received: images of shape {shape}"
+        )
+
+
+def _as_list(augmentation):
+    if augmentation is None:
+        return []
+    if isinstance(augmentation, (list, tuple)):
+        return list(augmentation)
+    return [augmentation]
+
+
+def _as_views(images):
+    """Images as float32 in [0, 1]; anything else as it is."""
+    images = tf.convert_to_tensor(images)
+    return to_float(images) if images.shape.rank == 4 else images
+
+
+def _augment(augmentation, images, seed):
+    for place, layer in enumerate(_as_list(augmentation)):
+        sub_seed = fold_seed(seed, place)
+        images = _call_layer(layer, images, training=True, seed=sub_seed)
+    return images
+
+
+def _call_layer(layer, images, **kwargs):
+    accepted = {k: v for k, v in kwargs.items() if _accepts(layer, k)}
+    return layer(images, **accepted)
+
+
+def _accepts(layer, argument):
+    return argument in inspect.signature(layer.call).parameters
+
+
+def _is_arrays(x):
+    parts = tf.nest.flatten(x)
+    return all(hasattr(part, "__array__") for part in parts) and x is not None
+
+
+def _with_datasets(call, seed):
+    """The arguments of `fit` with datasets of whole batches for arrays."""
+    call = dict(call)
+    arrays = call.pop("x"), call.pop("y", None)
+    batch_size = call.pop("batch_size", None) or 32
+    size = len(tf.nest.flatten(arrays)[0])
+    held_out = int(size * call.pop("validation_split", 0.0))
+    validation = call.get("validation_data")
+    if validation is None and held_out:
+        validation = _rows(arrays, slice(size - held_out, None))
+        arrays = _rows(arrays, slice(size - held_out))
+        size -= held_out
+    if validation is not None and _is_arrays(validation):
+        if not isinstance(validation, (tuple, list)):
+            validation = (validation, None)
+        held_out = len(tf.nest.flatten(validation)[0])
+        call["validation_data"] = data.dataset_from_arrays(
+            *validation,
+            batch_size=min(
+                call.pop("validation_batch_size", None) or batch_size, held_out
+            ),
+            shuffle=False,
+        )
+    remainder = size % batch_size
+    if remainder and size > batch_size:
+        warnings.warn(
+            f"{remainder} of {size} images do not fill a batch of {batch_size} "
+            "and are left out of an epoch, others in each.",
+            stacklevel=4,
+        )
+    call["x"] = data.dataset_from_arrays(
+        *arrays,
+        batch_size=batch_size,
+        shuffle=call.get("shuffle", True),
+        seed=seed,
+    )
+    return call
+
+
+def _rows(arrays, rows):
+    return tf.nest.map_structure(lambda array: array[rows], arrays)
+
+
+def _with_callback(callbacks, callback):
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        callbacks.append(callback)
+        return callbacks
+    if isinstance(callbacks, keras.callbacks.Callback):
+        callbacks = [callbacks]
+    return [*(callbacks or ()), callback]
+
+
+class _Position(keras.callbacks.Callback):
+    """Knows where training is, for error messages. Counts from 1."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch + 1
+        self._first = int(self.model.optimizer.iterations)
+
+    def step(self):
+        return int(self.model.optimizer.iterations) - self._first + 1

@@ -1,0 +1,300 @@
+"""The encoder and the projection head of the paper."""
+
+import keras
+import tensorflow as tf
+from keras import layers as keras_layers
+
+from keras_simclr import _checks
+
+# Depth: (blocks per group, whether the blocks are bottlenecks).
+_ARCHITECTURES = {
+    10: ((1, 1, 1, 1), False),
+    18: ((2, 2, 2, 2), False),
+    34: ((3, 4, 6, 3), False),
+    50: ((3, 4, 6, 3), True),
+    101: ((3, 4, 23, 3), True),
+    152: ((3, 8, 36, 3), True),
+    200: ((3, 24, 36, 3), True),
+}
+
+
+def ResNet(
+    depth=50,
+    *,
+    width_multiplier=1,
+    stem="imagenet",
+    input_shape=(224, 224, 3),
+):
+    """Residual network without a classifier, numerically the official one.
+
+    Args:
+        depth: 18, 34, 50, 101, 152 or 200, or 10 for small machines.
+        width_multiplier: Positive number; every layer has this many times the
+            usual channels.
+        stem: `"imagenet"`: a 7x7 convolution and a max-pooling, each halving
+            the resolution; `"cifar"`: a 3x3 convolution at full resolution,
+            for images up to about 64 pixels.
+        input_shape: `(height, width, channels)`; height and width may be None.
+
+    Returns:
+        A functional `keras.Model` from images
+        `(batch, height, width, channels)`, float in [0, 1], to
+        representations `(batch, features)`; `features` is `512 *
+        width_multiplier` up to depth 34 and `2048 * width_multiplier` above.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+
+    >>> encoder = ResNet(18, stem="cifar", input_shape=(32, 32, 3))
+    >>> encoder.output_shape
+    (None, 512)
+
+    References:
+        - He et al. 2015, arXiv:1512.03385.
+        - google-research/simclr@383d414, tf2/resnet.py.
+
+    Deviation: depth 10 has one basic block in each group; the official code
+        has no network that small.
+    """
+    _checks.choice("depth", depth, tuple(_ARCHITECTURES))
+    _checks.positive_number("width_multiplier", width_multiplier)
+    _checks.choice("stem", stem, ("imagenet", "cifar"))
+    groups, is_bottleneck = _ARCHITECTURES[depth]
+    width = max(1, round(64 * width_multiplier))
+    block = _bottleneck_block if is_bottleneck else _basic_block
+    inputs = keras.Input(input_shape, name="images")
+    if stem == "imagenet":
+        x = _convolution(inputs, width, 7, strides=2, name="stem")
+        x = _batch_norm_relu(x, name="stem")
+        x = keras_layers.MaxPooling2D(3, 2, padding="same", name="stem_pool")(x)
+    else:
+        x = _convolution(inputs, width, 3, name="stem")
+        x = _batch_norm_relu(x, name="stem")
+    for group, blocks in enumerate(groups):
+        for place in range(blocks):
+            x = block(
+                x,
+                width * 2**group,
+                strides=2 if group > 0 and place == 0 else 1,
+                project=place == 0,
+                name=f"group{group + 1}_block{place + 1}",
+            )
+    outputs = keras_layers.GlobalAveragePooling2D(name="representation")(x)
+    return keras.Model(inputs, outputs, name=f"resnet{depth}")
+
+
+def _basic_block(x, filters, *, strides, project, name):
+    shortcut = x
+    if project:
+        shortcut = _projection(x, filters, strides=strides, name=name)
+    x = _convolution(x, filters, 3, strides=strides, name=f"{name}_1")
+    x = _batch_norm_relu(x, name=f"{name}_1")
+    x = _convolution(x, filters, 3, name=f"{name}_2")
+    return _add_to_shortcut(shortcut, x, name=name)
+
+
+def _bottleneck_block(x, filters, *, strides, project, name):
+    shortcut = x
+    if project:
+        shortcut = _projection(x, 4 * filters, strides=strides, name=name)
+    x = _convolution(x, filters, 1, name=f"{name}_1")
+    x = _batch_norm_relu(x, name=f"{name}_1")
+    x = _convolution(x, filters, 3, strides=strides, name=f"{name}_2")
+    x = _batch_norm_relu(x, name=f"{name}_2")
+    x = _convolution(x, 4 * filters, 1, name=f"{name}_3")
+    return _add_to_shortcut(shortcut, x, name=name)
+
+
+def _projection(x, filters, *, strides, name):
+    x = _convolution(x, filters, 1, strides=strides, name=f"{name}_shortcut")
+    return _batch_norm(x, name=f"{name}_shortcut")
+
+
+def _add_to_shortcut(shortcut, x, *, name):
+    # A gamma of 0 makes every block the identity at first.
+    x = _batch_norm(x, gamma_initializer="zeros", name=f"{name}_last")
+    x = keras_layers.Add(name=f"{name}_add")([shortcut, x])
+    return keras_layers.ReLU(name=f"{name}_relu")(x)
+
+
+def _convolution(x, filters, size, *, strides=1, name):
+    # With strides, "same" would pad by an amount that depends on the image.
+    padding = "same" if strides == 1 else "valid"
+    if strides > 1 and size > 1:
+        x = keras_layers.ZeroPadding2D((size - 1) // 2, name=f"{name}_pad")(x)
+    return keras_layers.Conv2D(
+        filters,
+        size,
+        strides,
+        padding=padding,
+        use_bias=False,
+        kernel_initializer=keras.initializers.VarianceScaling(),
+        name=f"{name}_conv",
+    )(x)
+
+
+def _batch_norm(x, *, name, **kwargs):
+    return FusedBatchNormalization(
+        momentum=0.9, epsilon=1e-5, name=f"{name}_bn", **kwargs
+    )(x)
+
+
+def _batch_norm_relu(x, *, name):
+    return keras_layers.ReLU(name=f"{name}_relu")(_batch_norm(x, name=name))
+
+
+@keras.saving.register_keras_serializable(package="keras_simclr")
+class FusedBatchNormalization(keras.layers.BatchNormalization):
+    """`keras.layers.BatchNormalization`, faster in training on TensorFlow.
+
+    Same arguments, same numbers: only batches of images in training go
+    through TensorFlow's fused kernel. An exported encoder holds the plain
+    Keras layer instead.
+
+    Example:
+
+    >>> layer = FusedBatchNormalization()
+    >>> layer(keras.ops.ones((2, 4, 4, 3)), training=True).shape
+    TensorShape([2, 4, 4, 3])
+
+    References:
+        - Ioffe & Szegedy 2015, arXiv:1502.03167.
+    """
+
+    def call(self, inputs, training=None, mask=None):
+        is_fused = (
+            training
+            and self.trainable
+            and mask is None
+            and not self.synchronized
+            and (self.center and self.scale)
+            and len(inputs.shape) == 4
+            and self.axis in (-1, 3)
+            and inputs.dtype in ("float32", "bfloat16", "float16")
+        )
+        if not is_fused:
+            return super().call(inputs, training=training, mask=mask)
+        outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+            x=inputs,
+            scale=tf.cast(self.gamma, tf.float32),
+            offset=tf.cast(self.beta, tf.float32),
+            mean=tf.zeros([0]),
+            variance=tf.zeros([0]),
+            epsilon=self.epsilon,
+            is_training=True,
+        )
+        # The kernel divides by n - 1; Keras's moving average divides by n.
+        count = tf.cast(tf.reduce_prod(tf.shape(inputs)[:3]), tf.float32)
+        variance *= (count - 1.0) / count
+        for average, value in (
+            (self.moving_mean, mean),
+            (self.moving_variance, variance),
+        ):
+            value = tf.cast(value, average.dtype)
+            average.assign(
+                self.momentum * average + (1.0 - self.momentum) * value
+            )
+        return outputs
+
+
+@keras.saving.register_keras_serializable(package="keras_simclr")
+class ProjectionHead(keras.layers.Layer):
+    """Network from the representation h to the projection z of the loss.
+
+    Every layer is linear without bias, followed by batch norm; all but the
+    last by a ReLU too. It is thrown away after training.
+
+    Args:
+        layers: Number of layers, 0 to 3. 0: the representation itself;
+            1: a linear head; 2: SimCLR; 3: SimCLRv2.
+        units: Size of z.
+        hidden_units: Size of the layers before the last, or None for the size
+            of h.
+        **kwargs: Standard `keras.layers.Layer` arguments (`name`, `dtype`).
+
+    Attributes:
+        stages: The layers as a list of `keras.Sequential`, once built.
+            SimCLRv2 fine-tunes from an output between them.
+
+    Input shape:
+        `(batch, features)`.
+
+    Output shape:
+        `(batch, units)`, or that of the input without layers.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+
+    >>> head = ProjectionHead(units=64)
+    >>> head(keras.ops.ones((4, 512))).shape
+    TensorShape([4, 64])
+    >>> len(head.stages)
+    2
+
+    References:
+        - Chen et al. 2020, arXiv:2002.05709, section 4.2.
+        - google-research/simclr@383d414, tf2/model.py:157-213.
+    """
+
+    def __init__(self, layers=2, *, units=128, hidden_units=None, **kwargs):
+        super().__init__(**kwargs)
+        self.layers = _checks.integer("layers", layers, minimum=0)
+        _checks.choice("layers", layers, (0, 1, 2, 3))
+        self.units = _checks.integer("units", units, minimum=1)
+        if hidden_units is not None:
+            _checks.integer("hidden_units", hidden_units, minimum=1)
+        self.hidden_units = hidden_units
+        self.stages = []
+
+    def build(self, input_shape):
+        hidden_units = self.hidden_units or input_shape[-1]
+        shape = tuple(input_shape)
+        for number in range(1, self.layers + 1):
+            is_last = number == self.layers
+            stage = keras.Sequential(name=f"stage{number}")
+            stage.add(
+                keras_layers.Dense(
+                    self.units if is_last else hidden_units,
+                    use_bias=False,
+                    kernel_initializer=keras.initializers.RandomNormal(
+                        stddev=0.01
+                    ),
+                    dtype=self.dtype_policy,
+                )
+            )
+            stage.add(
+                keras_layers.BatchNormalization(
+                    momentum=0.9,
+                    epsilon=1e-5,
+                    center=not is_last,
+                    dtype=self.dtype_policy,
+                )
+            )
+            if not is_last:
+                stage.add(keras_layers.ReLU(dtype=self.dtype_policy))
+            stage.build(shape)
+            shape = stage.output_shape
+            self.stages.append(stage)
+        self.built = True
+
+    def call(self, representations, training=False):
+        for stage in self.stages:
+            representations = stage(representations, training=training)
+        return representations
+
+    def compute_output_shape(self, input_shape):
+        if self.layers == 0:
+            return tuple(input_shape)
+        return (*input_shape[:-1], self.units)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "layers": self.layers,
+            "units": self.units,
+            "hidden_units": self.hidden_units,
+        }

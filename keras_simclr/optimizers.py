@@ -1,0 +1,265 @@
+"""LARS, and the learning rates that go with large batches."""
+
+import re
+
+import keras
+import tensorflow as tf
+
+from keras_simclr import _checks
+
+
+@keras.saving.register_keras_serializable(package="keras_simclr")
+class LARS(keras.optimizers.Optimizer):
+    """Layer-wise adaptive rate scaling around another optimizer.
+
+    Every variable's gradient is given a length of its own before the inner
+    optimizer sees it:
+
+        gradient += weight_decay * variable
+        gradient *= trust_coefficient * norm(variable) / norm(gradient)
+        inner optimizer's step(gradient)
+
+    The ratio is 1 where one of the norms is 0. Variables of rank 0 or 1
+    (biases, batch norm) and those matched by `exclude` go to the inner
+    optimizer as they are. Around `SGD(rate, momentum=0.9)` this is the
+    official LARS with classic momentum.
+
+    `learning_rate`, `iterations` and `variables` are the inner optimizer's.
+
+    Args:
+        optimizer: A Keras optimizer whose step is linear in the gradient:
+            `keras.optimizers.SGD`, or one of your own.
+        weight_decay: Number of at least 0, added to the gradient.
+        trust_coefficient: Positive number: the length of a step, relative to
+            the variable's, at a learning rate of 1 and without momentum.
+        exclude: Regular expressions, searched in `variable.path`, for further
+            variables without weight decay and trust ratio.
+        name: Name of the optimizer.
+
+    Raises:
+        TypeError: If `optimizer` is not a Keras optimizer.
+        ValueError: If an argument is out of range, or the inner optimizer
+            decays, clips, averages, scales or accumulates (LARS would skip
+            that silently), or ignores the gradient's length.
+
+    Example:
+
+    >>> inner = keras.optimizers.SGD(0.3, momentum=0.9)
+    >>> optimizer = LARS(inner, weight_decay=1e-6)
+    >>> kernel = keras.Variable([[3.0, 4.0]])
+    >>> optimizer.apply([tf.constant([[0.0, 2.0]])], [kernel])
+    >>> kernel.numpy().round(4)
+    array([[3.    , 3.9985]], dtype=float32)
+
+    References:
+        - You et al. 2017, arXiv:1708.03888, Algorithm 1.
+        - google-research/simclr@383d414, tf2/lars_optimizer.py:83-157.
+
+    Deviation: the official code excludes variables whose name contains
+        "batch_normalization", "bias" or "head_supervised". The first two are
+        the rank rule here; the last is an `exclude` pattern.
+    """
+
+    def __init__(
+        self,
+        optimizer,
+        *,
+        weight_decay=1e-6,
+        trust_coefficient=0.001,
+        exclude=(),
+        name="lars",
+    ):
+        _check_inner_optimizer(optimizer)
+        # The base class would decay outside the trust ratio, and would count
+        # and schedule for itself: it is given neither.
+        super().__init__(learning_rate=0.0, name=name)
+        self.optimizer = optimizer
+        self.coupled_weight_decay = _checks.real_number(
+            "weight_decay", weight_decay, low=0, rule="a number of at least 0"
+        )
+        self.trust_coefficient = _checks.positive_number(
+            "trust_coefficient", trust_coefficient
+        )
+        self.exclude = (
+            (exclude,) if isinstance(exclude, str) else tuple(exclude)
+        )
+
+    def build(self, variables):
+        super().build(variables)
+        self.optimizer.build(variables)
+        # `update_step` receives variables that have no path.
+        self._is_adapted = [
+            len(variable.shape) > 1
+            and not any(re.search(p, variable.path) for p in self.exclude)
+            for variable in variables
+        ]
+
+    def apply(self, grads, trainable_variables=None):
+        super().apply(grads, trainable_variables)
+        self.optimizer.iterations.assign_add(1)
+
+    def update_step(self, gradient, variable, learning_rate):
+        if self._is_adapted[self._get_variable_index(variable)]:
+            decay = tf.cast(self.coupled_weight_decay, gradient.dtype)
+            gradient += decay * tf.cast(variable, gradient.dtype)
+            ratio = tf.math.divide_no_nan(
+                self.trust_coefficient * tf.norm(variable), tf.norm(gradient)
+            )
+            gradient *= tf.where(ratio > 0.0, ratio, 1.0)
+        self.optimizer.update_step(gradient, variable, learning_rate)
+
+    def exclude_from_weight_decay(self, var_list=None, var_names=None):
+        """Refused: the exclusions of LARS are the argument `exclude`."""
+        raise ValueError(
+            "`LARS` does not support `exclude_from_weight_decay`, which is not "
+            "saved with the optimizer. Name the variables when you make it: "
+            "LARS(optimizer, exclude=[pattern, ...])"
+        )
+
+    @property
+    def variables(self):
+        return self.optimizer.variables
+
+    @property
+    def iterations(self):
+        return self.optimizer.iterations
+
+    @property
+    def learning_rate(self):
+        return self.optimizer.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, learning_rate):
+        self.optimizer.learning_rate = learning_rate
+
+    def save_own_variables(self, store):
+        """Stores nothing: the inner optimizer stores its own variables."""
+
+    def load_own_variables(self, store):
+        """Loads nothing: the inner optimizer loads its own variables."""
+
+    def get_config(self):
+        return {
+            "optimizer": keras.saving.serialize_keras_object(self.optimizer),
+            "weight_decay": self.coupled_weight_decay,
+            "trust_coefficient": self.trust_coefficient,
+            "exclude": self.exclude,
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        optimizer = keras.saving.deserialize_keras_object(
+            config["optimizer"], custom_objects=custom_objects
+        )
+        return cls(**{**config, "optimizer": optimizer})
+
+
+def _check_inner_optimizer(optimizer):
+    if not isinstance(optimizer, keras.optimizers.Optimizer):
+        raise TypeError(
+            "`optimizer` must be a Keras optimizer, for example "
+            "keras.optimizers.SGD(0.3, momentum=0.9). "
+            f"Received: optimizer={optimizer!r}"
+        )
+    kind = type(optimizer)
+    is_builtin = kind.__module__.split(".")[0] == "keras"
+    if is_builtin and not isinstance(optimizer, keras.optimizers.SGD):
+        raise ValueError(
+            "`optimizer` must take steps that are linear in the gradient, such "
+            "as those of keras.optimizers.SGD: elsewhere the trust ratio has "
+            f"no effect. Received: optimizer={kind.__name__}"
+        )
+    for option in (
+        "weight_decay",
+        "clipnorm",
+        "clipvalue",
+        "global_clipnorm",
+        "use_ema",
+        "loss_scale_factor",
+        "gradient_accumulation_steps",
+    ):
+        value = getattr(optimizer, option, None)
+        if value:
+            raise ValueError(
+                f"`optimizer` must not use `{option}`, which LARS would skip "
+                f"silently. Received: {option}={value!r}"
+            )
+
+
+def scaled_learning_rate(learning_rate, batch_size, *, rule="linear"):
+    """Learning rate for a batch size.
+
+    Args:
+        learning_rate: Positive number: the rate at a batch of 256 images
+            (`"linear"`) or of one image (`"sqrt"`).
+        batch_size: Images in the global batch (not views).
+        rule: `"linear"`: `learning_rate * batch_size / 256`. `"sqrt"`:
+            `learning_rate * sqrt(batch_size)`, better for small batches.
+
+    Returns:
+        Float.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+
+    >>> scaled_learning_rate(0.3, 4096)
+    4.8
+    >>> round(scaled_learning_rate(0.075, 4096, rule="sqrt"), 6)
+    4.8
+
+    References:
+        - Chen et al. 2020, arXiv:2002.05709, section 2.2 and appendix B.1.
+        - google-research/simclr@383d414, tf2/model.py:87-94.
+    """
+    _checks.positive_number("learning_rate", learning_rate)
+    _checks.integer("batch_size", batch_size, minimum=1)
+    if _checks.choice("rule", rule, ("linear", "sqrt")) == "linear":
+        return learning_rate * batch_size / 256
+    return learning_rate * batch_size**0.5
+
+
+def warmup_cosine(learning_rate, total_steps, *, warmup_steps=0):
+    """Schedule that rises linearly from 0 and falls along a cosine to 0.
+
+    Args:
+        learning_rate: Positive number: the rate after the warm-up.
+        total_steps: Steps until the rate is 0, warm-up included.
+        warmup_steps: Steps of the warm-up, less than `total_steps`.
+
+    Returns:
+        A `keras.optimizers.schedules.CosineDecay`.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+
+    >>> schedule = warmup_cosine(2.0, 100, warmup_steps=10)
+    >>> [round(float(schedule(step)), 6) for step in (0, 5, 10, 55, 100)]
+    [0.0, 1.0, 2.0, 1.0, 0.0]
+
+    References:
+        - Loshchilov & Hutter 2016, arXiv:1608.03983.
+        - google-research/simclr@383d414, tf2/model.py:78-110.
+    """
+    _checks.positive_number("learning_rate", learning_rate)
+    _checks.integer("total_steps", total_steps, minimum=1)
+    _checks.integer("warmup_steps", warmup_steps, minimum=0)
+    if warmup_steps >= total_steps:
+        raise ValueError(
+            "`warmup_steps` must be less than `total_steps`. Received: "
+            f"warmup_steps={warmup_steps}, total_steps={total_steps}"
+        )
+    if warmup_steps == 0:
+        return keras.optimizers.schedules.CosineDecay(
+            learning_rate, total_steps
+        )
+    return keras.optimizers.schedules.CosineDecay(
+        0.0,
+        total_steps - warmup_steps,
+        warmup_target=learning_rate,
+        warmup_steps=warmup_steps,
+    )
