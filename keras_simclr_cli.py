@@ -1,0 +1,374 @@
+"""Command line of keras_simclr: flag tables, help and dispatch.
+
+It stands beside the package because importing anything inside imports Keras,
+and `--help` must not wait for that.
+"""
+
+import difflib
+import os
+import sys
+
+from absl import flags
+
+# Flag: (kind, default, help). Flags without a default are required.
+_REQUIRED = object()
+
+_DATA = {
+    "data": (
+        "string",
+        _REQUIRED,
+        "PATH.npz (arrays images, optionally labels) or tfds:NAME[/CONFIG].",
+    ),
+    "data_dir": (
+        "string",
+        None,
+        "Directory of prepared TFDS datasets; by default TFDS's own.",
+    ),
+    "split": (
+        "string",
+        "train",
+        "Images to use, as TFDS writes it: train[:90%]. A file has only train.",
+    ),
+}
+_RUN_DIR = {
+    "run_dir": ("string", _REQUIRED, "Run directory that pretrain wrote."),
+}
+_OUTPUT_DIR = {
+    "output_dir": ("string", _REQUIRED, "Directory to write, new or empty."),
+}
+_SEED = {
+    "seed": ("integer", 0, "All randomness is a function of it."),
+}
+_COMMANDS = {
+    "demo": (
+        "Pretrains on the digits of scikit-learn and shows what it is worth.",
+        {
+            "output_dir": (
+                "string",
+                "runs/demo",
+                "Directory to write; an earlier demo in it is replaced.",
+            ),
+            **_SEED,
+        },
+    ),
+    "pretrain": (
+        "Trains an encoder on unlabelled images and writes a run directory.",
+        {
+            **_DATA,
+            **_OUTPUT_DIR,
+            "depth": (
+                "integer",
+                18,
+                "Depth of the ResNet: 10, 18, 34, 50, 101, 152 or 200.",
+            ),
+            "width_multiplier": (
+                "float",
+                1.0,
+                "Every layer has this many times the usual channels.",
+            ),
+            "stem": (
+                "string",
+                "auto",
+                "Stem: imagenet, cifar, or auto: cifar up to 32 pixels.",
+            ),
+            "projection_layers": (
+                "integer",
+                2,
+                "Layers of the projection head, 0 to 3.",
+            ),
+            "epochs": ("integer", 100, "Passes over the images."),
+            "batch_size": ("integer", 256, "Images in a batch (not views)."),
+            "learning_rate": (
+                "float",
+                2.0,
+                "Learning rate of LARS at batch 256; scaled linearly.",
+            ),
+            "warmup_epochs": (
+                "float",
+                None,
+                "Epochs of rising rate; by default a tenth, at most 10.",
+            ),
+            "weight_decay": ("float", 1e-6, "Weight decay of LARS."),
+            "trust_coefficient": (
+                "float",
+                0.02,
+                "Length of a step of LARS relative to the weights.",
+            ),
+            "temperature": ("float", 0.2, "Temperature of NT-Xent."),
+            "smallest_crop": (
+                "float",
+                0.2,
+                "Smallest share of an image's area that a view shows.",
+            ),
+            "flip_rate": ("float", 0.5, "Probability of a horizontal flip."),
+            "strength": ("float", 1.0, "Strength of the colour distortion."),
+            "color_rate": ("float", 0.8, "Probability of the colour jitter."),
+            "grayscale_rate": (
+                "float",
+                0.2,
+                "Probability of dropping the colours.",
+            ),
+            "blur_rate": ("float", 0.5, "Probability of the blur."),
+            "precision": (
+                "string",
+                "float32",
+                "Keras dtype policy: float32, mixed_bfloat16 or mixed_float16.",
+            ),
+            **_SEED,
+        },
+    ),
+    "evaluate": (
+        "Probes a run's encoder beside raw pixels and the untrained encoder.",
+        {
+            **_RUN_DIR,
+            **_DATA,
+            "test_split": ("string", "test", "Images to test on."),
+            "labels": (
+                "list",
+                ["10", "all"],
+                "Labels per class that the probes may use: numbers, all.",
+            ),
+            **_SEED,
+        },
+    ),
+    "embed": (
+        "Writes the representations of images to embeddings.npz.",
+        {**_RUN_DIR, **_DATA, **_OUTPUT_DIR},
+    ),
+    "export": (
+        "Writes a run's encoder as .keras and as a SavedModel for TF Hub.",
+        {**_RUN_DIR, **_OUTPUT_DIR},
+    ),
+}
+
+
+def main(argv=None):
+    """Runs one command.
+
+    Args:
+        argv: Arguments after the program's name, or None for `sys.argv`.
+
+    Returns:
+        Exit code: 0, 1 (failed), 2 (wrong usage) or 130 (Ctrl-C).
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("--help", "-h", "help"):
+        print(_overview())
+        return 0 if argv else 2
+    command, *rest = argv
+    if command not in _COMMANDS:
+        near = difflib.get_close_matches(command, _COMMANDS, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        return _fail(f"unknown command {command!r}.{hint}\n{_overview()}", 2)
+    if {"--help", "-h"} & set(rest):
+        print(_command_help(command))
+        return 0
+    values = flags.FlagValues()
+    define_flags(command, values)
+    try:
+        positional = values([command, *rest])[1:]
+    except flags.Error as error:
+        return _fail(f"{command}: {error}", 2)
+    if positional:
+        return _fail(f"{command}: write --flag=value, not {positional[0]!r}", 2)
+    try:
+        return run(command, values) or 0
+    except KeyboardInterrupt:
+        return _fail(f"{command}: interrupted", 130)
+    except (ValueError, TypeError, OSError) as error:
+        return _fail(f"{command}: {error}", 1)
+
+
+def _fail(message, code):
+    print(f"keras-simclr: {message}", file=sys.stderr)
+    return code
+
+
+def define_flags(command, values):
+    """Defines a command's flags.
+
+    Args:
+        command: Name of the command.
+        values: `absl.flags.FlagValues` to define them in.
+    """
+    for name, (kind, default, text) in _COMMANDS[command][1].items():
+        define = getattr(flags, f"DEFINE_{kind}")
+        is_required = default is _REQUIRED
+        default = None if is_required else default
+        define(name, default, text, flag_values=values)
+        if is_required:
+            flags.mark_flag_as_required(name, flag_values=values)
+
+
+def _overview():
+    lines = ["usage: keras-simclr COMMAND [--flag=value ...]", ""]
+    lines += [f"  {name:10}{text}" for name, (text, _) in _COMMANDS.items()]
+    lines += ["", "keras-simclr COMMAND --help lists the flags of a command."]
+    return "\n".join(lines)
+
+
+def _command_help(command):
+    text, table = _COMMANDS[command]
+    lines = [f"usage: keras-simclr {command} [--flag=value ...]", "", text, ""]
+    for name, (_, default, explanation) in table.items():
+        if isinstance(default, list):
+            default = ",".join(default)
+        note = "required" if default is _REQUIRED else f"default {default}"
+        note = "" if default is None else f" ({note})"
+        lines.append(f"  --{name}: {explanation}{note}")
+    lines.append("  --flagfile: File of flags, such as a run's flags.txt.")
+    return "\n".join(lines)
+
+
+def run(command, values):
+    """Runs a command with parsed flags.
+
+    Args:
+        command: Name of the command.
+        values: Parsed `absl.flags.FlagValues`.
+
+    Returns:
+        Exit code, or None for 0.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    return {
+        "demo": _demo,
+        "pretrain": _pretrain,
+        "evaluate": _evaluate,
+        "embed": _embed,
+        "export": _export,
+    }[command](values)
+
+
+def _demo(values):
+    from keras_simclr import demo
+
+    demo.run(values.output_dir, seed=values.seed)
+
+
+def _pretrain(values):
+    import keras
+
+    import keras_simclr as simclr
+    from keras_simclr import data, export, runs
+
+    export.check_is_free(values.output_dir)
+    keras.config.set_dtype_policy(values.precision)
+    keras.utils.set_random_seed(values.seed)
+    dataset = data.open_dataset(
+        values.data,
+        values.split,
+        data_dir=values.data_dir,
+        batch_size=values.batch_size,
+        seed=values.seed,
+    )
+    shape = data.unpack(dataset.element_spec)["images"].shape[1:]
+    stem = values.stem
+    if stem == "auto":
+        stem = "cifar" if max(shape[:2]) <= 32 else "imagenet"
+    model = simclr.SimCLRModel(
+        simclr.ResNet(
+            values.depth,
+            width_multiplier=values.width_multiplier,
+            stem=stem,
+            input_shape=tuple(shape),
+        ),
+        simclr.ProjectionHead(values.projection_layers),
+        augmentation=simclr.SimCLRAugmentation(
+            tuple(shape[:2]),
+            strength=values.strength,
+            scale=(values.smallest_crop, 1.0),
+            flip_rate=values.flip_rate,
+            color_rate=values.color_rate,
+            grayscale_rate=values.grayscale_rate,
+            blur_rate=values.blur_rate,
+        ),
+        seed=values.seed,
+    )
+    steps = int(dataset.cardinality())
+    warmup_epochs = values.warmup_epochs
+    if warmup_epochs is None:
+        warmup_epochs = min(10.0, values.epochs / 10)
+    schedule = simclr.warmup_cosine(
+        simclr.scaled_learning_rate(values.learning_rate, values.batch_size),
+        values.epochs * steps,
+        warmup_steps=round(warmup_epochs * steps),
+    )
+    model.compile(
+        simclr.LARS(
+            keras.optimizers.SGD(schedule, momentum=0.9),
+            weight_decay=values.weight_decay,
+            trust_coefficient=values.trust_coefficient,
+        ),
+        simclr.NTXent(values.temperature),
+    )
+    epochs = runs.pretrain(
+        model,
+        dataset,
+        values.output_dir,
+        epochs=values.epochs,
+        flags=values.flags_into_string(),
+        summary={"command": "pretrain", **runs.versions()},
+    )
+    step = int(model.optimizer.iterations)
+    print(f"{values.output_dir} keeps the model after step {step}.")
+    if epochs < values.epochs:
+        print(f"Interrupted after {epochs} of {values.epochs} epochs.")
+        return 130
+    return 0
+
+
+def _evaluate(values):
+    from keras_simclr import data, evaluation, runs
+
+    labels = [x if x == "all" else int(x) for x in values.labels]
+    model = runs.load_model(values.run_dir)
+    train, test = (
+        data.open_dataset(
+            values.data,
+            split,
+            data_dir=values.data_dir,
+            shuffle=False,
+            drop_remainder=False,
+        )
+        for split in (values.split, values.test_split)
+    )
+    result = evaluation.evaluate(
+        model, train, test, labels=labels, seed=values.seed
+    )
+    print(result)
+    runs.update_summary(
+        values.run_dir,
+        {"rows": list(result.rows), "evaluation": result.settings},
+    )
+
+
+def _embed(values):
+    import pathlib
+
+    import numpy as np
+
+    from keras_simclr import data, evaluation, export, runs
+
+    export.check_is_free(values.output_dir)
+    model = runs.load_model(values.run_dir)
+    images = data.open_dataset(
+        values.data,
+        values.split,
+        data_dir=values.data_dir,
+        shuffle=False,
+        drop_remainder=False,
+    )
+    features = evaluation.extract_features(model, images)
+    path = pathlib.Path(values.output_dir) / "embeddings.npz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, representations=features)
+    print(f"{path} holds `representations` of shape {features.shape}.")
+
+
+def _export(values):
+    from keras_simclr import export, runs
+
+    model = runs.load_model(values.run_dir)
+    export.export_encoder(model, values.output_dir)
+    print(f"{values.output_dir} holds encoder.keras and saved_model/.")

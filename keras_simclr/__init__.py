@@ -14,47 +14,33 @@ Unlabelled images in, a useful Keras encoder out:
 
 from keras_simclr.augmentations import (
     RandomColorDistortion as RandomColorDistortion,
-)
-from keras_simclr.augmentations import (
     RandomFlip as RandomFlip,
-)
-from keras_simclr.augmentations import (
     RandomGaussianBlur as RandomGaussianBlur,
-)
-from keras_simclr.augmentations import (
     RandomGaussianNoise as RandomGaussianNoise,
-)
-from keras_simclr.augmentations import (
     RandomResizedCrop as RandomResizedCrop,
-)
-from keras_simclr.augmentations import (
     RandomRotate90 as RandomRotate90,
-)
-from keras_simclr.augmentations import (
     SimCLRAugmentation as SimCLRAugmentation,
 )
 from keras_simclr.data import (
     dataset_from_arrays as dataset_from_arrays,
-)
-from keras_simclr.data import (
     dataset_from_tfds as dataset_from_tfds,
 )
-from keras_simclr.losses import NTXent as NTXent
-from keras_simclr.losses import nt_xent as nt_xent
+from keras_simclr.evaluation import (
+    evaluate as evaluate,
+    extract_features as extract_features,
+    knn_probe as knn_probe,
+    linear_probe as linear_probe,
+)
+from keras_simclr.export import export_encoder as export_encoder
+from keras_simclr.losses import NTXent as NTXent, nt_xent as nt_xent
 from keras_simclr.model import SimCLRModel as SimCLRModel
 from keras_simclr.networks import (
     ProjectionHead as ProjectionHead,
-)
-from keras_simclr.networks import (
     ResNet as ResNet,
 )
 from keras_simclr.optimizers import (
     LARS as LARS,
-)
-from keras_simclr.optimizers import (
     scaled_learning_rate as scaled_learning_rate,
-)
-from keras_simclr.optimizers import (
     warmup_cosine as warmup_cosine,
 )
 

@@ -6,7 +6,7 @@ import numbers
 
 
 def real_number(name, value, *, low=-math.inf, high=math.inf, rule):
-    """Returns `value` if it is a finite number in [low, high]; raises if not."""
+    """Returns `value` if it is a number in [low, high]; raises if not."""
     if (
         isinstance(value, bool)
         or not isinstance(value, numbers.Real)

@@ -102,12 +102,19 @@ class _Augmentation(keras.layers.Layer):
         # The output is float32 whatever the dtype policy.
         super().__init__(**{**kwargs, "dtype": "float32"})
         self.seed = seed
-        self._seed = random.randrange(2**31) if seed is None else seed
+        seed = random.randrange(2**31) if seed is None else seed
+        self._seed = tf.constant(seed, tf.int64)
         self._calls = tf.Variable(0, trainable=False, dtype=tf.int64)
         self._compiled_transform = tf.function(
             self._transform, jit_compile=True, autograph=False
         )
         self.built = True  # There are no weights.
+
+    def __call__(self, *args, seed=None, **kwargs):
+        # Keras refuses (0, tensor), the natural seed inside `dataset.map`.
+        if seed is not None:
+            seed = tf.cast(seed, tf.int64)
+        return super().__call__(*args, seed=seed, **kwargs)
 
     def call(self, images, training=True, seed=None):
         return self._augment(images, training, seed)
@@ -134,8 +141,7 @@ class _Augmentation(keras.layers.Layer):
 
     def _next_seed(self, seed):
         if seed is None:
-            seed = (self._seed, self._calls.assign_add(1) - 1)
-        seed = tf.cast(seed, tf.int64)
+            seed = tf.stack([self._seed, self._calls.assign_add(1) - 1])
         if seed.shape != (2,):
             raise ValueError(
                 "`seed` must be a pair of integers. "
@@ -151,6 +157,17 @@ class _Augmentation(keras.layers.Layer):
 
     def _at_rest(self, images):
         return images
+
+    def rest_layers(self, input_shape):
+        """Plain Keras layers that equal this layer at rest.
+
+        Args:
+            input_shape: `(height, width, channels)` of the images.
+
+        Returns:
+            List of Keras layers, empty where images are left as they are.
+        """
+        return []
 
     def compute_output_shape(self, input_shape, *args, **kwargs):
         return tuple(input_shape)
@@ -277,9 +294,9 @@ class RandomResizedCrop(_Augmentation):
         )
 
     def _at_rest(self, images, sizes=None):
-        if images.shape[1:3] == (self.height, self.width) and sizes is None:
-            if self._sees_whole_image:
-                return images
+        is_fitting = images.shape[1:3] == self._target and sizes is None
+        if is_fitting and self._sees_whole_image:
+            return images
         heights, widths = _valid_sizes(images, sizes)
         rows, columns = self.rest_box(heights, widths)
         return self._resize(
@@ -322,6 +339,26 @@ class RandomResizedCrop(_Augmentation):
         top = tf.floor((heights - height + 1) / 2)
         left = tf.floor((widths - width + 1) / 2)
         return (top, height), (left, width)
+
+    def rest_layers(self, input_shape):
+        if self._sees_whole_image and input_shape[:2] == self._target:
+            return []
+        boxes = self.rest_box(*(tf.constant(float(x)) for x in input_shape[:2]))
+        margins = []
+        for (start, length), size in zip(boxes, input_shape[:2], strict=True):
+            margins.append((int(start), size - int(start) - int(length)))
+        return [
+            keras.layers.Cropping2D(margins),
+            keras.layers.Resizing(
+                *self._target,
+                interpolation=self.interpolation,
+                antialias=self.antialias,
+            ),
+        ]
+
+    @property
+    def _target(self):
+        return (self.height, self.width)
 
     def _resize(self, images, rows, columns):
         size = tf.shape(images)
@@ -615,8 +652,9 @@ def jitter_colors(images, orders, factors, turns):
     Example:
 
     >>> pixel = tf.constant([[[[0.2, 0.4, 0.6]]]])
-    >>> orders, factors = tf.constant([[0, 1, 2, 3]]), tf.constant([[2.0, 1, 1]])
-    >>> jitter_colors(pixel, orders, factors, tf.zeros(1)).numpy().round(3)
+    >>> factors = tf.constant([[2.0, 1.0, 1.0]])
+    >>> orders, turns = tf.constant([[0, 1, 2, 3]]), tf.zeros(1)
+    >>> jitter_colors(pixel, orders, factors, turns).numpy().round(3)
     array([[[[0.4, 0.8, 1. ]]]], dtype=float32)
 
     References:
@@ -900,8 +938,7 @@ class SimCLRAugmentation(_Augmentation):
 
     >>> augment = SimCLRAugmentation(8)
     >>> images = np.zeros((2, 16, 16, 3), "uint8")
-    >>> view_1, view_2 = augment(images, seed=(0, 1)), augment(images, seed=(0, 2))
-    >>> view_1.shape
+    >>> augment(images, seed=(0, 1)).shape
     TensorShape([2, 8, 8, 3])
 
     References:
@@ -965,6 +1002,9 @@ class SimCLRAugmentation(_Augmentation):
 
     def _at_rest(self, images, *sizes):
         return self.crop._at_rest(images, *sizes)
+
+    def rest_layers(self, input_shape):
+        return self.crop.rest_layers(input_shape)
 
     def compute_output_shape(self, input_shape, *args, **kwargs):
         return self.crop.compute_output_shape(input_shape)

@@ -1,7 +1,9 @@
 """Datasets of batches for `fit` and the probes, and what they hold."""
 
 import difflib
+import types
 
+import numpy as np
 import tensorflow as tf
 
 from keras_simclr import _checks
@@ -159,6 +161,62 @@ def dataset_from_tfds(
     return dataset.prefetch(tf.data.AUTOTUNE)
 
 
+def open_dataset(source, split="train", *, data_dir=None, **kwargs):
+    """Dataset of batches from what the command line calls `--data`.
+
+    Args:
+        source: `"PATH.npz"` with an array `images` and optionally `labels`, or
+            `"tfds:NAME[/CONFIG]"`.
+        split: Split in TFDS's notation, such as `"train[:90%]"`. A file has
+            one split, `train`.
+        data_dir: Directory of the prepared TFDS datasets.
+        **kwargs: Further arguments of `dataset_from_arrays`: `batch_size`,
+            `shuffle`, `seed`, `drop_remainder`.
+
+    Returns:
+        A `tf.data.Dataset` of `images` or `(images, labels)`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If `source` has another form, or the file other arrays.
+
+    Example:
+
+    ```python
+    dataset = open_dataset("flowers.npz", "train[:90%]", batch_size=64)
+    ```
+    """
+    if source.startswith("tfds:"):
+        name = source.removeprefix("tfds:")
+        return dataset_from_tfds(name, split, data_dir=data_dir, **kwargs)
+    if not source.endswith(".npz"):
+        raise ValueError(
+            "`data` must be PATH.npz or tfds:NAME[/CONFIG]. "
+            f"Received: data={source!r}"
+        )
+    with np.load(source) as arrays:
+        arrays = dict(arrays)
+    if "images" not in arrays or set(arrays) - {"images", "labels"}:
+        raise ValueError(
+            "An .npz file must hold `images`, and may hold `labels`. "
+            f"Received: {source!r} with {', '.join(sorted(arrays))}"
+        )
+    rows = _rows(split, len(arrays["images"]))
+    arrays = {name: array[rows] for name, array in arrays.items()}
+    return dataset_from_arrays(**arrays, **kwargs)
+
+
+def _rows(split, size):
+    """Places of a split's images among the `size` images of a file."""
+    import tensorflow_datasets as tfds
+
+    _checks.choice("split", split.split("[")[0], ("train",))
+    instruction = tfds.core.ReadInstruction.from_spec(split)
+    whole = {"train": types.SimpleNamespace(num_examples=size)}
+    (part,) = instruction.to_absolute(whole)
+    return slice(part.from_, part.to)
+
+
 def _split_size(builder, split):
     try:
         return builder.info.splits[split].num_examples
@@ -278,40 +336,38 @@ def value_checks(batch, name, *, in_unit_range):
     ... ):
     ...     pass
     """
-    size = tf.shape(batch)[0]
+    if not batch.dtype.is_floating:
+        return []
+    values = tf.reshape(batch, (tf.shape(batch)[0], -1))
+    unusable = tf.reduce_any(~tf.math.is_finite(values), axis=1)
     checks = [
-        tf.debugging.Assert(
-            size >= 2,
-            [
-                "A contrastive batch needs at least two images. Build it with "
-                "batch(..., drop_remainder=True). Batch size:",
-                size,
-            ],
+        _assert_no_row(
+            unusable,
+            f"Values of `{name}` must be finite. Received: NaN or infinity",
         )
     ]
-    if not batch.dtype.is_floating:
-        return checks
-    values = tf.reshape(batch, (size, -1))
-    unusable = tf.reduce_any(~tf.math.is_finite(values), axis=1)
-    text = f"NaN or infinite values in `{name}`. Rows of the batch:"
-    checks.append(_assert_no_row(unusable, text))
     if in_unit_range:
         # Interpolation may overshoot by a rounding error.
         outside = tf.abs(values - 0.5) > 0.501
         outside = tf.reduce_any(outside & tf.math.is_finite(values), axis=1)
-        text = (
-            f"Float values of `{name}` must lie in [0, 1]. If they are 0 to "
-            "255, add: dataset = dataset.map(lambda images, *labels: "
-            "(images / 255.0, *labels)). Smallest and largest value, rows of "
-            "the batch:"
+        checks.append(
+            _assert_no_row(
+                outside,
+                f"Float values of `{name}` must lie in [0, 1]. If they are 0 "
+                "to 255, add: dataset = dataset.map(lambda images, *labels: "
+                "(images / 255.0, *labels)). Received: values from",
+                tf.reduce_min(values),
+                "to",
+                tf.reduce_max(values),
+            )
         )
-        extremes = [tf.reduce_min(values), tf.reduce_max(values)]
-        checks.append(_assert_no_row(outside, text, *extremes))
     return checks
 
 
-def _assert_no_row(is_bad, text, *values):
+def _assert_no_row(is_bad, *text):
     rows = tf.where(is_bad)[:, 0]
     return tf.debugging.Assert(
-        ~tf.reduce_any(is_bad), [text, *values, rows], summarize=10
+        ~tf.reduce_any(is_bad),
+        [*text, "in rows", rows, "of the batch"],
+        summarize=10,
     )

@@ -37,7 +37,7 @@ def nt_xent(z_1, z_2, *, temperature=0.1):
 
     >>> z = tf.eye(4)
     >>> round(float(nt_xent(z, z, temperature=1.0)), 4)
-    1.1665
+    1.1654
 
     References:
         - Chen et al. 2020, arXiv:2002.05709, equation 1 and Algorithm 1.
@@ -140,7 +140,7 @@ class NTXent(keras.losses.Loss):
 
     >>> loss = NTXent(temperature=1.0)
     >>> round(float(loss(tf.eye(4), tf.eye(4))), 4)
-    1.1665
+    1.1654
 
     References:
         - Chen et al. 2020, arXiv:2002.05709, equation 1.

@@ -56,10 +56,10 @@ class SimCLRModel(keras.Model):
 
     Example:
 
-    >>> encoder = ResNet(
+    >>> encoder = simclr.ResNet(
     ...     10, width_multiplier=0.25, stem="cifar", input_shape=(8, 8, 1)
     ... )
-    >>> model = SimCLRModel(encoder)
+    >>> model = simclr.SimCLRModel(encoder)
     >>> model.compile()
     >>> images = np.random.default_rng(0).random((64, 8, 8, 1), "float32")
     >>> history = model.fit(images, batch_size=32, epochs=1, verbose=0)
@@ -107,11 +107,32 @@ class SimCLRModel(keras.Model):
         self.built = True
 
     def call(self, images):
-        view = self._at_rest(images)
-        self._check_view(view, "`augmentation` at rest")
+        view = self.evaluation_view(images)
         return tf.cast(
             self.encoder(view, training=False), keras.config.floatx()
         )
+
+    def evaluation_view(self, images):
+        """Brings images to what the encoder sees at rest.
+
+        Args:
+            images: As `call`.
+
+        Returns:
+            Tensor that fits the encoder; float32 in [0, 1] for images.
+
+        Example:
+
+        >>> encoder = simclr.ResNet(10, stem="cifar", input_shape=(8, 8, 3))
+        >>> model = simclr.SimCLRModel(encoder)
+        >>> model.evaluation_view(np.zeros((2, 16, 16, 3), "uint8")).shape
+        TensorShape([2, 8, 8, 3])
+        """
+        view = _as_views(images)
+        for layer in _as_list(self.augmentation):
+            view = _call_layer(layer, view, training=False)
+        self._check_view(view, "`augmentation` at rest")
+        return view
 
     def views(self, images, *, step=0):
         """Makes the two views of training step `step`.
@@ -125,7 +146,8 @@ class SimCLRModel(keras.Model):
 
         Example:
 
-        >>> model = SimCLRModel(ResNet(10, stem="cifar", input_shape=(8, 8, 3)))
+        >>> encoder = simclr.ResNet(10, stem="cifar", input_shape=(8, 8, 3))
+        >>> model = simclr.SimCLRModel(encoder)
         >>> view_1, view_2 = model.views(np.zeros((2, 16, 16, 3), "uint8"))
         >>> view_1.shape
         TensorShape([2, 8, 8, 3])
@@ -220,10 +242,10 @@ class SimCLRModel(keras.Model):
             failure = re.search(r"assertion failed: \[(.*)\]", str(error))
             if failure is None:
                 raise
-            text = failure[1].replace("] [", " ", 1)
+            text = failure[1].replace("] [", " ")
             raise ValueError(
-                f"{text}. Received in epoch {position.epoch}, step "
-                f"{position.step()}; the model is as the step before left it."
+                f"{text} (epoch {position.epoch}, step {position.step()}). "
+                "The model is as the step before left it."
             ) from None
         if float(self.loss_metric.count) == 0:
             raise ValueError(
@@ -262,6 +284,7 @@ class SimCLRModel(keras.Model):
         checks = []
         for name in ("images", "view_1", "view_2"):
             if name in element:
+                checks.append(_assert_negatives(element[name]))
                 checks += data.value_checks(
                     element[name],
                     name,
@@ -356,12 +379,6 @@ class SimCLRModel(keras.Model):
     def metrics(self):
         return [self.loss_metric, self.accuracy_metric]
 
-    def _at_rest(self, images):
-        images = _as_views(images)
-        for layer in _as_list(self.augmentation):
-            images = _call_layer(layer, images, training=False)
-        return images
-
     def get_config(self):
         parts = {
             "encoder": self.encoder,
@@ -449,6 +466,15 @@ def _check_images(images):
             f"Images must have at least {_SMALLEST_IMAGE} pixels a side. "
             f"Received: images of shape {shape}"
         )
+
+
+def _assert_negatives(batch):
+    size = tf.shape(batch)[0]
+    text = (
+        "A contrastive batch needs at least two images. Build it with "
+        "batch(..., drop_remainder=True). Received: a batch of"
+    )
+    return tf.debugging.Assert(size >= 2, [text, size])
 
 
 def _as_list(augmentation):

@@ -298,3 +298,51 @@ class ProjectionHead(keras.layers.Layer):
             "units": self.units,
             "hidden_units": self.hidden_units,
         }
+
+
+def plain_copy(encoder):
+    """Copies an encoder for use at rest and for export.
+
+    Args:
+        encoder: A `keras.Model` that can be serialized.
+
+    Returns:
+        A model with the same weights that computes in float32 and holds
+        `keras.layers.BatchNormalization` where `encoder` has ours.
+
+    Example:
+
+    >>> encoder = ResNet(10, stem="cifar", input_shape=(8, 8, 3))
+    >>> plain = plain_copy(encoder)
+    >>> any(isinstance(x, FusedBatchNormalization) for x in plain.layers)
+    False
+    """
+    config = _plain_config(keras.saving.serialize_keras_object(encoder))
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32")
+    try:
+        copy = keras.saving.deserialize_keras_object(config)
+    finally:
+        keras.config.set_dtype_policy(policy)
+    copy.set_weights(encoder.get_weights())
+    return copy
+
+
+def _plain_config(config):
+    if isinstance(config, (list, tuple)):
+        return [_plain_config(part) for part in config]
+    if not isinstance(config, dict):
+        return config
+    config = {name: _plain_config(part) for name, part in config.items()}
+    if config.get("class_name") == "DTypePolicy":
+        config["config"] = {"name": "float32"}
+    if config.get("registered_name") == _FUSED_NAME:
+        config.update(
+            module="keras.layers",
+            class_name="BatchNormalization",
+            registered_name=None,
+        )
+    return config
+
+
+_FUSED_NAME = keras.saving.get_registered_name(FusedBatchNormalization)

@@ -1,0 +1,18 @@
+"""What the tests and the examples in docstrings share."""
+
+import os
+
+import pytest
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+@pytest.fixture(autouse=True)
+def _names_of_examples(doctest_namespace):
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    import keras_simclr as simclr
+
+    doctest_namespace.update(keras=keras, np=np, tf=tf, simclr=simclr)

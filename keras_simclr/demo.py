@@ -1,0 +1,206 @@
+"""The demo: real handwritten digits, without a download, in a few minutes."""
+
+import csv
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+
+import keras
+import numpy as np
+
+from keras_simclr import augmentations, losses, optimizers, runs
+from keras_simclr.data import dataset_from_arrays
+from keras_simclr.evaluation import evaluate
+from keras_simclr.export import export_encoder
+from keras_simclr.model import SimCLRModel
+from keras_simclr.networks import ResNet
+
+_EPOCHS = 60
+_BATCH_SIZE = 128
+_FILES = (
+    "encoder",
+    "flags.txt",
+    "log.csv",
+    "loss.png",
+    "model.keras",
+    "summary.json",
+    "views.png",
+)
+
+# Runs in a fresh process, where this package is not imported.
+_CHECK = """
+import sys
+import numpy as np
+import tensorflow as tf
+
+module = tf.saved_model.load(sys.argv[1])
+check = np.load(sys.argv[2])
+found = module(tf.constant(check["images"])).numpy()
+assert "keras_simclr" not in sys.modules
+np.testing.assert_allclose(found, check["representations"], atol=1e-5)
+"""
+
+
+def digits():
+    """The 1,797 handwritten digits that ship inside scikit-learn.
+
+    Returns:
+        Two pairs `(images, labels)`, to train and to test (a stratified fifth,
+        the same in every run). Images are float32 of shape `(N, 8, 8, 1)` in
+        [0, 1].
+
+    Example:
+
+    >>> (images, labels), (test_images, test_labels) = digits()
+    >>> images.shape, test_images.shape
+    ((1437, 8, 8, 1), (360, 8, 8, 1))
+    """
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    images, labels = load_digits(return_X_y=True)
+    images = (images / 16.0).astype("float32").reshape(-1, 8, 8, 1)
+    train, test, train_labels, test_labels = train_test_split(
+        images, labels, test_size=0.2, stratify=labels, random_state=0
+    )
+    return (train, train_labels), (test, test_labels)
+
+
+def build_model(steps, seed=0):
+    """The demo's model, compiled with its recipe.
+
+    Args:
+        steps: Training steps the learning rate is planned for.
+        seed: Integer.
+
+    Returns:
+        A `SimCLRModel`.
+
+    Example:
+
+    >>> build_model(100).encoder.output_shape
+    (None, 128)
+    """
+    keras.utils.set_random_seed(seed)
+    model = SimCLRModel(
+        ResNet(10, width_multiplier=0.25, stem="cifar", input_shape=(8, 8, 1)),
+        # A mirrored digit is another sign: no flip.
+        augmentation=[
+            augmentations.SimCLRAugmentation(
+                8, scale=(0.5, 1.0), flip_rate=0.0, blur_rate=0.0
+            ),
+            augmentations.RandomGaussianNoise(0.1),
+        ],
+        seed=seed,
+    )
+    schedule = optimizers.warmup_cosine(2.0, steps, warmup_steps=steps // 10)
+    model.compile(
+        optimizers.LARS(
+            keras.optimizers.SGD(schedule, momentum=0.9),
+            trust_coefficient=0.02,
+        ),
+        losses.NTXent(0.2),
+    )
+    return model
+
+
+def run(output_dir="runs/demo", *, seed=0, epochs=_EPOCHS):
+    """Pretrains on the digits, evaluates, exports and checks the export.
+
+    Args:
+        output_dir: Directory to write. An earlier demo in it is replaced.
+        seed: Integer.
+        epochs: Passes over the digits.
+
+    Returns:
+        The `Evaluation`.
+
+    Raises:
+        FileExistsError: If `output_dir` holds anything else.
+
+    Example:
+
+    ```python
+    print(run("runs/demo"))
+    ```
+    """
+    output_dir = pathlib.Path(output_dir)
+    _clear(output_dir)
+    train, test = digits()
+    dataset = dataset_from_arrays(train[0], batch_size=_BATCH_SIZE, seed=seed)
+    model = build_model(epochs * len(dataset), seed)
+    print(f"Pretraining on {len(train[0]):,} digits without their labels.")
+    runs.pretrain(
+        model,
+        dataset,
+        output_dir,
+        epochs=epochs,
+        flags=f"--output_dir={output_dir}\n--seed={seed}\n",
+        summary={"command": "demo", **runs.versions()},
+    )
+    _plot_views(model, train[0][:8], output_dir / "views.png")
+    _plot_loss(output_dir / "log.csv", output_dir / "loss.png")
+    print("Probing: linear probe and k-NN, on held-out digits.")
+    result = evaluate(model, train, test, seed=seed)
+    summary = {"rows": list(result.rows), "evaluation": result.settings}
+    runs.update_summary(output_dir, summary)
+    print(f"\n{result}\n")
+    encoder = export_encoder(model, output_dir / "encoder")
+    _check_export(encoder / "saved_model", test[0], model)
+    print(f"The exported encoder, loaded in a fresh process, agrees: {encoder}")
+    return result
+
+
+def _clear(output_dir):
+    """Removes an earlier demo, and refuses anything else."""
+    summary = output_dir / "summary.json"
+    if not summary.is_file():
+        return
+    names = {path.name for path in output_dir.iterdir()}
+    if (
+        names - set(_FILES)
+        or json.loads(summary.read_text())["command"] != "demo"
+    ):
+        return
+    shutil.rmtree(output_dir)
+
+
+def _plot_views(model, images, path):
+    import matplotlib.figure
+
+    columns = [images, *model.views(images)]
+    figure = matplotlib.figure.Figure(figsize=(3, len(images)))
+    axes = figure.subplots(len(images), 3)
+    for axis, title in zip(axes[0], ("image", "view 1", "view 2"), strict=True):
+        axis.set_title(title)
+    for row, pictures in zip(axes, zip(*columns, strict=True), strict=True):
+        for axis, picture in zip(row, pictures, strict=True):
+            axis.imshow(np.squeeze(picture), cmap="gray", vmin=0, vmax=1)
+            axis.set_axis_off()
+    figure.savefig(path, bbox_inches="tight")
+
+
+def _plot_loss(log, path):
+    import matplotlib.figure
+
+    with log.open() as lines:
+        losses_seen = [float(row["loss"]) for row in csv.DictReader(lines)]
+    figure = matplotlib.figure.Figure(figsize=(5, 3))
+    axis = figure.subplots()
+    axis.plot(range(1, len(losses_seen) + 1), losses_seen)
+    axis.axhline(np.log(2 * _BATCH_SIZE - 1), linestyle="--", color="gray")
+    axis.set(xlabel="epoch", ylabel="NT-Xent (dashed: chance)")
+    figure.savefig(path, bbox_inches="tight")
+
+
+def _check_export(path, images, model):
+    with tempfile.TemporaryDirectory() as directory:
+        check = pathlib.Path(directory) / "check.npz"
+        representations = model.predict(images, verbose=0)
+        np.savez(check, images=images, representations=representations)
+        subprocess.run(
+            [sys.executable, "-c", _CHECK, str(path), str(check)], check=True
+        )

@@ -1,0 +1,118 @@
+"""Independent float64 references: plain loops, slow and easy to read."""
+
+import math
+
+import numpy as np
+
+
+def cosine(a, b):
+    return float(np.dot(a, b)) / math.sqrt(np.dot(a, a) * np.dot(b, b))
+
+
+def interleave(z_1, z_2):
+    """Algorithm 1's order: rows 2k and 2k + 1 are the views of image k."""
+    rows = [row for pair in zip(z_1, z_2, strict=True) for row in pair]
+    return np.asarray(rows, "float64")
+
+
+def nt_xent(z_1, z_2, temperature):
+    """Algorithm 1 of the paper (arXiv:2002.05709), line by line."""
+    z = interleave(z_1, z_2)
+    size = len(z)
+    s = [[cosine(z[i], z[j]) for j in range(size)] for i in range(size)]
+
+    def loss(i, j):
+        # Both sides of the fraction are divided by exp(largest / temperature).
+        others = [s[i][k] / temperature for k in range(size) if k != i]
+        largest = max(others)
+        total = sum(math.exp(other - largest) for other in others)
+        return math.log(total) + largest - s[i][j] / temperature
+
+    pairs = [(2 * k, 2 * k + 1) for k in range(size // 2)]
+    return sum(loss(i, j) + loss(j, i) for i, j in pairs) / size
+
+
+def positives_found(z_1, z_2):
+    """Whether the positive is the nearest of the 2N - 1 other projections."""
+    z = interleave(z_1, z_2)
+    found = []
+    for i in range(len(z)):
+        others = [k for k in range(len(z)) if k != i]
+        nearest = max(others, key=lambda k: cosine(z[i], z[k]))
+        found.append(nearest // 2 == i // 2)
+    # `per_anchor` lists the anchors of the first view, then of the second.
+    return found[0::2] + found[1::2]
+
+
+def central_differences(function, x, width=1e-6):
+    gradient = np.zeros_like(x)
+    for place in np.ndindex(x.shape):
+        step = np.zeros_like(x)
+        step[place] = width
+        high, low = function(x + step), function(x - step)
+        gradient[place] = (high - low) / (2 * width)
+    return gradient
+
+
+def lars(
+    weight,
+    gradients,
+    *,
+    rate,
+    momentum=0.0,
+    weight_decay=0.0,
+    trust_coefficient=0.001,
+    nesterov=False,
+):
+    """All weights of a run: LARS with classic momentum, Algorithm 1 of LARS."""
+    weight = np.asarray(weight, "float64")
+    velocity = np.zeros_like(weight)
+    run = []
+    for gradient in gradients:
+        gradient = np.asarray(gradient, "float64") + weight_decay * weight
+        lengths = np.linalg.norm(weight), np.linalg.norm(gradient)
+        ratio = (
+            trust_coefficient * lengths[0] / lengths[1] if all(lengths) else 1
+        )
+        step = rate * ratio * gradient
+        velocity = momentum * velocity + step
+        weight = weight - (momentum * velocity + step if nesterov else velocity)
+        run.append(weight)
+    return run
+
+
+def symmetric_convolution(images, kernel, strides):
+    """Convolution of images padded by (size - 1) // 2 zeros on every side."""
+    size = kernel.shape[0]
+    pad = (size - 1) // 2
+    images = np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    height = (images.shape[1] - size) // strides + 1
+    width = (images.shape[2] - size) // strides + 1
+    outputs = np.zeros((len(images), height, width, kernel.shape[-1]))
+    for row in range(height):
+        for column in range(width):
+            top, left = row * strides, column * strides
+            patch = images[:, top : top + size, left : left + size]
+            outputs[:, row, column] = np.tensordot(patch, kernel, 3)
+    return outputs
+
+
+def same_max_pool(images, size=3, strides=2):
+    """Largest value of each window; an even image is padded at its end only."""
+    height, width = (-(-side // strides) for side in images.shape[1:3])
+    outputs = np.zeros((len(images), height, width, images.shape[-1]))
+    before = [
+        max((count - 1) * strides + size - side, 0) // 2
+        for count, side in zip((height, width), images.shape[1:3], strict=True)
+    ]
+    for row in range(height):
+        for column in range(width):
+            top = row * strides - before[0]
+            left = column * strides - before[1]
+            patch = images[
+                :,
+                max(top, 0) : top + size,
+                max(left, 0) : left + size,
+            ]
+            outputs[:, row, column] = patch.max(axis=(1, 2))
+    return outputs

@@ -1,0 +1,426 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+import keras_simclr as simclr
+from keras_simclr import data
+
+
+class TinyDigits(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+    SPLITS = {"train": 10, "test": 5}  # noqa: RUF012 - a constant.
+    FEATURES = {  # noqa: RUF012 - a constant.
+        "image": tfds.features.Image(shape=(8, 8, 3)),
+        "label": tfds.features.ClassLabel(num_classes=10),
+    }
+
+    def _info(self):
+        features = tfds.features.FeaturesDict(self.FEATURES)
+        return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, dl_manager):
+        return {
+            split: self._generate_examples(count)
+            for split, count in self.SPLITS.items()
+        }
+
+    def _generate_examples(self, count):
+        for number in range(count):
+            image = np.full((8, 8, 3), number, "uint8")
+            example = {"image": image, "label": number, "text": "a"}
+            yield number, {name: example[name] for name in self.FEATURES}
+
+
+class TinyUnlabeled(TinyDigits):
+    VERSION = tfds.core.Version("1.0.0")
+    FEATURES = {"image": tfds.features.Image(shape=(8, 8, 3))}  # noqa: RUF012
+
+
+class TinyAnySize(TinyDigits):
+    VERSION = tfds.core.Version("1.0.0")
+    FEATURES = {"image": tfds.features.Image()}  # noqa: RUF012
+
+
+class TinyText(TinyDigits):
+    VERSION = tfds.core.Version("1.0.0")
+    FEATURES = {"text": tfds.features.Text()}  # noqa: RUF012
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("tfds")
+
+
+def numbered_images(count=10):
+    images = np.zeros((count, 8, 8, 1), "uint8")
+    return images + np.arange(count, dtype="uint8")[:, None, None, None]
+
+
+def order(dataset):
+    """The numbers of the images of an epoch."""
+    batches = [
+        batch[0] if isinstance(batch, tuple) else batch for batch in dataset
+    ]
+    return [int(image[0, 0, 0]) for batch in batches for image in batch]
+
+
+def test_arrays_give_another_order_in_every_epoch():
+    dataset = simclr.dataset_from_arrays(numbered_images(), batch_size=5)
+    first, second = order(dataset), order(dataset)
+    assert first != second
+    assert sorted(first) == sorted(second) == list(range(10))
+
+
+def test_same_seed_gives_the_same_orders():
+    first, same, other = (
+        simclr.dataset_from_arrays(numbered_images(), batch_size=5, seed=seed)
+        for seed in (1, 1, 2)
+    )
+    epochs = [order(first), order(first)]
+    assert [order(same), order(same)] == epochs
+    assert [order(other), order(other)] != epochs
+
+
+def test_images_stay_in_place_without_shuffle():
+    dataset = simclr.dataset_from_arrays(
+        numbered_images(), batch_size=5, shuffle=False
+    )
+    assert order(dataset) == order(dataset) == list(range(10))
+
+
+def test_remainder_waits_for_another_epoch():
+    dataset = simclr.dataset_from_arrays(numbered_images(), batch_size=4)
+    seen = [order(dataset) for _ in range(8)]
+    assert len(dataset) == 2
+    assert {len(set(epoch)) for epoch in seen} == {8}
+    assert set().union(*seen) == set(range(10))
+
+
+def test_remainder_can_be_kept():
+    dataset = simclr.dataset_from_arrays(
+        numbered_images(), batch_size=4, drop_remainder=False
+    )
+    assert [len(batch) for batch in dataset] == [4, 4, 2]
+    assert sorted(order(dataset)) == list(range(10))
+
+
+def test_labels_stay_with_their_images():
+    dataset = simclr.dataset_from_arrays(
+        numbered_images(), np.arange(10), batch_size=5
+    )
+    for images, labels in dataset:
+        np.testing.assert_array_equal(images[:, 0, 0, 0], labels)
+
+
+def test_dictionary_of_arrays_gives_dictionaries():
+    views = {"view_1": numbered_images(), "view_2": numbered_images()}
+    dataset = simclr.dataset_from_arrays(views, batch_size=5)
+    for batch in dataset:
+        assert set(batch) == {"view_1", "view_2"}
+        np.testing.assert_array_equal(batch["view_1"], batch["view_2"])
+
+
+def test_dtype_and_static_batch_are_kept():
+    dataset = simclr.dataset_from_arrays(numbered_images(), batch_size=5)
+    assert dataset.element_spec == tf.TensorSpec((5, 8, 8, 1), tf.uint8)
+
+
+def test_arrays_of_unequal_length_are_refused():
+    with pytest.raises(ValueError) as error:
+        simclr.dataset_from_arrays(numbered_images(), np.arange(9))
+    assert str(error.value) == (
+        "All arrays must have the same length. "
+        "Received: arrays of length 9 and 10"
+    )
+
+
+@pytest.mark.parametrize(
+    ("count", "batch_size", "drop_remainder"), [(3, 4, True), (0, 4, False)]
+)
+def test_arrays_that_fill_no_batch_are_refused(
+    count, batch_size, drop_remainder
+):
+    with pytest.raises(ValueError) as error:
+        simclr.dataset_from_arrays(
+            numbered_images(count),
+            batch_size=batch_size,
+            drop_remainder=drop_remainder,
+        )
+    assert str(error.value) == (
+        "The images must fill at least one batch. Received: "
+        f"{count} images, batch_size={batch_size}. Use a smaller batch."
+    )
+
+
+def test_batch_size_that_is_no_integer_is_refused():
+    for make in (
+        lambda: simclr.dataset_from_arrays(numbered_images(), batch_size=0),
+        lambda: simclr.dataset_from_tfds("mnist", "train", batch_size=0),
+    ):
+        with pytest.raises(ValueError) as error:
+            make()
+        assert str(error.value) == (
+            "`batch_size` must be an integer of at least 1. "
+            "Received: batch_size=0"
+        )
+
+
+def test_tfds_gives_images_with_their_labels(data_dir):
+    dataset = simclr.dataset_from_tfds(
+        "tiny_digits", "train", data_dir=data_dir, batch_size=5
+    )
+    images_spec, _ = dataset.element_spec
+    assert images_spec == tf.TensorSpec((5, 8, 8, 3), tf.uint8)
+    for images, labels in dataset:
+        np.testing.assert_array_equal(images[:, 0, 0, 0], labels)
+    first, second = order(dataset), order(dataset)
+    assert first != second
+    assert sorted(first) == sorted(second) == list(range(10))
+
+
+def test_tfds_gives_the_same_orders_for_the_same_seed(data_dir):
+    first, same = (
+        simclr.dataset_from_tfds(
+            "tiny_digits", "train", data_dir=data_dir, batch_size=5, seed=3
+        )
+        for _ in range(2)
+    )
+    assert [order(first), order(first)] == [order(same), order(same)]
+
+
+def test_tfds_takes_a_slice_of_a_split(data_dir):
+    dataset = simclr.dataset_from_tfds(
+        "tiny_digits",
+        "train[:60%]",
+        data_dir=data_dir,
+        batch_size=4,
+        shuffle=False,
+        drop_remainder=False,
+    )
+    assert [len(labels) for _, labels in dataset] == [4, 2]
+
+
+def test_tfds_without_labels_gives_images(data_dir):
+    dataset = simclr.dataset_from_tfds(
+        "tiny_unlabeled", "test", data_dir=data_dir, batch_size=5
+    )
+    assert dataset.element_spec == tf.TensorSpec((5, 8, 8, 3), tf.uint8)
+    assert sorted(order(dataset)) == list(range(5))
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("tiny_digit", "tiny_digits"), ("zzz", "none")]
+)
+def test_unknown_tfds_name_is_refused_with_near_matches(
+    monkeypatch, data_dir, name, near
+):
+    known = ["mnist", "tiny_digits"]
+    monkeypatch.setattr(tfds, "list_builders", lambda: known)
+    with pytest.raises(ValueError) as error:
+        simclr.dataset_from_tfds(name, "train", data_dir=data_dir)
+    assert str(error.value) == (
+        "`name` must be a dataset of TensorFlow Datasets. Received: "
+        f"name={name!r}. Near matches: {near}"
+    )
+
+
+def test_unknown_tfds_split_is_refused_with_a_near_match(data_dir):
+    with pytest.raises(ValueError) as error:
+        simclr.dataset_from_tfds(
+            "tiny_digits", "tain", data_dir=data_dir, batch_size=2
+        )
+    assert str(error.value) == (
+        "`split` must be one of 'test', 'train'. "
+        "Received: split='tain'. Did you mean 'train'?"
+    )
+
+
+def test_tfds_split_that_fills_no_batch_is_refused(data_dir):
+    with pytest.raises(ValueError) as error:
+        simclr.dataset_from_tfds("tiny_digits", "test", data_dir=data_dir)
+    assert str(error.value) == (
+        "The images must fill at least one batch. Received: 5 images in "
+        "split='test', batch_size=256. Use a smaller batch."
+    )
+
+
+def test_tfds_images_of_many_sizes_are_refused(data_dir):
+    with pytest.raises(ValueError) as error:
+        simclr.dataset_from_tfds("tiny_any_size", "train", data_dir=data_dir)
+    assert str(error.value) == (
+        "The dataset's images must have one size. Received: "
+        "name='tiny_any_size' with images of shape (None, None, 3)"
+    )
+
+
+def test_tfds_without_images_is_refused(data_dir):
+    with pytest.raises(ValueError) as error:
+        simclr.dataset_from_tfds("tiny_text", "train", data_dir=data_dir)
+    assert str(error.value) == (
+        "The dataset needs a feature `image`. Received: "
+        "name='tiny_text' with features ['text']"
+    )
+
+
+IMAGES, LABELS = tf.zeros((4, 8, 8, 3)), tf.zeros(4)
+
+
+@pytest.mark.parametrize(
+    ("element", "names"),
+    [
+        (IMAGES, ["images"]),
+        ((IMAGES,), ["images"]),
+        ((IMAGES, None), ["images"]),
+        ((IMAGES, LABELS), ["images", "labels"]),
+        ([IMAGES, LABELS], ["images", "labels"]),
+        ({"images": IMAGES}, ["images"]),
+        ({"labels": LABELS, "images": IMAGES}, ["images", "labels"]),
+        ({"view_1": IMAGES, "view_2": IMAGES}, ["view_1", "view_2"]),
+        (tf.TensorSpec((None, 8, 8, 3)), ["images"]),
+        ((tf.TensorSpec((4, 9)), tf.TensorSpec((4, 2))), ["images", "labels"]),
+    ],
+)
+def test_parts_of_an_element_get_their_names(element, names):
+    assert sorted(data.unpack(element)) == names
+
+
+def test_parts_of_an_element_are_not_confused():
+    parts = data.unpack((IMAGES, LABELS))
+    assert parts["images"] is IMAGES
+    assert parts["labels"] is LABELS
+
+
+def test_bare_pair_of_views_is_refused():
+    with pytest.raises(ValueError) as error:
+        data.unpack((IMAGES, IMAGES))
+    assert str(error.value) == (
+        "A dataset element of two parts is (images, labels). "
+        "Received: two parts of shape (4, 8, 8, 3). If they are two views, "
+        "name them: dataset = dataset.map(lambda a, b: "
+        "{'view_1': a, 'view_2': b})"
+    )
+
+
+@pytest.mark.parametrize("parts", [(), (IMAGES, LABELS, LABELS)])
+def test_element_of_another_length_is_refused(parts):
+    with pytest.raises(ValueError) as error:
+        data.unpack(parts)
+    assert str(error.value) == (
+        "A dataset element must be `images`, `(images, labels)` or a "
+        f"dictionary. Received: a tuple of {len(parts)} parts"
+    )
+
+
+def test_unknown_keys_are_refused():
+    with pytest.raises(ValueError) as error:
+        data.unpack({"image": IMAGES, "label": LABELS})
+    assert str(error.value) == (
+        "The keys of a dataset element are images, labels, view_1, view_2. "
+        "Received: unknown 'image', 'label'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("keys", "received"),
+    [
+        (["view_1"], "view_1"),
+        (["labels", "view_2"], "labels, view_2"),
+        (["images", "view_1", "view_2"], "images, view_1, view_2"),
+        (["images", "view_1"], "images, view_1"),
+        (["labels"], "labels"),
+        ([], "nothing"),
+    ],
+)
+def test_element_needs_images_or_both_views(keys, received):
+    with pytest.raises(ValueError) as error:
+        data.unpack(dict.fromkeys(keys, IMAGES))
+    assert str(error.value) == (
+        "A dataset element needs either `images`, or `view_1` and `view_2`. "
+        f"Received: {received}"
+    )
+
+
+def test_empty_dataset_is_refused():
+    dataset = tf.data.Dataset.range(3).batch(4, drop_remainder=True)
+    with pytest.raises(ValueError) as error:
+        data.check_length(dataset)
+    assert str(error.value) == (
+        "The dataset must hold at least one batch. Received: an empty "
+        "dataset. If it ends in batch(..., drop_remainder=True), use a "
+        "smaller batch."
+    )
+
+
+def test_dataset_without_end_needs_a_number_of_steps():
+    dataset = tf.data.Dataset.range(4).batch(4).repeat()
+    assert data.check_length(dataset, 3) is None
+    with pytest.raises(ValueError) as error:
+        data.check_length(dataset)
+    assert str(error.value) == (
+        "An infinite dataset needs `steps_per_epoch`. Pass it to `fit`, or "
+        "leave out `repeat()`."
+    )
+
+
+def test_dataset_of_unknown_length_is_accepted():
+    dataset = tf.data.Dataset.range(8).filter(lambda x: x > 2).batch(4)
+    assert data.check_length(dataset) is None
+
+
+def failure(batch, in_unit_range=True):
+    """Message of the failing check, compiled as in a training step."""
+
+    @tf.function(input_signature=[tf.TensorSpec(None, batch.dtype)])
+    def checked(batch):
+        checks = data.value_checks(batch, "images", in_unit_range=in_unit_range)
+        with tf.control_dependencies(checks):
+            return tf.constant(0)
+
+    try:
+        checked(batch)
+    except tf.errors.InvalidArgumentError as error:
+        return error.message.split("assertion failed: ")[1].split("\n")[0]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "uint8"])
+def test_values_in_range_pass(dtype):
+    assert failure(np.ones((4, 3), dtype)) is None
+
+
+def test_rounding_errors_of_interpolation_pass():
+    assert failure(np.array([[-4e-4], [1 + 4e-4]], "float32")) is None
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("in_unit_range", [False, True])
+def test_rows_with_values_that_are_not_finite_are_named(value, in_unit_range):
+    batch = np.zeros((6, 2, 2, 1), "float32")
+    batch[[1, 4], 0, 1] = value
+    assert failure(batch, in_unit_range).startswith(
+        "[Values of `images` must be finite. Received: NaN or infinity] "
+        "[in rows] [1 4] [of the batch]"
+    )
+
+
+def test_rows_with_values_out_of_range_are_named():
+    batch = np.zeros((6, 2), "float32")
+    batch[3] = [-1.0, 255.0]
+    assert failure(batch).startswith(
+        "[Float values of `images` must lie in [0, 1]. If they are 0 to 255, "
+        "add: dataset = dataset.map(lambda images, *labels: (images / 255.0, "
+        "*labels)). Received: values from] [-1] [to] [255] [in rows] [3] "
+        "[of the batch]"
+    )
+
+
+def test_checks_run_at_once_in_eager_mode():
+    batch = tf.constant([[2.0]])
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        data.value_checks(batch, "images", in_unit_range=True)
+    assert data.value_checks(batch, "images", in_unit_range=False) == [None]
+
+
+def test_range_does_not_matter_where_it_is_not_asked_for():
+    batch = np.array([[-7.0], [300.0]], "float32")
+    assert failure(batch, in_unit_range=False) is None

@@ -1,0 +1,241 @@
+import keras
+import numpy as np
+import oracles
+import pytest
+import tensorflow as tf
+
+import keras_simclr as simclr
+from keras_simclr.losses import per_anchor
+
+
+def projections(count=8, size=8, seed=0, dtype="float64"):
+    z = np.random.default_rng(seed).normal(size=(2, count, size))
+    return z.astype(dtype)
+
+
+def loss_and_gradients(z_1, z_2, temperature=0.1):
+    z_1, z_2 = tf.convert_to_tensor(z_1), tf.convert_to_tensor(z_2)
+    with tf.GradientTape() as tape:
+        tape.watch((z_1, z_2))
+        loss = simclr.nt_xent(z_1, z_2, temperature=temperature)
+    return loss, tape.gradient(loss, (z_1, z_2))
+
+
+# Goldens: add_contrastive_loss of google-research/simclr@383d414,
+# tf2/objective.py, run on these rows. It sums over the two views of an image:
+# twice the paper's mean.
+def golden_rows():
+    return np.sin(np.arange(64, dtype="float32") * 0.7).reshape(2, 4, 8)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "official"),
+    [(1.0, 5.8799310), (0.5, 8.5101681), (0.1, 34.5948639)],
+)
+def test_loss_is_half_the_official_sum(temperature, official):
+    loss = simclr.nt_xent(*golden_rows(), temperature=temperature)
+    np.testing.assert_allclose(2 * loss, official, rtol=1e-6)
+
+
+def test_loss_of_identical_views_is_half_the_official_sum():
+    z, _ = golden_rows()
+    loss = simclr.nt_xent(z, z, temperature=0.5)
+    np.testing.assert_allclose(2 * loss, 2.3103757, rtol=1e-6)
+
+
+def test_gradient_is_half_the_official_gradient():
+    _, (gradient, _) = loss_and_gradients(*golden_rows(), temperature=0.5)
+    official = [0.02951756, 0.02033912, 0.00159472, -0.01789972]
+    official += [-0.02897529, -0.02642363, -0.01144463, 0.00891715]
+    np.testing.assert_allclose(2 * gradient[0], official, rtol=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.05, 0.1, 0.5, 1.0, 10.0])
+@pytest.mark.parametrize("count", [2, 3, 8, 64])
+def test_loss_equals_algorithm_1(count, temperature):
+    z = projections(count)
+    expected = oracles.nt_xent(*z, temperature)
+    exact = simclr.nt_xent(*z, temperature=temperature)
+    rounded = simclr.nt_xent(*z.astype("float32"), temperature=temperature)
+    np.testing.assert_allclose(exact, expected, rtol=1e-6)
+    np.testing.assert_allclose(rounded, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.5, 10.0])
+def test_gradient_equals_finite_differences(temperature):
+    z = projections(3, 4)
+    _, gradients = loss_and_gradients(*z, temperature=temperature)
+    expected = oracles.central_differences(
+        lambda z: oracles.nt_xent(*z, temperature), z
+    )
+    np.testing.assert_allclose(gradients, expected, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("temperature", [0.01, 0.5])
+def test_half_precision_projections_give_a_float32_loss(dtype, temperature):
+    z = tf.cast(projections(), dtype)
+    loss, gradients = loss_and_gradients(*z, temperature=temperature)
+    rows = tf.cast(z, tf.float64).numpy()
+    assert loss.dtype == tf.float32
+    assert all(np.isfinite(tf.cast(g, "float32")).all() for g in gradients)
+    expected = oracles.nt_xent(*rows, temperature)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1e-36, 1e-30, 1e-6, 1e6, 1e30])
+def test_loss_and_gradient_are_finite_at_extreme_temperatures(temperature):
+    z = projections(dtype="float32")
+    loss, gradients = loss_and_gradients(*z, temperature=temperature)
+    assert np.isfinite(loss)
+    assert np.isfinite(gradients).all()
+
+
+def test_output_is_float64_only_for_float64():
+    z = projections()
+    assert simclr.nt_xent(*z).dtype == tf.float64
+    assert simclr.nt_xent(*z.astype("float32")).dtype == tf.float32
+
+
+def test_views_can_change_places():
+    z_1, z_2 = projections()
+    swapped = simclr.nt_xent(z_2, z_1)
+    np.testing.assert_allclose(simclr.nt_xent(z_1, z_2), swapped, rtol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-3, 7.0, 1e30])
+def test_length_of_the_rows_does_not_matter(scale):
+    z_1, z_2 = projections(dtype="float32")
+    expected = simclr.nt_xent(z_1, z_2)
+    scales = np.ones((len(z_1), 1), "float32")
+    scales[::2] = scale
+    loss = simclr.nt_xent(z_1 * scales, z_2)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+def test_order_of_the_images_does_not_matter():
+    z_1, z_2 = projections()
+    order = np.random.default_rng(1).permutation(len(z_1))
+    loss = simclr.nt_xent(z_1[order], z_2[order])
+    np.testing.assert_allclose(loss, simclr.nt_xent(z_1, z_2), rtol=1e-12)
+
+
+def test_rotation_of_all_rows_does_not_matter():
+    z_1, z_2 = projections()
+    rotation, _ = np.linalg.qr(projections(seed=1)[0])
+    loss = simclr.nt_xent(z_1 @ rotation, z_2 @ rotation)
+    np.testing.assert_allclose(loss, simclr.nt_xent(z_1, z_2), rtol=1e-12)
+
+
+@pytest.mark.parametrize("count", [2, 5, 16])
+def test_identical_rows_give_the_logarithm_of_the_candidates(count):
+    z = np.ones((count, 4), "float32")
+    loss = simclr.nt_xent(z, z)
+    np.testing.assert_allclose(loss, np.log(2 * count - 1), rtol=1e-6)
+
+
+def test_zero_rows_give_a_finite_loss_and_gradient():
+    z = projections(dtype="float32")
+    z[:, 0] = 0.0
+    loss, gradients = loss_and_gradients(*z)
+    assert np.isfinite(loss)
+    assert np.isfinite(gradients).all()
+
+
+def test_only_zero_rows_give_the_logarithm_of_the_candidates():
+    z = np.zeros((4, 8), "float32")
+    loss, gradients = loss_and_gradients(z, z)
+    np.testing.assert_allclose(loss, np.log(7), rtol=1e-6)
+    assert np.isfinite(gradients).all()
+
+
+@pytest.mark.parametrize("noise", [0.1, 1.0, 3.0])
+def test_positives_are_sought_among_all_other_projections(noise):
+    z_1, z_2 = projections(16)
+    z_2 = z_1 + noise * z_2
+    _, found = per_anchor(z_1, z_2)
+    assert found.numpy().tolist() == oracles.positives_found(z_1, z_2)
+
+
+def test_losses_of_the_anchors_average_to_the_loss():
+    z = projections()
+    losses, found = per_anchor(*z, temperature=0.3)
+    assert losses.shape == found.shape == (16,)
+    loss = simclr.nt_xent(*z, temperature=0.3)
+    np.testing.assert_allclose(np.mean(losses), loss, rtol=1e-12)
+
+
+def test_collapsed_projections_find_almost_no_positive():
+    z = np.ones((32, 8), "float32")
+    _, found = per_anchor(z, z)
+    assert np.mean(found) <= 2 / 64
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_loss_is_the_same_eagerly_in_a_graph_and_under_xla(jit_compile):
+    z = projections(dtype="float32")
+    compiled = tf.function(loss_and_gradients, jit_compile=jit_compile)
+    loss, gradients = loss_and_gradients(*z)
+    loss_2, gradients_2 = compiled(*z)
+    np.testing.assert_allclose(loss_2, loss, rtol=1e-6)
+    np.testing.assert_allclose(gradients_2, gradients, rtol=1e-4, atol=1e-7)
+
+
+def test_loss_of_a_batch_of_unknown_size_is_the_same():
+    z = projections(5)
+    shape = tf.TensorSpec((None, 8), tf.float64)
+    in_graph = tf.function(simclr.nt_xent, input_signature=[shape, shape])
+    np.testing.assert_allclose(in_graph(*z), simclr.nt_xent(*z), rtol=1e-12)
+
+
+def test_loss_object_equals_the_function():
+    z = projections(dtype="float32")
+    loss = simclr.NTXent(0.3)(*z)
+    assert float(loss) == float(simclr.nt_xent(*z, temperature=0.3))
+
+
+def test_loss_object_comes_back_from_its_config():
+    loss = simclr.NTXent(0.3, name="mine")
+    config = keras.saving.serialize_keras_object(loss)
+    copy = keras.saving.deserialize_keras_object(config)
+    assert isinstance(copy, simclr.NTXent)
+    assert copy.get_config() == {"temperature": 0.3, "name": "mine"}
+
+
+@pytest.mark.parametrize(
+    "temperature",
+    [0, 0.0, -1.0, float("nan"), float("inf"), "0.1", True, None],
+)
+def test_temperature_that_is_no_positive_number_is_refused(temperature):
+    for make in (
+        lambda: simclr.NTXent(temperature),
+        lambda: simclr.nt_xent(*projections(), temperature=temperature),
+    ):
+        with pytest.raises(ValueError) as error:
+            make()
+        assert str(error.value) == (
+            "`temperature` must be a positive number. "
+            f"Received: temperature={temperature!r}"
+        )
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [((4, 8), (3, 8)), ((4, 8), (4, 7)), ((4, 8, 1), (4, 8, 1)), ((4,), (4,))],
+)
+def test_projections_of_unequal_or_wrong_shape_are_refused(first, second):
+    with pytest.raises(ValueError) as error:
+        simclr.nt_xent(np.ones(first), np.ones(second))
+    assert str(error.value) == (
+        "Both views need projections of the same shape (N, D). "
+        f"Received: z_1 of shape {first}, z_2 of shape {second}"
+    )
+
+
+def test_one_image_is_refused():
+    with pytest.raises(ValueError) as error:
+        simclr.nt_xent(np.ones((1, 8)), np.ones((1, 8)))
+    assert str(error.value) == (
+        "A contrastive loss needs at least two images: every other image of "
+        "the batch is a negative. Received: z_1 of shape (1, 8)"
+    )

@@ -1,0 +1,851 @@
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import oracles
+import pytest
+import tensorflow as tf
+
+import keras_simclr as simclr
+
+# Keras 3.15 converts its variables to NumPy in a way that NumPy 2 deprecates.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation:DeprecationWarning"
+)
+
+
+@keras.saving.register_keras_serializable(package="test_model")
+class Shake(keras.layers.Layer):
+    """A user's own augmentation, for data of any shape."""
+
+    def call(self, inputs, training=True, seed=(0, 0)):
+        if not training:
+            return inputs
+        noise = tf.random.stateless_uniform(tf.shape(inputs), seed)
+        return 0.5 * inputs + 0.5 * noise
+
+
+class Unseeded(keras.layers.Layer):
+    def call(self, inputs):
+        return inputs
+
+
+def random_images(count=8, size=8, channels=3, dtype="float32", seed=0):
+    shape = (count, size, size, channels)
+    images = np.random.default_rng(seed).integers(0, 256, shape, "uint8")
+    return images if dtype == "uint8" else (images / 255.0).astype(dtype)
+
+
+def batches(*arrays, size=4):
+    """Batches in a fixed order."""
+    return tf.data.Dataset.from_tensor_slices(
+        arrays[0] if len(arrays) == 1 else arrays
+    ).batch(size, drop_remainder=True)
+
+
+def tiny_encoder(shape=(8, 8, 3), norm=True, **kwargs):
+    layers = [
+        keras.Input(shape),
+        keras.layers.Flatten(),
+        keras.layers.Dense(6, activation="tanh", **kwargs),
+    ]
+    if norm:
+        layers.append(keras.layers.BatchNormalization(momentum=0.5))
+    return keras.Sequential(layers)
+
+
+def tiny_model(
+    encoder=None, head=None, augmentation=None, optimizer=None, **kwargs
+):
+    keras.utils.set_random_seed(0)
+    model = simclr.SimCLRModel(
+        tiny_encoder() if encoder is None else encoder,
+        keras.layers.Dense(4, use_bias=False) if head is None else head,
+        augmentation=Shake() if augmentation is None else augmentation,
+        **kwargs,
+    )
+    model.compile(optimizer or keras.optimizers.SGD(0.1, momentum=0.9))
+    return model
+
+
+def fit(model, data, epochs=1, **kwargs):
+    return model.fit(data, epochs=epochs, verbose=0, **kwargs).history
+
+
+def state(model):
+    """Weights, moving averages, momentum and iterations."""
+    model.optimizer.build(model.trainable_variables)
+    variables = [*model.weights, *model.optimizer.variables]
+    return [variable.numpy() for variable in variables]
+
+
+def assert_same(first, second):
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def differs(first, second):
+    return any((a != b).any() for a, b in zip(first, second, strict=True))
+
+
+def project(model, images, step):
+    views = model.views(images, step=step)
+    hs = [model.encoder(view, training=False) for view in views]
+    return [h.numpy().astype("float64") for h in hs]
+
+
+@pytest.fixture(scope="module")
+def resnet_model():
+    """Everything as a bare `compile()` gives it."""
+    keras.utils.set_random_seed(0)
+    model = simclr.SimCLRModel(
+        simclr.ResNet(
+            10, width_multiplier=0.1, stem="cifar", input_shape=(8, 8, 3)
+        )
+    )
+    model.compile()
+    return model
+
+
+def test_bare_compile_trains_with_lars_and_nt_xent(resnet_model):
+    before = state(resnet_model)
+    history = fit(resnet_model, batches(random_images(16), size=8), epochs=2)
+    assert sorted(history) == ["contrastive_accuracy", "loss"]
+    assert np.isfinite(history["loss"]).all()
+    assert isinstance(resnet_model.optimizer, simclr.LARS)
+    assert isinstance(resnet_model.loss, simclr.NTXent)
+    assert resnet_model.loss.temperature == 0.1
+    assert int(resnet_model.optimizer.iterations) == 4
+    assert differs(before, state(resnet_model))
+
+
+def test_prediction_is_the_encoder_on_the_view_at_rest(resnet_model):
+    images = random_images(6, size=16, dtype="uint8")
+    before = state(resnet_model)
+    outputs = resnet_model.predict(images, verbose=0)
+    view = resnet_model.augmentation(images, training=False)
+    at_rest = resnet_model.encoder(view, training=False)
+    np.testing.assert_allclose(outputs, at_rest, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        outputs, resnet_model(images), rtol=1e-5, atol=1e-6
+    )
+    assert outputs.dtype == "float32"
+    assert_same(before, state(resnet_model))
+
+
+def test_evaluation_moves_nothing_and_repeats_itself(resnet_model):
+    images = batches(random_images(16), size=8)
+    before = state(resnet_model)
+    first = resnet_model.evaluate(images, verbose=0, return_dict=True)
+    second = resnet_model.evaluate(images, verbose=0, return_dict=True)
+    assert first == second
+    assert sorted(first) == ["contrastive_accuracy", "loss"]
+    assert_same(before, state(resnet_model))
+
+
+def test_saved_model_predicts_the_same(resnet_model, tmp_path):
+    resnet_model.save(tmp_path / "model.keras")
+    copy = keras.saving.load_model(tmp_path / "model.keras")
+    images = random_images(4)
+    assert_same(state(resnet_model), state(copy))
+    np.testing.assert_array_equal(copy(images), resnet_model(images))
+
+
+def test_training_step_follows_the_gradient_of_the_loss():
+    encoder = tiny_encoder(norm=False)
+    model = tiny_model(encoder, optimizer=keras.optimizers.SGD(0.1))
+    images = random_images(4)
+    kernel = model.projection_head.kernel.numpy().astype("float64")
+    weights = [weight.numpy() for weight in encoder.weights]
+    h_1, h_2 = project(model, images, step=0)
+    with tf.GradientTape() as tape:
+        z = [
+            model.projection_head(encoder(view))
+            for view in model.views(images, step=0)
+        ]
+        loss = simclr.nt_xent(*z)
+    gradients = tape.gradient(loss, encoder.weights)
+    fit(model, batches(images))
+    kernel_gradient = oracles.central_differences(
+        lambda w: oracles.nt_xent(h_1 @ w, h_2 @ w, 0.1), kernel
+    )
+    np.testing.assert_allclose(
+        model.projection_head.kernel,
+        kernel - 0.1 * kernel_gradient,
+        rtol=1e-4,
+        atol=1e-5,
+    )
+    for weight, before, gradient in zip(
+        encoder.weights, weights, gradients, strict=True
+    ):
+        np.testing.assert_allclose(
+            weight, before - 0.1 * gradient, rtol=1e-4, atol=1e-5
+        )
+
+
+def test_every_step_takes_the_views_of_its_number():
+    model = tiny_model(tiny_encoder(norm=False))
+    images = random_images(8)
+    for step in range(3):
+        h_1, h_2 = project(model, images, step)
+        kernel = model.projection_head.kernel.numpy()
+        history = fit(model, batches(images, size=8))
+        z_1, z_2 = h_1 @ kernel, h_2 @ kernel
+        loss = oracles.nt_xent(z_1, z_2, 0.1)
+        found = np.mean(oracles.positives_found(z_1, z_2))
+        np.testing.assert_allclose(history["loss"], [loss], rtol=1e-4)
+        np.testing.assert_allclose(history["contrastive_accuracy"], [found])
+
+
+def test_views_depend_on_seed_step_and_view():
+    images = random_images(2)
+    model, other = tiny_model(), tiny_model(seed=1)
+    view_1, view_2 = model.views(images, step=3)
+    assert_same(model.views(images, step=3), (view_1, view_2))
+    for different in (
+        view_2,
+        model.views(images, step=4)[0],
+        other.views(images, step=3)[0],
+    ):
+        assert differs([view_1], [different.numpy()])
+
+
+def test_reported_loss_is_the_mean_over_the_batches():
+    model = tiny_model(optimizer=keras.optimizers.SGD(0.0))
+    data = batches(random_images(12))
+    losses = []
+    model.fit(
+        data,
+        verbose=0,
+        callbacks=keras.callbacks.LambdaCallback(
+            on_train_batch_end=lambda batch, logs: losses.append(logs["loss"])
+        ),
+    )
+    running = np.array(losses) * [1, 2, 3]
+    single = np.diff(running, prepend=0.0)
+    assert len(losses) == 3
+    assert len(set(single.round(4))) == 3
+    np.testing.assert_allclose(losses[-1], single.mean(), rtol=1e-6)
+
+
+def test_labels_never_influence_the_weights():
+    images, labels = random_images(8), np.arange(8)
+    runs = []
+    for data in (
+        batches(images),
+        batches(images, labels),
+        batches({"images": images, "labels": labels[::-1]}),
+    ):
+        model = tiny_model()
+        fit(model, data, epochs=2)
+        runs.append(state(model))
+    assert_same(runs[0], runs[1])
+    assert_same(runs[0], runs[2])
+
+
+def test_same_seed_gives_the_same_training():
+    runs = []
+    for seed in (3, 3, 4):
+        model = tiny_model(seed=seed)
+        fit(model, random_images(8), epochs=2, batch_size=4)
+        runs.append(state(model))
+    assert_same(runs[0], runs[1])
+    assert differs(runs[0], runs[2])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_bytes_and_floats_give_the_same_views(dtype):
+    model = tiny_model()
+    views = model.views(random_images(4, dtype="uint8"))
+    for view, expected in zip(
+        model.views(random_images(4, dtype=dtype)), views, strict=True
+    ):
+        assert view.dtype == expected.dtype == "float32"
+        np.testing.assert_allclose(view, expected, atol=1e-3)
+
+
+def test_training_on_bytes_equals_training_on_floats():
+    runs = []
+    for dtype in ("uint8", "float32"):
+        model = tiny_model()
+        fit(model, batches(random_images(8, dtype=dtype)))
+        runs.append(state(model))
+    assert_same(*runs)
+
+
+def test_custom_loss_receives_both_projections():
+    def distance(z_1, z_2):
+        return tf.reduce_mean((z_1 - z_2) ** 2)
+
+    model = tiny_model(tiny_encoder(norm=False))
+    model.compile(keras.optimizers.SGD(0.1), distance)
+    images = random_images(4)
+    h_1, h_2 = project(model, images, step=0)
+    kernel = model.projection_head.kernel.numpy()
+    history = fit(model, batches(images))
+    expected = np.mean((h_1 @ kernel - h_2 @ kernel) ** 2)
+    np.testing.assert_allclose(history["loss"], [expected], rtol=1e-4)
+
+
+def test_optimizer_may_be_a_name():
+    model = tiny_model(optimizer="adam")
+    before = state(model)
+    fit(model, batches(random_images(4)))
+    assert isinstance(model.optimizer, keras.optimizers.Adam)
+    assert differs(before, state(model))
+
+
+@pytest.mark.parametrize("optimizer", [None, "adam"])
+def test_saved_model_goes_on_training_as_if_never_saved(tmp_path, optimizer):
+    data = batches(random_images(8))
+    model, whole = tiny_model(), tiny_model()
+    for each in (model, whole):
+        each.compile(optimizer, simclr.NTXent(0.5))
+    fit(whole, data, epochs=2)
+    fit(model, data)
+    model.save(tmp_path / "model.keras")
+    copy = keras.saving.load_model(tmp_path / "model.keras")
+    fit(copy, data)
+    assert copy.loss.temperature == 0.5
+    assert_same(state(whole), state(copy))
+
+
+def test_config_keeps_seed_name_and_second_augmentation():
+    model = tiny_model(
+        second_augmentation=[Shake(name="a"), Shake(name="b")],
+        seed=7,
+        name="mine",
+    )
+    config = keras.saving.serialize_keras_object(model)
+    copy = keras.saving.deserialize_keras_object(config)
+    assert (copy.seed, copy.name) == (7, "mine")
+    assert [layer.name for layer in copy.second_augmentation] == ["a", "b"]
+    images = random_images(2)
+    assert_same(copy.views(images, step=2), model.views(images, step=2))
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_mixed_precision_trains_and_predicts_float32(policy):
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = tiny_model(head=simclr.ProjectionHead(2, units=4))
+        model.compile()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    before = model.get_weights()
+    images = random_images(8)
+    history = fit(model, batches(images), epochs=2)
+    assert model.encoder.layers[-1].compute_dtype == policy[len("mixed_") :]
+    assert np.isfinite(history["loss"]).all()
+    assert differs(before, model.get_weights())
+    assert model.predict(images, verbose=0).dtype == "float32"
+
+
+def test_regularization_is_added_to_the_loss():
+    penalty = keras.regularizers.L2(0.5)
+    plain = tiny_model(optimizer=keras.optimizers.SGD(0.0))
+    model = tiny_model(
+        tiny_encoder(kernel_regularizer=penalty),
+        optimizer=keras.optimizers.SGD(0.0),
+    )
+    data = batches(random_images(4))
+    (expected,) = fit(plain, data)["loss"]
+    kernel = model.encoder.layers[1].kernel
+    expected += 0.5 * float(tf.reduce_sum(kernel**2))
+    np.testing.assert_allclose(fit(model, data)["loss"], [expected], rtol=1e-5)
+
+
+def test_encoder_of_keras_applications_trains():
+    encoder = keras.applications.MobileNetV2(
+        (32, 32, 3), alpha=0.35, weights=None, include_top=False, pooling="avg"
+    )
+    model = tiny_model(encoder)
+    before = encoder.get_weights()
+    images = random_images(4, size=32)
+    history = fit(model, batches(images))
+    assert np.isfinite(history["loss"]).all()
+    assert differs(before, encoder.get_weights())
+    assert model.predict(images, verbose=0).shape == (4, 1280)
+
+
+def test_rows_of_a_table_train_with_an_augmentation_of_their_own():
+    model = tiny_model(tiny_encoder((5,)))
+    rows = 100 * np.random.default_rng(0).normal(size=(8, 5))
+    history = fit(model, batches(rows.astype("float32")), epochs=2)
+    assert np.isfinite(history["loss"]).all()
+    assert model.predict(rows, verbose=0).shape == (8, 6)
+
+
+def test_layer_without_a_seed_warns_once():
+    with pytest.warns(UserWarning) as record:
+        tiny_model(augmentation=[Shake(), Unseeded(name="mine")])
+    assert [str(warning.message) for warning in record] == [
+        "These layers of `augmentation` take no `seed`: mine. Their views "
+        "depend on more than seed, step and place: a run with them cannot be "
+        "repeated. If this is a `Sequential` or a `Pipeline`, pass its layers "
+        "as a list."
+    ]
+    assert record[0].filename == __file__
+
+
+def test_layers_of_a_list_get_seeds_of_their_own():
+    images = random_images(2)
+    single = tiny_model(augmentation=[Shake()])
+    double = tiny_model(augmentation=[Shake(), Shake()])
+    (first, _), (both, _) = single.views(images), double.views(images)
+    noise_1 = 2 * first - images
+    noise_2 = 2 * both - first
+    assert np.abs(noise_1 - noise_2).max() > 0.1
+    assert (
+        np.abs(
+            np.corrcoef(noise_1.numpy().ravel(), noise_2.numpy().ravel())[0, 1]
+        )
+        < 0.2
+    )
+
+
+def test_second_augmentation_makes_the_second_view():
+    images = random_images(2)
+    model = tiny_model(second_augmentation=simclr.RandomFlip(rate=1.0))
+    plain = tiny_model()
+    view_1, view_2 = model.views(images)
+    np.testing.assert_array_equal(view_1, plain.views(images)[0])
+    np.testing.assert_array_equal(view_2, images[:, :, ::-1])
+
+
+def test_ready_views_are_not_augmented():
+    model = tiny_model(tiny_encoder(norm=False))
+    images = random_images(8)
+    views = {"view_1": images[:4], "view_2": images[4:]}
+    h = model.encoder(images).numpy() @ model.projection_head.kernel.numpy()
+    history = fit(model, batches(views))
+    expected = oracles.nt_xent(h[:4], h[4:], 0.1)
+    np.testing.assert_allclose(history["loss"], [expected], rtol=1e-4)
+
+
+def test_images_of_one_channel_train():
+    model = tiny_model(
+        tiny_encoder((8, 8, 1)), augmentation=simclr.SimCLRAugmentation(8)
+    )
+    history = fit(model, batches(random_images(8, channels=1)))
+    assert np.isfinite(history["loss"]).all()
+
+
+@pytest.mark.parametrize(
+    "option", [{"run_eagerly": True}, {"steps_per_execution": 2}]
+)
+def test_steps_are_the_same_however_they_are_run(option):
+    data = batches(random_images(16))
+    model, plain = tiny_model(), tiny_model()
+    model.compile(keras.optimizers.SGD(0.1, momentum=0.9), **option)
+    fit(plain, data)
+    fit(model, data)
+    for a, b in zip(state(model), state(plain), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    assert int(model.optimizer.iterations) == 4
+
+
+def test_compiled_by_xla_it_trains_and_says_what_is_lost():
+    model = tiny_model()
+    with pytest.warns(UserWarning) as record:
+        model.compile(keras.optimizers.SGD(0.1), jit_compile=True)
+    assert [str(warning.message) for warning in record] == [
+        "With `jit_compile=True` pixel values are not checked: XLA leaves out "
+        "assertions."
+    ]
+    assert record[0].filename == __file__
+    before = state(model)
+    history = fit(model, batches(random_images(4)))
+    assert np.isfinite(history["loss"]).all()
+    assert differs(before, state(model))
+
+
+def test_arrays_warn_once_about_the_remainder():
+    model = tiny_model()
+    with pytest.warns(UserWarning) as record:
+        fit(model, random_images(11), epochs=2, batch_size=4)
+    assert [str(warning.message) for warning in record] == [
+        "3 of 11 images do not fill a batch of 4 and are left out of an epoch, "
+        "others in each."
+    ]
+    assert record[0].filename == __file__
+    assert int(model.optimizer.iterations) == 4
+
+
+def test_arrays_with_labels_train():
+    model = tiny_model()
+    model.fit(random_images(8), np.arange(8), batch_size=4, verbose=0)
+    assert int(model.optimizer.iterations) == 2
+
+
+def test_validation_arrays_are_evaluated():
+    model = tiny_model()
+    held_out = random_images(8, seed=1)
+    for validation in (held_out, (held_out, np.arange(8))):
+        history = fit(
+            model, random_images(8), batch_size=4, validation_data=validation
+        )
+        loss, accuracy = model.evaluate(batches(held_out), verbose=0)
+        np.testing.assert_allclose(history["val_loss"], [loss], rtol=1e-6)
+        assert history["val_contrastive_accuracy"] == [accuracy]
+
+
+def test_validation_split_holds_out_the_last_images():
+    model = tiny_model()
+    images = random_images(12)
+    history = fit(model, images, batch_size=4, validation_split=1 / 3)
+    loss, _ = model.evaluate(batches(images[8:]), verbose=0)
+    assert int(model.optimizer.iterations) == 2
+    np.testing.assert_allclose(history["val_loss"], [loss], rtol=1e-6)
+
+
+# Refusals at construction.
+
+
+@pytest.mark.parametrize("encoder", ["resnet", None])
+def test_encoder_that_is_no_model_is_refused(encoder):
+    with pytest.raises(TypeError) as error:
+        simclr.SimCLRModel(encoder)
+    assert str(error.value) == (
+        "`encoder` must be a Keras model, for example simclr.ResNet(18). "
+        f"Received: encoder={encoder!r}"
+    )
+
+
+def test_encoder_without_an_input_shape_is_refused():
+    encoder = keras.Sequential([keras.layers.Dense(2)], name="mine")
+    with pytest.raises(ValueError) as error:
+        simclr.SimCLRModel(encoder)
+    assert str(error.value) == (
+        "`encoder` must know its input shape: make it a functional model, or "
+        "a Sequential one that starts with keras.Input(shape). "
+        "Received: encoder='mine'"
+    )
+
+
+def test_encoder_that_returns_maps_is_refused_with_the_cure():
+    encoder = keras.Sequential(
+        [keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3, padding="same")]
+    )
+    with pytest.raises(ValueError) as error:
+        simclr.SimCLRModel(encoder)
+    assert str(error.value) == (
+        "`encoder` must return one representation per image, of shape "
+        "(batch, features). Received: output shape (None, 8, 8, 4). "
+        "Add keras.layers.GlobalAveragePooling2D() to its end."
+    )
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 4), (5,)])
+def test_default_augmentation_needs_images_of_1_or_3_channels(shape):
+    with pytest.raises(ValueError) as error:
+        simclr.SimCLRModel(tiny_encoder(shape))
+    assert str(error.value) == (
+        "`augmentation` must be given for an encoder that does not take "
+        "images of one size with 1 or 3 channels: a layer, or a list of "
+        f"layers. Received: an encoder with input shape {(None, *shape)}"
+    )
+
+
+def test_augmentation_that_does_not_fit_the_encoder_is_refused():
+    crop = simclr.RandomResizedCrop(4, 4)
+    for name in ("augmentation", "second_augmentation"):
+        arguments = {"augmentation": Shake(), name: crop}
+        with pytest.raises(ValueError) as error:
+            simclr.SimCLRModel(tiny_encoder(), **arguments)
+        assert str(error.value) == (
+            "The encoder takes views of shape (None, 8, 8, 3). "
+            f"Received: shape (None, 4, 4, 3) from `{name}`"
+        )
+
+
+@pytest.mark.parametrize("augmentation", ["flip", 3])
+def test_augmentation_that_is_no_layer_is_refused(augmentation):
+    for given in (augmentation, [Shake(), augmentation]):
+        with pytest.raises(TypeError) as error:
+            simclr.SimCLRModel(tiny_encoder(), augmentation=given)
+        assert str(error.value) == (
+            "`augmentation` must be a Keras layer or a list of them. "
+            f"Received: augmentation={augmentation!r}"
+        )
+
+
+# Refusals by `compile`.
+
+
+def test_loss_that_cannot_be_called_is_refused():
+    with pytest.raises(TypeError) as error:
+        tiny_model().compile(loss="mse")
+    assert str(error.value) == (
+        "`loss` must be a callable (z_1, z_2) -> scalar, for example "
+        "simclr.NTXent(0.5). Received: loss='mse'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("metrics", ["accuracy"]),
+        ("weighted_metrics", ["mse"]),
+        ("loss_weights", [1.0]),
+    ],
+)
+def test_what_compares_with_targets_is_refused(name, value):
+    with pytest.raises(ValueError) as error:
+        tiny_model().compile(**{name: value})
+    assert str(error.value) == (
+        f"`{name}` has nothing to compare: contrastive training has no "
+        f"targets. Received: {name}={value!r}"
+    )
+
+
+_TWO_REPLICAS = """
+import tensorflow as tf
+cpu, = tf.config.list_physical_devices("CPU")
+tf.config.set_logical_device_configuration(
+    cpu, [tf.config.LogicalDeviceConfiguration()] * 2
+)
+import keras, keras_simclr
+with tf.distribute.MirroredStrategy(["cpu:0", "cpu:1"]).scope():
+    encoder = keras.Sequential([keras.Input((5,)), keras.layers.Dense(2)])
+    augmentation = keras_simclr.RandomFlip()
+    encoder = keras.Sequential(
+        [keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(2)]
+    )
+    model = keras_simclr.SimCLRModel(encoder, augmentation=augmentation)
+    try:
+        model.compile()
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_several_replicas_are_refused():
+    # The number of devices is fixed once TensorFlow has started.
+    result = subprocess.run(
+        [sys.executable, "-c", _TWO_REPLICAS],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.strip() == (
+        "`SimCLRModel` trains on one replica: several are not proven to equal "
+        "one yet. Received: 2 replicas"
+    )
+
+
+# Refusals by `fit`: nothing may have changed.
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = tiny_model(augmentation=simclr.SimCLRAugmentation(8))
+    fit(model, batches(random_images(8)))
+    return model
+
+
+def refusal(model, data, **kwargs):
+    """The message, once it is known that no variable has changed."""
+    before = state(model)
+    with pytest.raises(ValueError) as error:
+        fit(model, data, **kwargs)
+    assert_same(before, state(model))
+    return str(error.value)
+
+
+def test_floats_up_to_255_are_refused(model):
+    images = random_images(4)
+    images[1, 0, 0, 0] = 255.0
+    assert refusal(model, batches(images)) == (
+        "Float values of `images` must lie in [0, 1]. If they are 0 to 255, "
+        "add: dataset = dataset.map(lambda images, *labels: "
+        f"(images / 255.0, *labels)). Received: values from {images.min():g} "
+        "to 255 in rows [1] of the batch (epoch 1, step 1). The model is as "
+        "the step before left it."
+    )
+
+
+def test_negative_floats_are_refused(model):
+    images = random_images(4)
+    images[[0, 3], 0, 0, 0] = -1.0
+    assert refusal(model, batches(images)) == (
+        "Float values of `images` must lie in [0, 1]. If they are 0 to 255, "
+        "add: dataset = dataset.map(lambda images, *labels: "
+        "(images / 255.0, *labels)). Received: values from -1 "
+        f"to {images.max():g} in rows [0 3] of the batch (epoch 1, step 1). "
+        "The model is as the step before left it."
+    )
+
+
+def test_integers_that_are_no_bytes_are_refused(model):
+    images = random_images(4, dtype="uint8").astype("int32")
+    assert refusal(model, batches(images)) == (
+        "Images must be uint8, or float with values in [0, 1]. Received: "
+        "images of dtype int32. If their values are 0 to 255, add: "
+        "images = tf.cast(images, 'uint8')"
+    )
+
+
+def test_small_images_are_refused(model):
+    assert refusal(model, batches(random_images(4, size=7))) == (
+        "Images must have at least 8 pixels a side. "
+        "Received: images of shape (4, 7, 7, 3)"
+    )
+
+
+def test_images_without_channels_are_refused_with_the_cure(model):
+    assert refusal(model, batches(random_images(4)[..., 0])) == (
+        "Images must have the shape (batch, height, width, channels). "
+        "Received: images of shape (4, 8, 8). "
+        "Add the channels: images[..., None]."
+    )
+
+
+def test_images_of_4_channels_are_refused(model):
+    assert "`SimCLRAugmentation` needs 1 or 3 channels" in refusal(
+        model, batches(random_images(4, channels=4))
+    )
+
+
+def test_one_image_in_a_batch_is_refused_before_the_first_step(model):
+    assert refusal(model, batches(random_images(4), size=1)) == (
+        "A contrastive batch needs at least two images: every other image is "
+        "a negative. Received: `images` of shape (1, 8, 8, 3)"
+    )
+
+
+def test_one_image_in_the_last_batch_is_refused_in_its_step():
+    model, plain = tiny_model(), tiny_model()
+    images = random_images(9)
+    data = tf.data.Dataset.from_tensor_slices(images).batch(4)
+    with pytest.raises(ValueError) as error:
+        fit(model, data)
+    assert str(error.value) == (
+        "A contrastive batch needs at least two images. Build it with "
+        "batch(..., drop_remainder=True). Received: a batch of 1 "
+        "(epoch 1, step 3). The model is as the step before left it."
+    )
+    fit(plain, batches(images[:8]))
+    assert_same(state(model), state(plain))
+
+
+def test_empty_dataset_is_refused(model):
+    empty = (
+        "The dataset must hold at least one batch. Received: an empty "
+        "dataset. If it ends in batch(..., drop_remainder=True), use a "
+        "smaller batch."
+    )
+    assert refusal(model, batches(random_images(4), size=8)) == empty
+
+
+def test_dataset_that_turns_out_to_be_empty_is_refused(model):
+    empty = batches(random_images(4)).filter(lambda images: False)
+    with pytest.warns(UserWarning, match="ran out of data"):
+        assert refusal(model, empty) == (
+            "The dataset must hold at least one batch. Received: a dataset "
+            "that ended before the first."
+        )
+
+
+def test_arrays_smaller_than_a_batch_are_refused(model):
+    assert refusal(model, random_images(4), batch_size=8) == (
+        "The images must fill at least one batch. Received: 4 images, "
+        "batch_size=8. Use a smaller batch."
+    )
+
+
+def test_dataset_without_end_needs_steps_per_epoch(model):
+    assert refusal(model, batches(random_images(4)).repeat()) == (
+        "An infinite dataset needs `steps_per_epoch`. Pass it to `fit`, or "
+        "leave out `repeat()`."
+    )
+
+
+def test_bare_pair_of_views_is_refused(model):
+    images = random_images(4)
+    assert refusal(model, batches(images, images)) == (
+        "A dataset element of two parts is (images, labels). "
+        "Received: two parts of shape (4, 8, 8, 3). If they are two views, "
+        "name them: dataset = dataset.map(lambda a, b: "
+        "{'view_1': a, 'view_2': b})"
+    )
+
+
+def test_unknown_keys_are_refused(model):
+    data = batches({"image": random_images(4), "label": np.arange(4)})
+    assert refusal(model, data) == (
+        "The keys of a dataset element are images, labels, view_1, view_2. "
+        "Received: unknown 'image', 'label'"
+    )
+
+
+def test_ready_views_that_do_not_fit_are_refused(model):
+    views = random_images(4, size=16)
+    assert (
+        "The encoder takes views of shape (None, 8, 8, 3). "
+        "Received: shape (4, 16, 16, 3) from `view_1`"
+        in refusal(model, batches({"view_1": views, "view_2": views}))
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("class_weight", {0: 2.0}), ("sample_weight", np.ones(8))],
+)
+def test_weights_of_the_images_are_refused(model, name, value):
+    message = refusal(model, random_images(8), batch_size=4, **{name: value})
+    assert message == (
+        f"`{name}` has nothing to weigh: contrastive training treats all "
+        f"images alike. Leave out `{name}`."
+    )
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_value_that_is_not_finite_stops_its_step(value):
+    images = random_images(24)
+    model, plain = tiny_model(), tiny_model()
+    fit(plain, batches(images[:20]))
+    images[[21, 22], 0, 0, 0] = value
+    with pytest.raises(ValueError) as error:
+        fit(model, batches(images), epochs=2, steps_per_epoch=3)
+    assert str(error.value) == (
+        "Values of `images` must be finite. Received: NaN or infinity in rows "
+        "[1 2] of the batch (epoch 2, step 3). The model is as the step "
+        "before left it."
+    )
+    assert_same(state(model), state(plain))
+
+
+def test_value_that_is_not_finite_stops_an_eager_step():
+    images = random_images(8)
+    images[5] = np.nan
+    model, plain = tiny_model(), tiny_model()
+    for each in (model, plain):
+        each.compile(keras.optimizers.SGD(0.1), run_eagerly=True)
+    fit(plain, batches(images[:4]))
+    with pytest.raises(ValueError) as error:
+        fit(model, batches(images))
+    assert str(error.value) == (
+        "Values of `images` must be finite. Received: NaN or infinity in rows "
+        "[1] of the batch (epoch 1, step 2). The model is as the step before "
+        "left it."
+    )
+    assert_same(state(model), state(plain))
+
+
+def test_views_that_are_not_finite_are_named(model):
+    views = {"view_1": random_images(4), "view_2": random_images(4)}
+    views["view_2"][3] = np.nan
+    assert refusal(model, batches(views)) == (
+        "Values of `view_2` must be finite. Received: NaN or infinity in rows "
+        "[3] of the batch (epoch 1, step 1). The model is as the step before "
+        "left it."
+    )
+
+
+def test_views_and_tables_may_lie_outside_the_unit_range():
+    model = tiny_model()
+    views = 4.0 * random_images(4) - 2.0
+    history = fit(model, batches({"view_1": views, "view_2": views}))
+    assert np.isfinite(history["loss"]).all()
