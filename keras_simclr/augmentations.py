@@ -158,16 +158,17 @@ class _Augmentation(keras.layers.Layer):
     def _at_rest(self, images):
         return images
 
-    def rest_layers(self, input_shape):
-        """Plain Keras layers that equal this layer at rest.
+    def plain_at_rest(self, images):
+        """This layer at rest, made of Keras's own layers and operations.
 
         Args:
-            input_shape: `(height, width, channels)` of the images.
+            images: `keras.KerasTensor` of shape `(None, height, width,
+                channels)`, float32 in [0, 1].
 
         Returns:
-            List of Keras layers, empty where images are left as they are.
+            A `keras.KerasTensor`; `images` where they are left as they are.
         """
-        return []
+        return images
 
     def compute_output_shape(self, input_shape, *args, **kwargs):
         return tuple(input_shape)
@@ -340,21 +341,23 @@ class RandomResizedCrop(_Augmentation):
         left = tf.floor((widths - width + 1) / 2)
         return (top, height), (left, width)
 
-    def rest_layers(self, input_shape):
-        if self._sees_whole_image and input_shape[:2] == self._target:
-            return []
-        boxes = self.rest_box(*(tf.constant(float(x)) for x in input_shape[:2]))
+    def plain_at_rest(self, images):
+        sizes = images.shape[1:3]
+        if self._sees_whole_image and sizes == self._target:
+            return images
         margins = []
-        for (start, length), size in zip(boxes, input_shape[:2], strict=True):
+        boxes = self.rest_box(*(tf.constant(float(size)) for size in sizes))
+        for (start, length), size in zip(boxes, sizes, strict=True):
             margins.append((int(start), size - int(start) - int(length)))
-        return [
-            keras.layers.Cropping2D(margins),
-            keras.layers.Resizing(
-                *self._target,
-                interpolation=self.interpolation,
-                antialias=self.antialias,
-            ),
-        ]
+        # An operation, not `keras.layers.Resizing`: in Keras 3.15 that layer
+        # puts batch norm behind it into training mode when the model is
+        # called without `training`.
+        return keras.ops.image.resize(
+            keras.layers.Cropping2D(margins)(images),
+            self._target,
+            interpolation=self.interpolation,
+            antialias=self.antialias,
+        )
 
     @property
     def _target(self):
@@ -1003,8 +1006,8 @@ class SimCLRAugmentation(_Augmentation):
     def _at_rest(self, images, *sizes):
         return self.crop._at_rest(images, *sizes)
 
-    def rest_layers(self, input_shape):
-        return self.crop.rest_layers(input_shape)
+    def plain_at_rest(self, images):
+        return self.crop.plain_at_rest(images)
 
     def compute_output_shape(self, input_shape, *args, **kwargs):
         return self.crop.compute_output_shape(input_shape)

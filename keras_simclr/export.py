@@ -102,8 +102,8 @@ def _with_evaluation_view(model, encoder):
     inputs = outputs = keras.Input(shape, name="inputs")
     for layer in augmentation:
         # Other layers are taken to leave images alone; checked below.
-        for plain in getattr(layer, "rest_layers", lambda _: [])(shape):
-            outputs = plain(outputs)
+        if hasattr(layer, "plain_at_rest"):
+            outputs = layer.plain_at_rest(outputs)
     views = keras.Model(inputs, outputs)
     images = np.random.default_rng(0).random((2, *shape), dtype="float32")
     expected = model.evaluation_view(images)

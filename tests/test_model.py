@@ -23,7 +23,7 @@ class Shake(keras.layers.Layer):
         if not training:
             return inputs
         noise = tf.random.stateless_uniform(tf.shape(inputs), seed)
-        return 0.5 * inputs + 0.5 * noise
+        return 0.5 * inputs + 0.5 * tf.cast(noise, inputs.dtype)
 
 
 class Unseeded(keras.layers.Layer):
@@ -56,8 +56,14 @@ def tiny_encoder(shape=(8, 8, 3), norm=True, **kwargs):
 
 
 def tiny_model(
-    encoder=None, head=None, augmentation=None, optimizer=None, **kwargs
+    encoder=None,
+    head=None,
+    augmentation=None,
+    optimizer=None,
+    run_eagerly=True,
+    **kwargs,
 ):
+    """A model to train. Few steps are faster without a graph."""
     keras.utils.set_random_seed(0)
     model = simclr.SimCLRModel(
         tiny_encoder() if encoder is None else encoder,
@@ -65,7 +71,8 @@ def tiny_model(
         augmentation=Shake() if augmentation is None else augmentation,
         **kwargs,
     )
-    model.compile(optimizer or keras.optimizers.SGD(0.1, momentum=0.9))
+    optimizer = optimizer or keras.optimizers.SGD(0.1, momentum=0.9)
+    model.compile(optimizer, run_eagerly=run_eagerly)
     return model
 
 
@@ -208,7 +215,7 @@ def test_views_depend_on_seed_step_and_view():
         model.views(images, step=4)[0],
         other.views(images, step=3)[0],
     ):
-        assert differs([view_1], [different.numpy()])
+        assert np.abs(view_1 - different).max() > 0.1
 
 
 def test_reported_loss_is_the_mean_over_the_batches():
@@ -246,12 +253,13 @@ def test_labels_never_influence_the_weights():
 
 def test_same_seed_gives_the_same_training():
     runs = []
-    for seed in (3, 3, 4):
-        model = tiny_model(seed=seed)
+    for seed, run_eagerly in ((3, False), (3, False), (3, True), (4, True)):
+        model = tiny_model(seed=seed, run_eagerly=run_eagerly)
         fit(model, random_images(8), epochs=2, batch_size=4)
         runs.append(state(model))
     assert_same(runs[0], runs[1])
-    assert differs(runs[0], runs[2])
+    np.testing.assert_allclose(runs[1][0], runs[2][0], atol=1e-4)
+    assert np.abs(runs[2][0] - runs[3][0]).max() > 1e-3
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
@@ -271,7 +279,8 @@ def test_training_on_bytes_equals_training_on_floats():
         model = tiny_model()
         fit(model, batches(random_images(8, dtype=dtype)))
         runs.append(state(model))
-    assert_same(*runs)
+    for first, second in zip(*runs, strict=True):
+        np.testing.assert_allclose(first, second, rtol=1e-3, atol=1e-5)
 
 
 def test_custom_loss_receives_both_projections():
@@ -279,7 +288,7 @@ def test_custom_loss_receives_both_projections():
         return tf.reduce_mean((z_1 - z_2) ** 2)
 
     model = tiny_model(tiny_encoder(norm=False))
-    model.compile(keras.optimizers.SGD(0.1), distance)
+    model.compile(keras.optimizers.SGD(0.1), distance, run_eagerly=True)
     images = random_images(4)
     h_1, h_2 = project(model, images, step=0)
     kernel = model.projection_head.kernel.numpy()
@@ -296,12 +305,16 @@ def test_optimizer_may_be_a_name():
     assert differs(before, state(model))
 
 
-@pytest.mark.parametrize("optimizer", [None, "adam"])
-def test_saved_model_goes_on_training_as_if_never_saved(tmp_path, optimizer):
+@pytest.mark.parametrize(
+    ("optimizer", "run_eagerly"), [(None, False), ("adam", True)]
+)
+def test_saved_model_goes_on_training_as_if_never_saved(
+    tmp_path, optimizer, run_eagerly
+):
     data = batches(random_images(8))
     model, whole = tiny_model(), tiny_model()
     for each in (model, whole):
-        each.compile(optimizer, simclr.NTXent(0.5))
+        each.compile(optimizer, simclr.NTXent(0.5), run_eagerly=run_eagerly)
     fit(whole, data, epochs=2)
     fit(model, data)
     model.save(tmp_path / "model.keras")
@@ -330,7 +343,7 @@ def test_mixed_precision_trains_and_predicts_float32(policy):
     keras.config.set_dtype_policy(policy)
     try:
         model = tiny_model(head=simclr.ProjectionHead(2, units=4))
-        model.compile()
+        model.compile(run_eagerly=policy == "mixed_bfloat16")
     finally:
         keras.config.set_dtype_policy("float32")
     before = model.get_weights()
@@ -349,6 +362,7 @@ def test_regularization_is_added_to_the_loss():
         tiny_encoder(kernel_regularizer=penalty),
         optimizer=keras.optimizers.SGD(0.0),
     )
+    model.set_weights(plain.get_weights())
     data = batches(random_images(4))
     (expected,) = fit(plain, data)["loss"]
     kernel = model.encoder.layers[1].kernel
@@ -378,15 +392,16 @@ def test_rows_of_a_table_train_with_an_augmentation_of_their_own():
 
 
 def test_layer_without_a_seed_warns_once():
-    with pytest.warns(UserWarning) as record:
+    with pytest.warns() as record:
         tiny_model(augmentation=[Shake(), Unseeded(name="mine")])
-    assert [str(warning.message) for warning in record] == [
+    (warning,) = record
+    assert str(warning.message) == (
         "These layers of `augmentation` take no `seed`: mine. Their views "
         "depend on more than seed, step and place: a run with them cannot be "
         "repeated. If this is a `Sequential` or a `Pipeline`, pass its layers "
         "as a list."
-    ]
-    assert record[0].filename == __file__
+    )
+    assert warning.filename == __file__
 
 
 def test_layers_of_a_list_get_seeds_of_their_own():
@@ -432,13 +447,12 @@ def test_images_of_one_channel_train():
     assert np.isfinite(history["loss"]).all()
 
 
-@pytest.mark.parametrize(
-    "option", [{"run_eagerly": True}, {"steps_per_execution": 2}]
-)
-def test_steps_are_the_same_however_they_are_run(option):
+def test_steps_are_the_same_however_they_are_run():
     data = batches(random_images(16))
     model, plain = tiny_model(), tiny_model()
-    model.compile(keras.optimizers.SGD(0.1, momentum=0.9), **option)
+    model.compile(
+        keras.optimizers.SGD(0.1, momentum=0.9), steps_per_execution=2
+    )
     fit(plain, data)
     fit(model, data)
     for a, b in zip(state(model), state(plain), strict=True):
@@ -448,13 +462,14 @@ def test_steps_are_the_same_however_they_are_run(option):
 
 def test_compiled_by_xla_it_trains_and_says_what_is_lost():
     model = tiny_model()
-    with pytest.warns(UserWarning) as record:
+    with pytest.warns() as record:
         model.compile(keras.optimizers.SGD(0.1), jit_compile=True)
-    assert [str(warning.message) for warning in record] == [
+    (warning,) = record
+    assert str(warning.message) == (
         "With `jit_compile=True` pixel values are not checked: XLA leaves out "
         "assertions."
-    ]
-    assert record[0].filename == __file__
+    )
+    assert warning.filename == __file__
     before = state(model)
     history = fit(model, batches(random_images(4)))
     assert np.isfinite(history["loss"]).all()
@@ -463,13 +478,14 @@ def test_compiled_by_xla_it_trains_and_says_what_is_lost():
 
 def test_arrays_warn_once_about_the_remainder():
     model = tiny_model()
-    with pytest.warns(UserWarning) as record:
+    with pytest.warns() as record:
         fit(model, random_images(11), epochs=2, batch_size=4)
-    assert [str(warning.message) for warning in record] == [
+    (warning,) = record
+    assert str(warning.message) == (
         "3 of 11 images do not fill a batch of 4 and are left out of an epoch, "
         "others in each."
-    ]
-    assert record[0].filename == __file__
+    )
+    assert warning.filename == __file__
     assert int(model.optimizer.iterations) == 4
 
 
@@ -608,7 +624,6 @@ tf.config.set_logical_device_configuration(
 )
 import keras, keras_simclr
 with tf.distribute.MirroredStrategy(["cpu:0", "cpu:1"]).scope():
-    encoder = keras.Sequential([keras.Input((5,)), keras.layers.Dense(2)])
     augmentation = keras_simclr.RandomFlip()
     encoder = keras.Sequential(
         [keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(2)]
@@ -640,9 +655,17 @@ def test_several_replicas_are_refused():
 
 @pytest.fixture(scope="module")
 def model():
-    model = tiny_model(augmentation=simclr.SimCLRAugmentation(8))
+    model = tiny_model(run_eagerly=False)
     fit(model, batches(random_images(8)))
     return model
+
+
+class StatesAfterSteps(keras.callbacks.Callback):
+    def __init__(self):
+        self.all = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.all.append(state(self.model))
 
 
 def refusal(model, data, **kwargs):
@@ -661,7 +684,7 @@ def test_floats_up_to_255_are_refused(model):
         "Float values of `images` must lie in [0, 1]. If they are 0 to 255, "
         "add: dataset = dataset.map(lambda images, *labels: "
         f"(images / 255.0, *labels)). Received: values from {images.min():g} "
-        "to 255 in rows [1] of the batch (epoch 1, step 1). The model is as "
+        "to 255 in rows 1 of the batch (epoch 1, step 1). The model is as "
         "the step before left it."
     )
 
@@ -673,7 +696,7 @@ def test_negative_floats_are_refused(model):
         "Float values of `images` must lie in [0, 1]. If they are 0 to 255, "
         "add: dataset = dataset.map(lambda images, *labels: "
         "(images / 255.0, *labels)). Received: values from -1 "
-        f"to {images.max():g} in rows [0 3] of the batch (epoch 1, step 1). "
+        f"to {images.max():g} in rows 0 3 of the batch (epoch 1, step 1). "
         "The model is as the step before left it."
     )
 
@@ -702,10 +725,13 @@ def test_images_without_channels_are_refused_with_the_cure(model):
     )
 
 
-def test_images_of_4_channels_are_refused(model):
-    assert "`SimCLRAugmentation` needs 1 or 3 channels" in refusal(
-        model, batches(random_images(4, channels=4))
-    )
+def test_images_of_4_channels_are_refused():
+    model = tiny_model(augmentation=simclr.SimCLRAugmentation(8))
+    message = refusal(model, batches(random_images(4, channels=4)))
+    assert (
+        "`RandomColorDistortion` needs images with 1 or 3 channels. Received: "
+        "images of shape (4, 8, 8, 4)"
+    ) in message
 
 
 def test_one_image_in_a_batch_is_refused_before_the_first_step(model):
@@ -715,19 +741,18 @@ def test_one_image_in_a_batch_is_refused_before_the_first_step(model):
     )
 
 
-def test_one_image_in_the_last_batch_is_refused_in_its_step():
-    model, plain = tiny_model(), tiny_model()
-    images = random_images(9)
-    data = tf.data.Dataset.from_tensor_slices(images).batch(4)
+def test_one_image_in_the_last_batch_is_refused_in_its_step(model):
+    data = tf.data.Dataset.from_tensor_slices(random_images(9)).batch(4)
+    states = StatesAfterSteps()
     with pytest.raises(ValueError) as error:
-        fit(model, data)
+        fit(model, data, callbacks=[states])
     assert str(error.value) == (
         "A contrastive batch needs at least two images. Build it with "
         "batch(..., drop_remainder=True). Received: a batch of 1 "
         "(epoch 1, step 3). The model is as the step before left it."
     )
-    fit(plain, batches(images[:8]))
-    assert_same(state(model), state(plain))
+    assert len(states.all) == 2
+    assert_same(state(model), states.all[-1])
 
 
 def test_empty_dataset_is_refused(model):
@@ -801,37 +826,39 @@ def test_weights_of_the_images_are_refused(model, name, value):
     )
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_value_that_is_not_finite_stops_its_step(value):
+def test_value_that_is_not_finite_stops_its_step(model):
     images = random_images(24)
-    model, plain = tiny_model(), tiny_model()
-    fit(plain, batches(images[:20]))
-    images[[21, 22], 0, 0, 0] = value
+    images[[21, 22], 0, 0, 0] = np.nan, np.inf
+    states = StatesAfterSteps()
     with pytest.raises(ValueError) as error:
-        fit(model, batches(images), epochs=2, steps_per_epoch=3)
+        fit(
+            model,
+            batches(images),
+            epochs=2,
+            steps_per_epoch=3,
+            callbacks=[states],
+        )
     assert str(error.value) == (
         "Values of `images` must be finite. Received: NaN or infinity in rows "
-        "[1 2] of the batch (epoch 2, step 3). The model is as the step "
-        "before left it."
+        "1 2 of the batch (epoch 2, step 3). The model is as the step before "
+        "left it."
     )
-    assert_same(state(model), state(plain))
+    assert len(states.all) == 5
+    assert_same(state(model), states.all[-1])
 
 
 def test_value_that_is_not_finite_stops_an_eager_step():
     images = random_images(8)
     images[5] = np.nan
-    model, plain = tiny_model(), tiny_model()
-    for each in (model, plain):
-        each.compile(keras.optimizers.SGD(0.1), run_eagerly=True)
-    fit(plain, batches(images[:4]))
+    model, states = tiny_model(), StatesAfterSteps()
     with pytest.raises(ValueError) as error:
-        fit(model, batches(images))
+        fit(model, batches(images), callbacks=[states])
     assert str(error.value) == (
         "Values of `images` must be finite. Received: NaN or infinity in rows "
-        "[1] of the batch (epoch 1, step 2). The model is as the step before "
+        "1 of the batch (epoch 1, step 2). The model is as the step before "
         "left it."
     )
-    assert_same(state(model), state(plain))
+    assert_same(state(model), states.all[-1])
 
 
 def test_views_that_are_not_finite_are_named(model):
@@ -839,7 +866,7 @@ def test_views_that_are_not_finite_are_named(model):
     views["view_2"][3] = np.nan
     assert refusal(model, batches(views)) == (
         "Values of `view_2` must be finite. Received: NaN or infinity in rows "
-        "[3] of the batch (epoch 1, step 1). The model is as the step before "
+        "3 of the batch (epoch 1, step 1). The model is as the step before "
         "left it."
     )
 

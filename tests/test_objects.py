@@ -95,17 +95,32 @@ OTHERS = {
     simclr.SimCLRModel: {
         "encoder": encoder,
         "projection_head": lambda: simclr.ProjectionHead(1, units=3),
-        "augmentation": lambda: simclr.SimCLRAugmentation(8, strength=0.3),
+        "augmentation": lambda: simclr.RandomResizedCrop(8, 8),
         "second_augmentation": lambda: [
-            simclr.RandomResizedCrop(8, 8),
-            simclr.RandomGaussianNoise(),
+            simclr.RandomResizedCrop(8, 8, scale=(0.5, 1.0)),
+            simclr.RandomFlip("vertical"),
         ],
         "seed": 11,
     },
 }
 OBJECTS = {**AUGMENTATIONS, **LAYERS, **OTHERS}
 # Other values would leave the fused kernel, or need several replicas.
-DEFAULTS = {FusedBatchNormalization: {"center", "scale", "synchronized"}}
+DEFAULTS = {
+    FusedBatchNormalization: {
+        "center",
+        "scale",
+        "synchronized",
+        "renorm",
+        "renorm_clipping",
+        "renorm_momentum",
+    }
+}
+
+
+# TensorFlow's variables lack an argument that NumPy 2 passes on saving.
+saves_weights = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation:DeprecationWarning"
+)
 
 
 def each(table):
@@ -190,6 +205,14 @@ def save_and_load(model, tmp_path):
 
 
 @pytest.fixture
+def fast():
+    """Spares the time of compiling where compilation is not the question."""
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
+@pytest.fixture
 def mixed_float16():
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_float16")
@@ -226,7 +249,7 @@ def test_config_holds_every_argument(kind):
 
 
 @each(OBJECTS)
-def test_object_from_json_behaves_the_same(kind):
+def test_object_from_json_behaves_the_same(fast, kind):
     thing = make(kind)
     text = json.dumps(keras.saving.serialize_keras_object(thing))
     copy = keras.saving.deserialize_keras_object(json.loads(text))
@@ -235,8 +258,9 @@ def test_object_from_json_behaves_the_same(kind):
     assert_equal(behaviour(copy), behaviour(thing))
 
 
+@saves_weights
 @each(AUGMENTATIONS | LAYERS)
-def test_layer_in_a_saved_model_behaves_the_same(kind, tmp_path):
+def test_layer_in_a_saved_model_behaves_the_same(fast, kind, tmp_path):
     x = inputs(kind)
     model = keras.Sequential([keras.Input(x.shape[1:]), make(kind)])
     fill(model.weights)
@@ -247,6 +271,7 @@ def test_layer_in_a_saved_model_behaves_the_same(kind, tmp_path):
         assert_equal([loaded(x, training=training)], [expected])
 
 
+@saves_weights
 def test_lars_in_a_saved_model_goes_on_with_its_momentum(tmp_path):
     model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(6)])
     model.compile(make(simclr.LARS), "mse")
@@ -259,6 +284,7 @@ def test_lars_in_a_saved_model_goes_on_with_its_momentum(tmp_path):
     assert_equal(loaded.weights, model.weights)
 
 
+@saves_weights
 def test_saved_simclr_model_goes_on_with_its_training(tmp_path):
     model = make(simclr.SimCLRModel)
     model.compile(make(simclr.LARS), loss=make(simclr.NTXent))
@@ -273,7 +299,7 @@ def test_saved_simclr_model_goes_on_with_its_training(tmp_path):
 
 
 @each(AUGMENTATIONS)
-def test_augmentation_is_float32_under_mixed_float16(mixed_float16, kind):
+def test_augmentation_is_float32_under_mixed_float16(fast, mixed_float16, kind):
     views = make(kind)(IMAGES.astype("float16"), seed=(0, 1))
     assert views.dtype == tf.float32
     assert np.isfinite(views).all()
@@ -285,14 +311,15 @@ def test_layer_computes_in_float16_under_mixed_float16(
     mixed_float16, kind, training
 ):
     layer = make(kind)
+    single = kind.from_config({**layer.get_config(), "dtype": "float32"})
+    for each_layer in (layer, single):
+        each_layer.build(inputs(kind).shape)
+        fill(each_layer.weights)
     outputs = layer(inputs(kind), training=training)
-    with tf.device("CPU"):
-        expected = kind.from_config({**layer.get_config(), "dtype": "float32"})
-        expected.build(inputs(kind).shape)
-        expected.set_weights(layer.get_weights())
+    expected = single(inputs(kind), training=training)
     assert outputs.dtype == tf.float16
     assert {weight.dtype for weight in layer.weights} == {"float32"}
-    assert np.isfinite(outputs).all()
+    np.testing.assert_allclose(outputs, expected, rtol=0.05, atol=0.02)
 
 
 def test_loss_is_float32_for_float16_projections(mixed_float16):
@@ -313,10 +340,12 @@ def test_lars_trains_under_mixed_float16(mixed_float16):
 
 
 def test_simclr_model_trains_under_mixed_float16(mixed_float16):
+    keras.utils.set_random_seed(0)
     model = make(simclr.SimCLRModel)
     model.compile(make(simclr.LARS), loss=make(simclr.NTXent))
     before = model.get_weights()[0]
-    history = model.fit(IMAGES, batch_size=4, verbose=0).history
+    # The first steps find the loss scale and leave the weights.
+    history = model.fit(IMAGES, batch_size=4, epochs=20, verbose=0).history
     kernel = model.get_weights()[0]
     assert np.isfinite(history["loss"]).all()
     assert np.isfinite(kernel).all()
@@ -339,64 +368,71 @@ def computation(kind):
 
 
 @each([kind for kind in OBJECTS if kind is not simclr.LARS])
-def test_object_is_the_same_in_eager_graph_and_xla(kind):
+def test_object_is_the_same_in_eager_graph_tf_data_and_xla(kind):
     function, arguments = computation(kind)
     arguments = [tf.constant(argument) for argument in arguments]
+    results = [
+        tf.function(function, jit_compile=jit_compile)(*arguments)
+        for jit_compile in (False, True)
+    ]
+    if kind in AUGMENTATIONS:
+        # The size of the batches is unknown.
+        dataset = tf.data.Dataset.from_tensor_slices(IMAGES).batch(4)
+        results.append(next(iter(dataset.map(function))))
     expected = function(*arguments)
-    for jit_compile in (False, True):
-        compiled = tf.function(function, jit_compile=jit_compile)
-        # Rounding differs where XLA fuses across the parts of the recipe.
-        assert_equal([compiled(*arguments)], [expected], atol=3e-6)
+    # Rounding differs where XLA fuses the parts of the whole recipe.
+    atol = 3e-6 if kind is simclr.SimCLRAugmentation else 1e-6
+    for result in results:
+        assert_equal([result], [expected], atol)
 
 
 def test_lars_is_the_same_in_eager_graph_and_xla():
-    def two_steps(jit_compile):
+    def two_steps(**kwargs):
         optimizer = make(simclr.LARS)
         kernel = keras.Variable([[3.0, 4.0]], name="kernel")
         optimizer.build([kernel])
-        step = tf.function(
-            lambda gradient: optimizer.apply([gradient], [kernel]),
-            jit_compile=jit_compile,
-        )
+
+        def step(gradient):
+            optimizer.apply([gradient], [kernel])
+
+        step = tf.function(step, **kwargs) if kwargs else step
         for gradient in ([[1.0, 2.0]], [[2.0, 1.0]]):
             step(tf.constant(gradient))
         return [kernel, optimizer.iterations]
 
-    tf.config.run_functions_eagerly(True)
-    try:
-        expected = two_steps(None)
-    finally:
-        tf.config.run_functions_eagerly(False)
-    assert_equal(two_steps(False), expected)
-    assert_equal(two_steps(True), expected)
+    expected = two_steps()
+    assert_equal(two_steps(jit_compile=False), expected)
+    assert_equal(two_steps(jit_compile=True), expected)
 
 
-@each(AUGMENTATIONS)
-def test_augmentation_in_tf_data_is_the_same(kind):
-    function, _ = computation(kind)
-    dataset = tf.data.Dataset.from_tensors(IMAGES).map(function)
-    assert_equal([next(iter(dataset))], [function(IMAGES)], atol=3e-6)
+def test_fused_renormalization_equals_keras():
+    arguments = {"renorm": True, "renorm_momentum": 0.5}
+    layer = FusedBatchNormalization(**arguments)
+    expected = keras.layers.BatchNormalization(**arguments)
+    for _ in range(2):
+        outputs = [x(3 * IMAGES, training=True) for x in (layer, expected)]
+    assert_equal(outputs[:1], outputs[1:], atol=1e-4)
+    assert_equal(layer.weights, expected.weights)
 
 
-@each(AUGMENTATIONS | LAYERS | {simclr.SimCLRModel: None})
-def test_output_shape_is_computed(kind):
+@each(AUGMENTATIONS | LAYERS)
+def test_output_shape_is_computed(fast, kind):
     thing, x = make(kind), inputs(kind)
     outputs = thing(x)
     assert thing.compute_output_shape(x.shape) == tuple(outputs.shape)
-    if kind is not simclr.SimCLRModel:
-        symbolic = thing(keras.Input(x.shape[1:]))
-        assert symbolic.shape == (None, *outputs.shape[1:])
+    symbolic = thing(keras.Input(x.shape[1:]))
+    assert symbolic.shape == (None, *outputs.shape[1:])
 
 
 @each(AUGMENTATIONS)
-def test_output_shape_of_a_single_image_is_computed(kind):
+def test_output_shape_of_a_single_image_is_computed(fast, kind):
     layer = make(kind)
     shape = layer.compute_output_shape(IMAGES[0].shape)
     assert shape == tuple(layer(IMAGES[0]).shape)
 
 
 @each(AUGMENTATIONS)
-def test_same_seed_same_output_and_other_seed_other_output(kind):
+def test_same_seed_same_output_and_other_seed_other_output(fast, kind):
     arguments = OBJECTS[kind]
     views = [
         kind(**{**arguments, "seed": seed})(IMAGES).numpy()
