@@ -12,6 +12,20 @@ Unlabelled images in, a useful Keras encoder out:
     simclr.export_encoder(model, "my_encoder")
 """
 
+import os as _os
+
+if _os.environ.get(
+    "KERAS_BACKEND", "tensorflow"
+) != "tensorflow" or _os.environ.get("TF_USE_LEGACY_KERAS", "0") not in (
+    "",
+    "0",
+    "False",
+):
+    raise ImportError(
+        "keras_simclr needs Keras 3 on TensorFlow. Before Python starts, set "
+        "KERAS_BACKEND=tensorflow and unset TF_USE_LEGACY_KERAS."
+    )
+
 from keras_simclr.augmentations import (
     RandomColorDistortion as RandomColorDistortion,
     RandomFlip as RandomFlip,

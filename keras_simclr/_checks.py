@@ -34,7 +34,7 @@ def positive_range(name, value, *, high=math.inf):
     try:
         first, last = value
         if 0 < first <= last <= high and math.isfinite(last):
-            return (first, last)
+            return (float(first), float(last))
     except (TypeError, ValueError):
         pass
     limit = "" if high == math.inf else f" <= {high}"
@@ -60,11 +60,14 @@ def integer(name, value, *, minimum):
 
 def choice(name, value, choices):
     """Returns `value` if it is one of `choices`; or raises and lists them."""
-    if value in choices:
-        return value
-    near = difflib.get_close_matches(str(value), map(str, choices), n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    for item in choices:
+        if type(value) is type(item) and value == item:
+            return value
+    near = []
+    if isinstance(value, str):
+        near = difflib.get_close_matches(value, choices, n=1)
+    hint = f". Did you mean {near[0]!r}?" if near else ""
     listing = ", ".join(repr(item) for item in sorted(choices))
     raise ValueError(
-        f"`{name}` must be one of {listing}. Received: {name}={value!r}.{hint}"
+        f"`{name}` must be one of {listing}. Received: {name}={value!r}{hint}"
     )

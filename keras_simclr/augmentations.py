@@ -93,14 +93,19 @@ def _per_image(values):
     return values[:, None, None, None]  # (B,) -> (B, 1, 1, 1)
 
 
-class _Augmentation(keras.layers.Layer):
-    """What all layers share: seeds, float32, single images, compilation."""
+class Augmentation(keras.layers.Layer):
+    """What all layers share: seeds, float32, single images, compilation.
+
+    None of them changes the number of channels.
+    """
 
     _draws_per_image = 0
 
     def __init__(self, *, seed=None, **kwargs):
         # The output is float32 whatever the dtype policy.
         super().__init__(**{**kwargs, "dtype": "float32"})
+        if seed is not None:
+            _checks.integer("seed", seed, minimum=0)
         self.seed = seed
         seed = random.randrange(2**31) if seed is None else seed
         self._seed = tf.constant(seed, tf.int64)
@@ -113,7 +118,7 @@ class _Augmentation(keras.layers.Layer):
     def __call__(self, *args, seed=None, **kwargs):
         # Keras refuses (0, tensor), the natural seed inside `dataset.map`.
         if seed is not None:
-            seed = tf.cast(seed, tf.int64)
+            seed = tf.convert_to_tensor(seed)
         return super().__call__(*args, seed=seed, **kwargs)
 
     def call(self, images, training=True, seed=None):
@@ -142,12 +147,12 @@ class _Augmentation(keras.layers.Layer):
     def _next_seed(self, seed):
         if seed is None:
             seed = tf.stack([self._seed, self._calls.assign_add(1) - 1])
-        if seed.shape != (2,):
+        if seed.shape != (2,) or not seed.dtype.is_integer:
             raise ValueError(
-                "`seed` must be a pair of integers. "
-                f"Received: seed of shape {seed.shape}"
+                "`seed` must be a pair of integers. Received: seed of shape "
+                f"{seed.shape} and dtype {seed.dtype.name}"
             )
-        return seed
+        return tf.cast(seed, tf.int64)
 
     def _draw(self, seed, images):
         return _uniforms(seed, (tf.shape(images)[0], self._draws_per_image))
@@ -178,7 +183,7 @@ class _Augmentation(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="keras_simclr")
-class RandomResizedCrop(_Augmentation):
+class RandomResizedCrop(Augmentation):
     """Cuts a random rectangle out of each image and resizes it.
 
     The rectangle's share of the image's area is uniform in `scale`; its aspect
@@ -352,12 +357,13 @@ class RandomResizedCrop(_Augmentation):
         # An operation, not `keras.layers.Resizing`: in Keras 3.15 that layer
         # puts batch norm behind it into training mode when the model is
         # called without `training`.
-        return keras.ops.image.resize(
+        images = keras.ops.image.resize(
             keras.layers.Cropping2D(margins)(images),
             self._target,
             interpolation=self.interpolation,
             antialias=self.antialias,
         )
+        return keras.ops.clip(images, 0.0, 1.0)
 
     @property
     def _target(self):
@@ -423,7 +429,7 @@ def _keys_cubic(distances):
 
 
 @keras.saving.register_keras_serializable(package="keras_simclr")
-class RandomFlip(_Augmentation):
+class RandomFlip(Augmentation):
     """Flips each image with probability `rate`, along each axis of `mode`.
 
     Args:
@@ -479,7 +485,7 @@ class RandomFlip(_Augmentation):
 
 
 @keras.saving.register_keras_serializable(package="keras_simclr")
-class RandomRotate90(_Augmentation):
+class RandomRotate90(Augmentation):
     """Rotates each image by 0, 90, 180 or 270 degrees, each equally likely.
 
     For images without an upright direction: microscopy, aerial photographs.
@@ -532,7 +538,7 @@ class RandomRotate90(_Augmentation):
 
 
 @keras.saving.register_keras_serializable(package="keras_simclr")
-class RandomColorDistortion(_Augmentation):
+class RandomColorDistortion(Augmentation):
     """Jitters the colours of each image in its own order, or drops them.
 
     With probability `rate`, in an order drawn per image and clipped to [0, 1]
@@ -577,7 +583,8 @@ class RandomColorDistortion(_Augmentation):
 
     Deviation: the official code refuses a strength above 1.25, where contrast
         and saturation would become negative; here they stop at 0, as
-        brightness does there.
+        brightness does there. At strength 0 it drops no colours either; here
+        `grayscale_rate` alone says so.
     """
 
     # Apply, order, four factors, grayscale.
@@ -737,7 +744,7 @@ def _turn_hue(planes, value, chroma, turns):
 
 
 @keras.saving.register_keras_serializable(package="keras_simclr")
-class RandomGaussianBlur(_Augmentation):
+class RandomGaussianBlur(Augmentation):
     """Blurs each image with probability `rate` and a width of its own.
 
     The kernel is a separable Gaussian whose standard deviation is drawn per
@@ -804,6 +811,15 @@ class RandomGaussianBlur(_Augmentation):
             rule="above 0 and at most 1",
         )
 
+    def _check_shape(self, shape):
+        super()._check_shape(shape)
+        if None in shape[1:3]:
+            raise ValueError(
+                "`RandomGaussianBlur` needs images of known height and width. "
+                f"Received: images of shape {shape}. Crop them first, for "
+                "example with `RandomResizedCrop`."
+            )
+
     def _transform(self, images, draws):
         # An even number of taps becomes the next odd one, as officially.
         radius = max(1, int(images.shape[1] * self.kernel_fraction) // 2)
@@ -833,7 +849,7 @@ def _blur_matrix(size, radius, sigma):
 
 
 @keras.saving.register_keras_serializable(package="keras_simclr")
-class RandomGaussianNoise(_Augmentation):
+class RandomGaussianNoise(Augmentation):
     """Adds Gaussian noise to each image with probability `rate`.
 
     Args:
@@ -876,12 +892,8 @@ class RandomGaussianNoise(_Augmentation):
         shape = tf.concat([tf.shape(images)[1:], [2]], axis=0)
         seed = fold_seed(seed, 0)
         chosen = _uniforms(seed, tf.shape(images)[:1])
-        pixels = tf.map_fn(
-            lambda row: _uniforms(fold_seed(seed, row), shape),
-            tf.range(1, tf.shape(images)[0] + 1),
-            fn_output_signature=tf.float32,
-        )
-        return chosen, pixels
+        rows = tf.range(1, tf.shape(images)[0] + 1)
+        return chosen, _uniforms_of_rows(seed, rows, shape)
 
     def _transform(self, images, draws):
         chosen, pixels = draws
@@ -899,8 +911,17 @@ class RandomGaussianNoise(_Augmentation):
         }
 
 
+@tf.function(autograph=False)
+def _uniforms_of_rows(seed, rows, shape):
+    return tf.map_fn(
+        lambda row: _uniforms(fold_seed(seed, row), shape),
+        rows,
+        fn_output_signature=tf.float32,
+    )
+
+
 @keras.saving.register_keras_serializable(package="keras_simclr")
-class SimCLRAugmentation(_Augmentation):
+class SimCLRAugmentation(Augmentation):
     """The paper's whole recipe: crop, flip, colour distortion, blur.
 
     Equal to the four layers in a row given the same draws, compiled as one.
@@ -1026,6 +1047,11 @@ class SimCLRAugmentation(_Augmentation):
 
 
 def _height_and_width(image_size):
-    if isinstance(image_size, (tuple, list)) and len(image_size) == 2:
-        return tuple(image_size)
-    return (image_size, image_size)
+    if not isinstance(image_size, (tuple, list)):
+        image_size = (image_size, image_size)
+    if len(image_size) != 2:
+        raise ValueError(
+            "`image_size` must be an integer or (height, width). "
+            f"Received: image_size={image_size!r}"
+        )
+    return [_checks.integer("image_size", x, minimum=1) for x in image_size]

@@ -246,6 +246,7 @@ def unpack(element):
     >>> sorted(unpack((tf.zeros((4, 8, 8, 3)), tf.zeros(4))))
     ['images', 'labels']
     """
+    element = tf.nest.map_structure(_as_tensor, element)
     if isinstance(element, dict):
         return _unpack_dictionary(element)
     if not isinstance(element, (tuple, list)):
@@ -266,6 +267,10 @@ def unpack(element):
                 "{'view_1': a, 'view_2': b})"
             )
     return dict(zip(("images", "labels"), parts, strict=False))
+
+
+def _as_tensor(part):
+    return tf.convert_to_tensor(part) if hasattr(part, "__array__") else part
 
 
 def _unpack_dictionary(element):
@@ -366,8 +371,33 @@ def value_checks(batch, name, *, in_unit_range):
 
 def _assert_no_row(is_bad, *text):
     rows = tf.where(is_bad)[:, 0]
-    return tf.debugging.Assert(
-        ~tf.reduce_any(is_bad),
-        [*text, "in rows", rows, "of the batch"],
-        summarize=10,
-    )
+    return check(~tf.reduce_any(is_bad), *text, "in rows", rows, "of the batch")
+
+
+def check(condition, *text):
+    """`tf.debugging.Assert` with one form of message in eager and graph mode.
+
+    Args:
+        condition: Scalar boolean tensor.
+        *text: Strings and tensors that make up the message.
+
+    Returns:
+        An operation, or None in eager mode.
+
+    Raises:
+        tf.errors.InvalidArgumentError: If `condition` is false.
+
+    Example:
+
+    >>> check(tf.constant(True), "All is well")
+    """
+    if not tf.executing_eagerly():
+        return tf.debugging.Assert(condition, text, summarize=10)
+    if not condition:
+        parts = [
+            part if isinstance(part, str) else part.numpy() for part in text
+        ]
+        message = "] [".join(str(part).strip("[]") for part in parts)
+        message = f"assertion failed: [{message}]"
+        raise tf.errors.InvalidArgumentError(None, None, message)
+    return None

@@ -8,7 +8,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_simclr.model import SimCLRModel
+from keras_simclr.augmentations import Augmentation
+from keras_simclr.model import SimCLRModel, as_list
 from keras_simclr.networks import plain_copy
 
 
@@ -96,13 +97,10 @@ def check_is_free(directory):
 def _with_evaluation_view(model, encoder):
     """The encoder behind plain layers that do what the model does at rest."""
     shape = encoder.input_shape[1:]
-    augmentation = model.augmentation
-    if not isinstance(augmentation, (list, tuple)):
-        augmentation = [augmentation]
     inputs = outputs = keras.Input(shape, name="inputs")
-    for layer in augmentation:
+    for layer in as_list(model.augmentation):
         # Other layers are taken to leave images alone; checked below.
-        if hasattr(layer, "plain_at_rest"):
+        if isinstance(layer, Augmentation):
             outputs = layer.plain_at_rest(outputs)
     views = keras.Model(inputs, outputs)
     images = np.random.default_rng(0).random((2, *shape), dtype="float32")

@@ -48,7 +48,24 @@ def nt_xent(z_1, z_2, *, temperature=0.1):
         1e9, which float16 cannot hold.
     """
     losses, _ = per_anchor(z_1, z_2, temperature=temperature)
-    return tf.reduce_mean(losses)
+    return mean(losses)
+
+
+def mean(losses):
+    """Mean of losses that may be so large that float32 cannot sum them.
+
+    Args:
+        losses: Tensor of shape `(2N,)`.
+
+    Returns:
+        Scalar tensor.
+
+    Example:
+
+    >>> float(mean(tf.constant([3e38, 1e38]))) < 3e38
+    True
+    """
+    return tf.reduce_sum(losses / tf.cast(tf.size(losses), losses.dtype))
 
 
 def per_anchor(z_1, z_2, *, temperature=0.1):
@@ -91,11 +108,15 @@ def per_anchor(z_1, z_2, *, temperature=0.1):
 
 def check_temperature(temperature):
     """Returns `temperature` if float32 can divide by it; raises if not."""
-    tiny = float(np.finfo("float32").tiny)
-    if temperature == 0 or isinstance(temperature, str):
-        return _checks.positive_number("temperature", temperature)
+    _checks.positive_number("temperature", temperature)
+    limits = np.finfo("float32")
+    low, high = float(limits.tiny), float(limits.max)
     return _checks.real_number(
-        "temperature", temperature, low=tiny, rule="a positive number"
+        "temperature",
+        temperature,
+        low=low,
+        high=high,
+        rule=f"a float32 number, from {low:.3g} to {high:.3g}",
     )
 
 

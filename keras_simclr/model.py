@@ -11,11 +11,12 @@ import tensorflow as tf
 
 from keras_simclr import data
 from keras_simclr.augmentations import (
+    Augmentation,
     SimCLRAugmentation,
     fold_seed,
     to_float,
 )
-from keras_simclr.losses import NTXent, per_anchor
+from keras_simclr.losses import NTXent, mean, per_anchor
 from keras_simclr.networks import ProjectionHead
 from keras_simclr.optimizers import LARS
 
@@ -112,6 +113,9 @@ class SimCLRModel(keras.Model):
             self.encoder(view, training=False), keras.config.floatx()
         )
 
+    def compute_output_shape(self, input_shape):
+        return (input_shape[0], self.encoder.output_shape[-1])
+
     def evaluation_view(self, images):
         """Brings images to what the encoder sees at rest.
 
@@ -129,7 +133,7 @@ class SimCLRModel(keras.Model):
         TensorShape([2, 8, 8, 3])
         """
         view = _as_views(images)
-        for layer in _as_list(self.augmentation):
+        for layer in as_list(self.augmentation):
             view = _call_layer(layer, view, training=False)
         self._check_view(view, "`augmentation` at rest")
         return view
@@ -254,6 +258,18 @@ class SimCLRModel(keras.Model):
             )
         return history
 
+    @functools.wraps(keras.Model.evaluate)
+    def evaluate(self, *args, **kwargs):
+        bound = inspect.signature(super().evaluate).bind(*args, **kwargs)
+        call = bound.arguments
+        call.update(call.pop("kwargs", {}))
+        if _is_arrays(call.get("x")):
+            arrays = call.pop("x"), call.pop("y", None)
+            batch_size = call.pop("batch_size", None) or 32
+            batch_size = min(batch_size, _length(arrays))
+            call["x"] = _whole_batches(arrays, batch_size)
+        return super().evaluate(**call)
+
     def train_step(self, element):
         element = data.unpack(element)
         step = self.optimizer.iterations
@@ -274,7 +290,13 @@ class SimCLRModel(keras.Model):
             return self._report(loss, found)
 
     def predict_step(self, element):
-        return self(data.unpack(element)["images"])
+        element = data.unpack(element)
+        if "images" not in element:
+            raise ValueError(
+                "`predict` needs `images`: views are for training. Received: "
+                f"an element with {', '.join(sorted(element))}"
+            )
+        return self(element["images"])
 
     def _checked(self, element):
         """Context in which nothing runs before the values are checked."""
@@ -309,11 +331,25 @@ class SimCLRModel(keras.Model):
                 )
         if "images" in element and self._sees_images:
             _check_images(element["images"])
+            self._check_channels(element["images"].shape)
+
+    def _check_channels(self, shape):
+        channels = self.encoder.input_shape[3]
+        keeps_channels = all(
+            isinstance(layer, Augmentation)
+            for layer in as_list(self.augmentation)
+        )
+        if keeps_channels and shape[3] not in (channels, None):
+            raise ValueError(
+                f"The encoder takes images with {channels} channels. Received: "
+                f"images of shape {shape}. Convert them, for example "
+                "images[..., :3] for RGBA or tf.image.grayscale_to_rgb(images)."
+            )
 
     def _check_augmentations(self):
         shape = (None, *self.encoder.input_shape[1:])
         for name in ("augmentation", "second_augmentation"):
-            layers = _as_list(getattr(self, name))
+            layers = as_list(getattr(self, name))
             view = keras.KerasTensor(shape)
             for layer in layers:
                 if not isinstance(layer, keras.layers.Layer):
@@ -321,7 +357,8 @@ class SimCLRModel(keras.Model):
                         f"`{name}` must be a Keras layer or a list of them. "
                         f"Received: {name}={layer!r}"
                     )
-                view = _call_layer(layer, view, training=True)
+                seed = tf.zeros([2], tf.int64)
+                view = _call_layer(layer, view, training=True, seed=seed)
             self._check_view(view, f"`{name}`")
             unseeded = [x.name for x in layers if not _accepts(x, "seed")]
             if unseeded:
@@ -362,7 +399,7 @@ class SimCLRModel(keras.Model):
             losses, found = per_anchor(
                 z_1, z_2, temperature=self.loss.temperature
             )
-            loss = tf.reduce_mean(losses)
+            loss = mean(losses)
         else:
             loss = self.loss(z_1, z_2)
             _, found = per_anchor(tf.stop_gradient(z_1), tf.stop_gradient(z_2))
@@ -474,10 +511,11 @@ def _assert_negatives(batch):
         "A contrastive batch needs at least two images. Build it with "
         "batch(..., drop_remainder=True). Received: a batch of"
     )
-    return tf.debugging.Assert(size >= 2, [text, size])
+    return data.check(size >= 2, text, size)
 
 
-def _as_list(augmentation):
+def as_list(augmentation):
+    """The layers of an augmentation, which may be one, a list, or None."""
     if augmentation is None:
         return []
     if isinstance(augmentation, (list, tuple)):
@@ -492,7 +530,7 @@ def _as_views(images):
 
 
 def _augment(augmentation, images, seed):
-    for place, layer in enumerate(_as_list(augmentation)):
+    for place, layer in enumerate(as_list(augmentation)):
         sub_seed = fold_seed(seed, place)
         images = _call_layer(layer, images, training=True, seed=sub_seed)
     return images
@@ -508,8 +546,8 @@ def _accepts(layer, argument):
 
 
 def _is_arrays(x):
-    parts = tf.nest.flatten(x)
-    return all(hasattr(part, "__array__") for part in parts) and x is not None
+    parts = [part for part in tf.nest.flatten(x) if part is not None]
+    return bool(parts) and all(hasattr(part, "__array__") for part in parts)
 
 
 def _with_datasets(call, seed):
@@ -517,42 +555,48 @@ def _with_datasets(call, seed):
     call = dict(call)
     arrays = call.pop("x"), call.pop("y", None)
     batch_size = call.pop("batch_size", None) or 32
-    size = len(tf.nest.flatten(arrays)[0])
+    size = _length(arrays)
     held_out = int(size * call.pop("validation_split", 0.0))
     validation = call.get("validation_data")
     if validation is None and held_out:
         validation = _rows(arrays, slice(size - held_out, None))
         arrays = _rows(arrays, slice(size - held_out))
-        size -= held_out
-    if validation is not None and _is_arrays(validation):
+    if _is_arrays(validation):
         if not isinstance(validation, (tuple, list)):
-            validation = (validation, None)
-        held_out = len(tf.nest.flatten(validation)[0])
-        call["validation_data"] = data.dataset_from_arrays(
-            *validation,
-            batch_size=min(
-                call.pop("validation_batch_size", None) or batch_size, held_out
-            ),
-            shuffle=False,
+            validation = (validation,)
+        validation_size = call.pop("validation_batch_size", None) or batch_size
+        call["validation_data"] = _whole_batches(
+            validation, min(validation_size, _length(validation))
         )
-    remainder = size % batch_size
-    if remainder and size > batch_size:
-        warnings.warn(
-            f"{remainder} of {size} images do not fill a batch of {batch_size} "
-            "and are left out of an epoch, others in each.",
-            stacklevel=4,
-        )
-    call["x"] = data.dataset_from_arrays(
-        *arrays,
-        batch_size=batch_size,
-        shuffle=call.get("shuffle", True),
-        seed=seed,
+    call["x"] = _whole_batches(
+        arrays, batch_size, shuffle=call.get("shuffle", True), seed=seed
     )
     return call
 
 
+def _whole_batches(arrays, batch_size, *, shuffle=False, seed=0):
+    size = _length(arrays)
+    remainder = size % batch_size
+    if remainder and size > batch_size:
+        others = ", others in each epoch" if shuffle else ""
+        warnings.warn(
+            f"{remainder} of {size} images do not fill a batch of {batch_size} "
+            f"and are left out{others}.",
+            stacklevel=5,
+        )
+    return data.dataset_from_arrays(
+        *arrays, batch_size=batch_size, shuffle=shuffle, seed=seed
+    )
+
+
+def _length(arrays):
+    return len(tf.nest.flatten(arrays)[0])
+
+
 def _rows(arrays, rows):
-    return tf.nest.map_structure(lambda array: array[rows], arrays)
+    return tf.nest.map_structure(
+        lambda array: None if array is None else array[rows], arrays
+    )
 
 
 def _with_callback(callbacks, callback):

@@ -58,6 +58,7 @@ def ResNet(
     Deviation: depth 10 has one basic block in each group; the official code
         has no network that small.
     """
+    depth = _checks.integer("depth", depth, minimum=1)
     _checks.choice("depth", depth, tuple(_ARCHITECTURES))
     _checks.positive_number("width_multiplier", width_multiplier)
     _checks.choice("stem", stem, ("imagenet", "cifar"))
@@ -169,6 +170,7 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
             and self.trainable
             and mask is None
             and not self.synchronized
+            and not getattr(self, "renorm", False)
             and (self.center and self.scale)
             and len(inputs.shape) == 4
             and self.axis in (-1, 3)
@@ -243,7 +245,7 @@ class ProjectionHead(keras.layers.Layer):
     def __init__(self, layers=2, *, units=128, hidden_units=None, **kwargs):
         super().__init__(**kwargs)
         self.layers = _checks.integer("layers", layers, minimum=0)
-        _checks.choice("layers", layers, (0, 1, 2, 3))
+        _checks.choice("layers", self.layers, (0, 1, 2, 3))
         self.units = _checks.integer("units", units, minimum=1)
         if hidden_units is not None:
             _checks.integer("hidden_units", hidden_units, minimum=1)

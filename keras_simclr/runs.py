@@ -45,15 +45,15 @@ def pretrain(model, dataset, run_dir, *, epochs, flags="", summary=None):
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "flags.txt").write_text(flags)
     update_summary(run_dir, summary or {})
+    logger = keras.callbacks.CSVLogger(run_dir / _LOG)
     keeper = _Keeper(run_dir)
     try:
-        model.fit(
-            dataset,
-            epochs=epochs,
-            callbacks=[keras.callbacks.CSVLogger(run_dir / _LOG), keeper],
-        )
+        model.fit(dataset, epochs=epochs, callbacks=[logger, keeper])
     except KeyboardInterrupt:
         save_model(model, run_dir)
+    finally:
+        if logger.csv_file is not None:
+            logger.csv_file.close()
     update_summary(
         run_dir,
         {

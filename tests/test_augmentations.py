@@ -914,20 +914,21 @@ def test_recipe_passes_its_arguments_to_its_parts():
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize(("size", "target"), [((14, 11), 8), ((44, 40), 33)])
-def test_rest_layers_equal_the_crop_at_rest(size, target, interpolation):
+def test_plain_operations_equal_the_crop_at_rest(size, target, interpolation):
     images = random_images(2, *size, 3)
     crop = simclr.RandomResizedCrop(target, target, interpolation=interpolation)
-    layers = crop.rest_layers((*size, 3))
-    views = functools.reduce(lambda x, layer: layer(x), layers, images)
+    inputs = keras.Input((*size, 3))
+    views = keras.Model(inputs, crop.plain_at_rest(inputs))(images)
     expected = crop(images, training=False)
     np.testing.assert_allclose(views, expected, atol=1e-5)
 
 
-def test_rest_layers_are_none_where_images_are_left_as_they_are():
+def test_plain_operations_leave_alone_what_rest_leaves_alone():
+    fitting, larger = keras.Input((8, 8, 3)), keras.Input((10, 8, 3))
     recipe = shared("recipe")
-    assert recipe.rest_layers((8, 8, 3)) == []
-    assert len(recipe.rest_layers((10, 8, 3))) == 2
-    assert shared("color").rest_layers((10, 8, 3)) == []
+    assert recipe.plain_at_rest(fitting) is fitting
+    assert recipe.plain_at_rest(larger) is not larger
+    assert shared("color").plain_at_rest(larger) is larger
 
 
 def test_recipe_at_rest_is_the_crop_at_rest():
@@ -1107,13 +1108,19 @@ def test_rotation_refuses_images_that_are_not_square():
 
 @every_layer
 @pytest.mark.parametrize(
-    ("seed", "shape"), [((0, 1, 2), "(3,)"), (3, "()"), ([[0, 1]], "(1, 2)")]
+    ("seed", "received"),
+    [
+        ((0, 1, 2), "shape (3,) and dtype int32"),
+        (3, "shape () and dtype int32"),
+        ([[0, 1]], "shape (1, 2) and dtype int32"),
+        ((0.5, 1.0), "shape (2,) and dtype float32"),
+    ],
 )
-def test_seed_that_is_no_pair_is_refused(name, seed, shape):
+def test_seed_that_is_no_pair_is_refused(name, seed, received):
     with pytest.raises(ValueError) as error:
         shared(name).call(IMAGES, seed=tf.constant(seed))
     assert str(error.value) == (
-        f"`seed` must be a pair of integers. Received: seed of shape {shape}"
+        f"`seed` must be a pair of integers. Received: seed of {received}"
     )
 
 

@@ -113,7 +113,7 @@ def test_unknown_choice_without_a_near_match_is_refused(value):
     with pytest.raises(ValueError) as error:
         _checks.choice("stem", value, ("imagenet", "cifar"))
     assert str(error.value) == (
-        f"`stem` must be one of 'cifar', 'imagenet'. Received: stem={value!r}."
+        f"`stem` must be one of 'cifar', 'imagenet'. Received: stem={value!r}"
     )
 
 
@@ -121,5 +121,5 @@ def test_choices_that_are_numbers_are_listed_in_order():
     with pytest.raises(ValueError) as error:
         _checks.choice("depth", 17, (101, 18, 50))
     assert str(error.value) == (
-        "`depth` must be one of 18, 50, 101. Received: depth=17."
+        "`depth` must be one of 18, 50, 101. Received: depth=17"
     )

@@ -258,7 +258,9 @@ def test_labelled_sets_hold_as_many_of_each_class():
     labels = np.arange(50) % 5
     first, second = evaluation._draw_labelled(labels, 3, 2, seed=0)
     for places in (first, second):
-        assert np.unique(labels[places], return_counts=True)[1].tolist() == [3] * 5
+        assert (
+            np.unique(labels[places], return_counts=True)[1].tolist() == [3] * 5
+        )
         assert len(set(places)) == 15
     assert set(first) != set(second)
 

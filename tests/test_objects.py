@@ -117,12 +117,6 @@ DEFAULTS = {
 }
 
 
-# TensorFlow's variables lack an argument that NumPy 2 passes on saving.
-saves_weights = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation:DeprecationWarning"
-)
-
-
 def each(table):
     return pytest.mark.parametrize("kind", table, ids=lambda k: k.__name__)
 
@@ -258,7 +252,6 @@ def test_object_from_json_behaves_the_same(fast, kind):
     assert_equal(behaviour(copy), behaviour(thing))
 
 
-@saves_weights
 @each(AUGMENTATIONS | LAYERS)
 def test_layer_in_a_saved_model_behaves_the_same(fast, kind, tmp_path):
     x = inputs(kind)
@@ -271,7 +264,6 @@ def test_layer_in_a_saved_model_behaves_the_same(fast, kind, tmp_path):
         assert_equal([loaded(x, training=training)], [expected])
 
 
-@saves_weights
 def test_lars_in_a_saved_model_goes_on_with_its_momentum(tmp_path):
     model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(6)])
     model.compile(make(simclr.LARS), "mse")
@@ -284,7 +276,6 @@ def test_lars_in_a_saved_model_goes_on_with_its_momentum(tmp_path):
     assert_equal(loaded.weights, model.weights)
 
 
-@saves_weights
 def test_saved_simclr_model_goes_on_with_its_training(tmp_path):
     model = make(simclr.SimCLRModel)
     model.compile(make(simclr.LARS), loss=make(simclr.NTXent))

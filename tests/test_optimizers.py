@@ -8,11 +8,6 @@ import tensorflow as tf
 
 import keras_simclr as simclr
 
-# Keras 3.15 converts its variables to NumPy in a way that NumPy 2 deprecates.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation:DeprecationWarning"
-)
-
 
 def train(optimizer, weight, gradients):
     """The variable after every step."""

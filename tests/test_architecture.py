@@ -1,0 +1,150 @@
+import ast
+import inspect
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+import keras_simclr as simclr
+
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGE = ROOT / "keras_simclr"
+MODULES = sorted(path.stem for path in PACKAGE.glob("[!_]*.py"))
+
+# A module may import those of lower levels only.
+LEVELS = {
+    "_checks": 0,
+    "augmentations": 1,
+    "losses": 1,
+    "optimizers": 1,
+    "networks": 1,
+    "data": 1,
+    "model": 2,
+    "evaluation": 3,
+    "export": 3,
+    "runs": 4,
+    "demo": 5,
+}
+HEAVY = {"matplotlib", "sklearn", "tensorflow_datasets", "pyarrow"}
+PUBLIC = [
+    "LARS",
+    "NTXent",
+    "ProjectionHead",
+    "RandomColorDistortion",
+    "RandomFlip",
+    "RandomGaussianBlur",
+    "RandomGaussianNoise",
+    "RandomResizedCrop",
+    "RandomRotate90",
+    "ResNet",
+    "SimCLRAugmentation",
+    "SimCLRModel",
+    "dataset_from_arrays",
+    "dataset_from_tfds",
+    "evaluate",
+    "export_encoder",
+    "extract_features",
+    "knn_probe",
+    "linear_probe",
+    "nt_xent",
+    "scaled_learning_rate",
+    "warmup_cosine",
+]
+
+
+def imports(path, *, top_level=False):
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_level else ast.walk(tree)
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_public_names_are_these():
+    names = [
+        name
+        for name, value in vars(simclr).items()
+        if not name.startswith("_") and not inspect.ismodule(value)
+    ]
+    assert sorted(names) == PUBLIC
+
+
+def test_version_is_readable_without_importing_tensorflow():
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    (version,) = [
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+    ]
+    assert version == simclr.__version__
+
+
+@pytest.mark.parametrize("module", [*MODULES, "_checks"])
+def test_modules_import_in_one_direction(module):
+    own = {
+        name.split(".")[1]
+        for name in imports(PACKAGE / f"{module}.py")
+        if name.startswith("keras_simclr.")
+    }
+    assert all(LEVELS[name] < LEVELS[module] for name in own), own
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_heavy_packages_are_imported_where_they_are_used(module):
+    roots = {
+        name.split(".")[0]
+        for name in imports(PACKAGE / f"{module}.py", top_level=True)
+    }
+    assert not roots & HEAVY
+
+
+@pytest.mark.parametrize(
+    "path", sorted(PACKAGE.glob("*.py")), ids=lambda p: p.stem
+)
+def test_private_and_old_interfaces_are_not_used(path):
+    text = path.read_text()
+    assert not re.search(
+        r"keras\.src|tf\.compat|tf\.keras|tensorflow_addons", text
+    )
+    assert "absl" not in {name.split(".")[0] for name in imports(path)}
+
+
+def test_package_says_nothing_on_import():
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", "import keras_simclr"],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "cure"),
+    [
+        ("KERAS_BACKEND", "jax", "KERAS_BACKEND=tensorflow"),
+        ("TF_USE_LEGACY_KERAS", "1", "unset TF_USE_LEGACY_KERAS"),
+    ],
+)
+def test_import_names_the_cure_for_another_keras(name, value, cure):
+    code = f"import os; os.environ[{name!r}] = {value!r}; import keras_simclr"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True
+    )
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith(
+        "ImportError: keras_simclr needs Keras 3 on TensorFlow"
+    )
+    assert cure in last
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_names_show_an_example(name):
+    text = inspect.getdoc(getattr(simclr, name))
+    assert re.search(r"Example:\n\n( +)?(>>>|```)", text)
+    assert len(text.splitlines()[0]) <= 79

@@ -1,0 +1,208 @@
+import json
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from absl import flags
+
+import keras_simclr_cli as cli
+from keras_simclr import runs
+
+COMMANDS = ["demo", "embed", "evaluate", "export", "pretrain"]
+PRETRAIN = [
+    "pretrain",
+    "--split=train[:32]",
+    "--depth=10",
+    "--width_multiplier=0.1",
+    "--epochs=1",
+    "--batch_size=16",
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    rng = np.random.default_rng(0)
+    labels = np.arange(48) % 2
+    images = (
+        rng.integers(0, 128, (48, 8, 8, 1)) + 100 * labels[:, None, None, None]
+    )
+    path = tmp_path_factory.mktemp("data") / "images.npz"
+    np.savez(path, images=images.astype("uint8"), labels=labels)
+    return f"--data={path}"
+
+
+@pytest.fixture(scope="module")
+def run_dir(data, tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "run"
+    assert cli.main([*PRETRAIN, data, f"--output_dir={path}"]) == 0
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _float32_afterwards():
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+def test_help_is_complete_and_does_not_import_keras():
+    code = (
+        "import sys, keras_simclr_cli as cli\n"
+        f"for command in {COMMANDS!r}: cli.main([command, '--help'])\n"
+        "cli.main(['--help'])\n"
+        "assert not {'keras', 'tensorflow', 'numpy'} & set(sys.modules)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    for command in COMMANDS:
+        assert f"usage: keras-simclr {command} " in result.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_explains_every_flag_and_its_default(command, capsys):
+    values = flags.FlagValues()
+    cli.define_flags(command, values)
+    assert cli.main([command, "--help"]) == 0
+    text = capsys.readouterr().out
+    for name in values:
+        assert f"  --{name}: " in text
+        assert values[name].help.rstrip().endswith(".")
+
+
+def test_no_command_shows_the_overview_and_fails(capsys):
+    assert cli.main([]) == 2
+    assert "usage: keras-simclr COMMAND" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pretrian"], "unknown command 'pretrian'. Did you mean pretrain?"),
+        (["export", "--nonsense=1"], "export: Unknown command line flag"),
+        (["export", "RUN"], "export: "),
+        (["pretrain", "--data=x.npz"], "pretrain: "),
+        (
+            ["demo", "runs"],
+            "demo: write --flag=value, not 'runs'",
+        ),
+    ],
+)
+def test_wrong_usage_is_explained(arguments, message, capsys):
+    assert cli.main(arguments) == 2
+    assert f"keras-simclr: {message}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            "photos",
+            "`data` must be PATH.npz or tfds:NAME[/CONFIG]. Received: data='ph",
+        ),
+        (
+            "tfds:fashion_mnits",
+            "`name` must be a dataset of TensorFlow Datasets. Received: name=",
+        ),
+        ("absent.npz", "[Errno 2] No such file or directory: 'absent.npz'"),
+    ],
+)
+def test_unknown_data_is_refused_before_anything_is_written(
+    data, message, tmp_path, capsys
+):
+    out = tmp_path / "run"
+    arguments = [*PRETRAIN, f"--data={data}", f"--output_dir={out}"]
+    assert cli.main(arguments) == 1
+    assert f"keras-simclr: pretrain: {message}" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_output_directory_with_content_is_refused(data, tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("mine")
+    assert cli.main([*PRETRAIN, data, f"--output_dir={tmp_path}"]) == 1
+    assert capsys.readouterr().err == (
+        "keras-simclr: pretrain: The output directory must be new or empty: "
+        f"nothing is overwritten. Received: {str(tmp_path)!r}\n"
+    )
+
+
+def test_run_can_be_repeated_from_its_flags(run_dir, tmp_path):
+    again = tmp_path / "again"
+    flagfile = f"--flagfile={run_dir / 'flags.txt'}"
+    assert cli.main(["pretrain", flagfile, f"--output_dir={again}"]) == 0
+    first, second = (runs.load_model(path) for path in (run_dir, again))
+    for ours, theirs in zip(first.variables, second.variables, strict=True):
+        np.testing.assert_array_equal(ours.numpy(), theirs.numpy())
+
+
+def test_evaluate_prints_and_stores_its_table(run_dir, data, capsys):
+    arguments = [f"--run_dir={run_dir}", data, "--labels=5,all"]
+    splits = ["--split=train[:32]", "--test_split=train[32:]"]
+    assert cli.main(["evaluate", *arguments, *splits]) == 0
+    assert "simclr, knn" in capsys.readouterr().out
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert summary["command"] == "pretrain"
+    assert summary["steps_trained"] == 2
+    assert summary["evaluation"]["test_examples"] == 16
+    assert {row["labels"] for row in summary["rows"]} == {5, "all"}
+    assert set(summary["rows"][0]) >= {
+        "features",
+        "probe",
+        "labels",
+        "accuracy",
+        "std",
+    }
+
+
+def test_file_has_one_split(run_dir, data, capsys):
+    assert cli.main(["evaluate", f"--run_dir={run_dir}", data]) == 1
+    assert capsys.readouterr().err == (
+        "keras-simclr: evaluate: `split` must be one of 'train'. Received: "
+        "split='test'\n"
+    )
+
+
+def test_embed_writes_what_the_model_predicts(run_dir, data, tmp_path):
+    out = tmp_path / "out"
+    arguments = [f"--run_dir={run_dir}", data, f"--output_dir={out}"]
+    assert cli.main(["embed", *arguments]) == 0
+    found = np.load(out / "embeddings.npz")["representations"]
+    images = np.load(data.removeprefix("--data="))["images"]
+    expected = runs.load_model(run_dir).predict(images, verbose=0)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_export_writes_both_formats(run_dir, tmp_path):
+    out = tmp_path / "out"
+    assert (
+        cli.main(["export", f"--run_dir={run_dir}", f"--output_dir={out}"]) == 0
+    )
+    assert sorted(path.name for path in out.iterdir()) == [
+        "encoder.keras",
+        "saved_model",
+    ]
+
+
+def test_interrupted_run_says_what_it_kept(data, tmp_path, monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(keras.callbacks.CSVLogger, "on_epoch_end", interrupted)
+    out = tmp_path / "run"
+    arguments = [*PRETRAIN, data, f"--output_dir={out}", "--epochs=3"]
+    assert cli.main([*arguments, "--precision=mixed_bfloat16"]) == 130
+    text = capsys.readouterr().out
+    assert f"{out} keeps the model after step 2.\n" in text
+    assert "Interrupted after 0 of 3 epochs." in text
+    assert int(runs.load_model(out).optimizer.iterations) == 2
+
+
+def test_module_and_script_are_the_same(monkeypatch):
+    import runpy
+
+    monkeypatch.setattr(sys, "argv", ["keras_simclr", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module("keras_simclr", run_name="__main__")
+    assert stop.value.code == 0

@@ -1,0 +1,55 @@
+import pathlib
+import re
+
+import keras
+import numpy as np
+
+README = pathlib.Path(__file__).parents[1] / "README.md"
+# The same programs, as small as they can be.
+SMALLER = {
+    "batch_size=256": "batch_size=4",
+    "batch(256": "batch(4",
+    "epochs=100": "epochs=1",
+    "ResNet(18": "ResNet(10, width_multiplier=0.1",
+}
+
+
+def test_programs_run(tmp_path, monkeypatch):
+    text = README.read_text()
+    for large, small in SMALLER.items():
+        assert large in text
+        text = text.replace(large, small)
+    images = np.zeros((4, 32, 32, 3), "uint8")
+    monkeypatch.setattr(
+        keras.datasets.cifar10,
+        "load_data",
+        lambda: ((images, None), (None,) * 2),
+    )
+    monkeypatch.chdir(tmp_path)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(4):
+        pixels = np.full((10, 10, 3), 40 * number, "uint8")
+        keras.utils.save_img(photos / f"{number}.png", pixels)
+    names = {}
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(block, names)
+    assert names["embeddings"].shape == (4, 48)
+    assert names["dataset"].element_spec.shape == (4, 96, 96, 3)
+    assert names["model"].encoder.output_shape == (None, 1280)
+
+
+def test_commands_are_those_of_the_command_line():
+    from absl import flags
+
+    import keras_simclr_cli as cli
+
+    commands = re.findall(
+        r"^keras-simclr (.*)$", README.read_text(), re.MULTILINE
+    )
+    assert len(commands) == 4
+    for line in commands:
+        command, *arguments = line.split()
+        values = flags.FlagValues()
+        cli.define_flags(command, values)
+        assert values([command, *arguments]) == [command]
