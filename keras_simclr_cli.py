@@ -80,7 +80,7 @@ _COMMANDS = {
             "batch_size": ("integer", 256, "Images in a batch (not views)."),
             "learning_rate": (
                 "float",
-                2.0,
+                1.0,
                 "Learning rate of LARS at batch 256; scaled linearly.",
             ),
             "warmup_epochs": (
@@ -321,7 +321,7 @@ def _pretrain(values):
 def _evaluate(values):
     from keras_simclr import data, evaluation, runs
 
-    labels = [x if x == "all" else int(x) for x in values.labels]
+    labels = [int(x) if x.isdigit() else x for x in values.labels]
     model = runs.load_model(values.run_dir)
     train, test = (
         data.open_dataset(

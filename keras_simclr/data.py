@@ -1,6 +1,7 @@
 """Datasets of batches for `fit` and the probes, and what they hold."""
 
 import difflib
+import re
 import types
 
 import numpy as np
@@ -8,6 +9,7 @@ import tensorflow as tf
 
 from keras_simclr import _checks
 
+_SHOWN = 10  # Rows that an error message lists.
 _KEYS = ("images", "labels", "view_1", "view_2")
 
 # Examples that wait, still encoded, to be drawn in random order.
@@ -269,6 +271,32 @@ def unpack(element):
     return dict(zip(("images", "labels"), parts, strict=False))
 
 
+def images_of(element):
+    """The images of a dataset element, for use without training.
+
+    Args:
+        element: As `unpack`.
+
+    Returns:
+        Tensor.
+
+    Raises:
+        ValueError: If there are none.
+
+    Example:
+
+    >>> images_of((tf.zeros((4, 8, 8, 3)), tf.zeros(4))).shape
+    TensorShape([4, 8, 8, 3])
+    """
+    element = unpack(element)
+    if "images" not in element:
+        raise ValueError(
+            "Without training, a dataset element needs `images`. Received: "
+            f"{', '.join(sorted(element))}"
+        )
+    return element["images"]
+
+
 def _as_tensor(part):
     return tf.convert_to_tensor(part) if hasattr(part, "__array__") else part
 
@@ -392,12 +420,35 @@ def check(condition, *text):
     >>> check(tf.constant(True), "All is well")
     """
     if not tf.executing_eagerly():
-        return tf.debugging.Assert(condition, text, summarize=10)
+        return tf.debugging.Assert(condition, text, summarize=_SHOWN)
     if not condition:
-        parts = [
-            part if isinstance(part, str) else part.numpy() for part in text
-        ]
-        message = "] [".join(str(part).strip("[]") for part in parts)
-        message = f"assertion failed: [{message}]"
+        parts = []
+        for part in text:
+            numbers = [] if isinstance(part, str) else np.ravel(part.numpy())
+            more = "..." * (len(numbers) > _SHOWN)
+            listing = " ".join(map(str, numbers[:_SHOWN])) + more
+            parts.append(part if isinstance(part, str) else listing)
+        message = f"assertion failed: [{'] ['.join(parts)}]"
         raise tf.errors.InvalidArgumentError(None, None, message)
     return None
+
+
+def failed_check(error):
+    """The message of a failed `check`, as a sentence.
+
+    Args:
+        error: A `tf.errors.InvalidArgumentError`.
+
+    Returns:
+        String, or None if the error is another.
+
+    Example:
+
+    >>> try:
+    ...     check(tf.constant(False), "At least two. Received:", tf.constant(1))
+    ... except tf.errors.InvalidArgumentError as error:
+    ...     failed_check(error)
+    'At least two. Received: 1'
+    """
+    message = re.search(r"assertion failed: \[(.*)\]", str(error))
+    return message and message[1].replace("] [", " ")

@@ -121,7 +121,7 @@ def extract_features(model, images, *, batch_size=256):
         from the float32 encoder that `export_encoder` writes.
 
     Raises:
-        ValueError: If a dataset's elements have no images.
+        ValueError: If images are not finite, or floats not in [0, 1].
 
     Example:
 
@@ -173,12 +173,16 @@ def _extract(functions, images, batch_size=256):
     data.check_length(images)
     outputs, labels = [[] for _ in functions], []
     for element in images:
-        element = data.unpack(element)
-        data.value_checks(element["images"], "images", in_unit_range=True)
+        batch = data.images_of(element)
+        is_image = batch.shape.rank == 4
+        try:
+            data.value_checks(batch, "images", in_unit_range=is_image)
+        except tf.errors.InvalidArgumentError as error:
+            raise ValueError(data.failed_check(error)) from None
         for output, function in zip(outputs, functions, strict=True):
-            output.append(function(element["images"]).numpy())
-        if "labels" in element:
-            labels.append(element["labels"].numpy())
+            output.append(function(batch).numpy())
+        if "labels" in data.unpack(element):
+            labels.append(data.unpack(element)["labels"].numpy())
     outputs = [np.concatenate(output) for output in outputs]
     return outputs, np.concatenate(labels) if labels else None
 

@@ -3,13 +3,12 @@
 import contextlib
 import functools
 import inspect
-import re
 import warnings
 
 import keras
 import tensorflow as tf
 
-from keras_simclr import data
+from keras_simclr import _checks, data
 from keras_simclr.augmentations import (
     Augmentation,
     SimCLRAugmentation,
@@ -99,7 +98,7 @@ class SimCLRModel(keras.Model):
         self.projection_head = projection_head
         self.augmentation = augmentation
         self.second_augmentation = second_augmentation
-        self.seed = seed
+        self.seed = _checks.integer("seed", seed, minimum=0)
         self.loss_metric = keras.metrics.Mean(name="loss")
         self.accuracy_metric = keras.metrics.Mean(name="contrastive_accuracy")
         self._check_augmentations()
@@ -243,10 +242,9 @@ class SimCLRModel(keras.Model):
         try:
             history = super().fit(**call)
         except tf.errors.InvalidArgumentError as error:
-            failure = re.search(r"assertion failed: \[(.*)\]", str(error))
-            if failure is None:
+            text = data.failed_check(error)
+            if text is None:
                 raise
-            text = failure[1].replace("] [", " ")
             raise ValueError(
                 f"{text} (epoch {position.epoch}, step {position.step()}). "
                 "The model is as the step before left it."
@@ -290,13 +288,7 @@ class SimCLRModel(keras.Model):
             return self._report(loss, found)
 
     def predict_step(self, element):
-        element = data.unpack(element)
-        if "images" not in element:
-            raise ValueError(
-                "`predict` needs `images`: views are for training. Received: "
-                f"an element with {', '.join(sorted(element))}"
-            )
-        return self(element["images"])
+        return self(data.images_of(element))
 
     def _checked(self, element):
         """Context in which nothing runs before the values are checked."""
@@ -479,9 +471,14 @@ def _default_augmentation(encoder):
 
 
 def _default_optimizer():
-    """LARS with a constant rate after a warm-up, for runs of any length."""
+    """LARS with a constant rate after a warm-up, for runs of any length.
+
+    The official constants are made for 100,000 steps. These were chosen on
+    Fashion-MNIST, 3 epochs, on held-out training images: the rate is high
+    enough for batches of 1,024 and low enough for batches of 64.
+    """
     warmup = keras.optimizers.schedules.PolynomialDecay(
-        0.0, decay_steps=100, end_learning_rate=1.0
+        0.0, decay_steps=50, end_learning_rate=0.25
     )
     inner = keras.optimizers.SGD(warmup, momentum=0.9)
     return LARS(inner, trust_coefficient=0.02)
