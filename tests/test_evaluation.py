@@ -110,7 +110,7 @@ def test_linear_probe_equals_scikit_learn_at_its_penalty(blobs):
     probe = simclr.linear_probe(features, labels, features, labels)
     scaled = StandardScaler().fit_transform(features)
     oracle = LogisticRegression(
-        C=1 / (probe.penalty * len(labels)), max_iter=5000, tol=1e-8
+        C=probe.inverse_penalty, max_iter=5000, tol=1e-8
     ).fit(scaled, labels)
     found = probe.classifier.predict(features, verbose=0)
     np.testing.assert_allclose(found, oracle.predict_proba(scaled), atol=0.02)
@@ -121,7 +121,7 @@ def test_linear_probe_does_not_depend_on_the_scale_of_a_feature(blobs):
     scaled = features * np.array([1, 10, 100, 0.1, 0.01]) + 5
     first = simclr.linear_probe(features, labels, features, labels)
     second = simclr.linear_probe(scaled, labels, scaled, labels)
-    assert first.penalty == second.penalty
+    assert first.inverse_penalty == second.inverse_penalty
     assert first.accuracy == pytest.approx(second.accuracy, abs=0.02)
 
 
@@ -132,7 +132,7 @@ def test_linear_probe_chooses_a_strong_penalty_for_pure_noise():
     noisy = simclr.linear_probe(features, labels, features, labels)
     clear = simclr.linear_probe(signal, labels, signal, labels)
     assert clear.accuracy == 1.0
-    assert noisy.penalty >= 1e-3
+    assert noisy.inverse_penalty <= 1.0
 
 
 @pytest.mark.parametrize("probe", [simclr.knn_probe, simclr.linear_probe])
@@ -161,7 +161,7 @@ def test_results_print_their_settings(blobs):
     assert str(simclr.knn_probe(features, labels, features, labels)).endswith(
         "(cosine, k=20, temperature=0.1)"
     )
-    assert "L2 penalty" in str(
+    assert ", C=" in str(
         simclr.linear_probe(features, labels, features, labels)
     )
 
