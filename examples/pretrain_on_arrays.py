@@ -4,6 +4,8 @@ Trains a small encoder on the 1,797 handwritten digits of scikit-learn, without
 their labels, and exports it.
 
     python examples/pretrain_on_arrays.py --output_dir=digits_encoder
+
+One minute on two cores of an Intel Xeon, without a GPU (November 2026).
 """
 
 import keras
@@ -14,7 +16,7 @@ import keras_simclr as simclr
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("output_dir", "digits_encoder", "Where to export.")
-flags.DEFINE_integer("epochs", 30, "Passes over the images.")
+flags.DEFINE_integer("epochs", 40, "Passes over the images.")
 
 
 def main(argv):
@@ -28,11 +30,11 @@ def main(argv):
     )
     # Milder than the paper's recipe: a cut-off or mirrored digit is another.
     augmentation = simclr.SimCLRAugmentation(
-        8, scale=(0.5, 1.0), flip_rate=0.0, blur_rate=0.0
+        8, scale=(0.35, 1.0), flip_rate=0.0, blur_rate=0.0
     )
     model = simclr.SimCLRModel(encoder, augmentation=augmentation)
-    model.compile(loss=simclr.NTXent(temperature=0.2))
-    model.fit(images, batch_size=256, epochs=FLAGS.epochs)
+    model.compile(loss=simclr.NTXent(temperature=0.3))
+    model.fit(images, batch_size=128, epochs=FLAGS.epochs)
 
     simclr.export_encoder(model, FLAGS.output_dir)
     print(f"{FLAGS.output_dir} holds encoder.keras and saved_model/.")

@@ -1041,7 +1041,7 @@ BAD_ARGUMENTS = [
         {"interpolation": "lanczos3"},
         (
             "`interpolation` must be one of 'bicubic', 'bilinear'. Received: "
-            "interpolation='lanczos3'."
+            "interpolation='lanczos3'"
         ),
     ),
     (
