@@ -12,7 +12,7 @@ demo: .venv/installed
 test: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pytest --numprocesses=2 --dist=worksteal --cov --durations=10
+	$(BIN)/pytest --numprocesses=2 --cov --durations=10
 
 .venv/installed: setup.cfg
 	$(PYTHON) -m venv .venv
