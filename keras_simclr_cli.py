@@ -318,21 +318,25 @@ def _pretrain(values):
     return 0
 
 
+def _open_in_order(values, split):
+    from keras_simclr import data
+
+    return data.open_dataset(
+        values.data,
+        split,
+        data_dir=values.data_dir,
+        shuffle=False,
+        drop_remainder=False,
+    )
+
+
 def _evaluate(values):
-    from keras_simclr import data, evaluation, runs
+    from keras_simclr import evaluation, runs
 
     labels = [int(x) if x.isdigit() else x for x in values.labels]
     model = runs.load_model(values.run_dir)
-    train, test = (
-        data.open_dataset(
-            values.data,
-            split,
-            data_dir=values.data_dir,
-            shuffle=False,
-            drop_remainder=False,
-        )
-        for split in (values.split, values.test_split)
-    )
+    train = _open_in_order(values, values.split)
+    test = _open_in_order(values, values.test_split)
     result = evaluation.evaluate(
         model, train, test, labels=labels, seed=values.seed
     )
@@ -348,17 +352,11 @@ def _embed(values):
 
     import numpy as np
 
-    from keras_simclr import data, evaluation, export, runs
+    from keras_simclr import evaluation, export, runs
 
     export.check_is_free(values.output_dir)
     model = runs.load_model(values.run_dir)
-    images = data.open_dataset(
-        values.data,
-        values.split,
-        data_dir=values.data_dir,
-        shuffle=False,
-        drop_remainder=False,
-    )
+    images = _open_in_order(values, values.split)
     features = evaluation.extract_features(model, images)
     path = pathlib.Path(values.output_dir) / "embeddings.npz"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -65,15 +65,30 @@ def to_float(images):
     >>> to_float(tf.constant([0, 51, 255], tf.uint8)).numpy()
     array([0. , 0.2, 1. ], dtype=float32)
     """
-    if images.dtype == tf.uint8:
-        return tf.cast(images, tf.float32) / 255.0
-    if images.dtype.is_floating:
-        return tf.cast(images, tf.float32)
-    raise ValueError(
-        "Images must be uint8, or float with values in [0, 1]. "
-        f"Received: images of dtype {images.dtype.name}. "
-        "If their values are 0 to 255, add: images = tf.cast(images, 'uint8')"
-    )
+    check_dtype(images.dtype)
+    floats = tf.cast(images, tf.float32)
+    return floats / 255.0 if images.dtype == tf.uint8 else floats
+
+
+def check_dtype(dtype):
+    """Refuses a dtype that images cannot have.
+
+    Args:
+        dtype: A `tf.DType`.
+
+    Raises:
+        ValueError: If it is neither uint8 nor floating-point.
+
+    Example:
+
+    >>> check_dtype(tf.uint8)
+    """
+    if dtype != tf.uint8 and not dtype.is_floating:
+        raise ValueError(
+            "Images must be uint8, or float with values in [0, 1]. "
+            f"Received: images of dtype {dtype.name}. If their values are 0 "
+            "to 255, add: images = tf.cast(images, 'uint8')"
+        )
 
 
 def _uniforms(seed, shape):

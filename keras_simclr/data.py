@@ -59,11 +59,7 @@ def dataset_from_arrays(
             + " and ".join(map(str, sorted(sizes)))
         )
     size = sizes.pop()
-    if (size < batch_size and drop_remainder) or size == 0:
-        raise ValueError(
-            "The images must fill at least one batch. Received: "
-            f"{size} images, batch_size={batch_size}. Use a smaller batch."
-        )
+    _check_fills_a_batch(size, batch_size, drop_remainder, "images")
     places = tf.data.Dataset.range(size)
     if shuffle:
         places = places.shuffle(size, seed=seed)
@@ -139,12 +135,8 @@ def dataset_from_tfds(
         )
     builder.download_and_prepare()
     split_size = _split_size(builder, split)
-    if (split_size < batch_size and drop_remainder) or split_size == 0:
-        raise ValueError(
-            "The images must fill at least one batch. Received: "
-            f"{split_size} images in split={split!r}, batch_size={batch_size}. "
-            "Use a smaller batch."
-        )
+    what = f"images in split={split!r}"
+    _check_fills_a_batch(split_size, batch_size, drop_remainder, what)
     dataset = builder.as_dataset(
         split=split,
         shuffle_files=shuffle,
@@ -217,6 +209,14 @@ def _rows(split, size):
     whole = {"train": types.SimpleNamespace(num_examples=size)}
     (part,) = instruction.to_absolute(whole)
     return slice(part.from_, part.to)
+
+
+def _check_fills_a_batch(size, batch_size, drop_remainder, what):
+    if (size < batch_size and drop_remainder) or size == 0:
+        raise ValueError(
+            "The images must fill at least one batch. Received: "
+            f"{size} {what}, batch_size={batch_size}. Use a smaller batch."
+        )
 
 
 def _split_size(builder, split):

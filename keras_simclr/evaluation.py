@@ -174,6 +174,7 @@ def _extract(functions, images, batch_size=256):
     data.check_length(images)
     outputs, labels = [[] for _ in functions], []
     for element in images:
+        element = data.unpack(element)
         batch = data.images_of(element)
         is_image = batch.shape.rank == 4
         try:
@@ -182,8 +183,8 @@ def _extract(functions, images, batch_size=256):
             raise ValueError(data.failed_check(error)) from None
         for output, function in zip(outputs, functions, strict=True):
             output.append(function(batch).numpy())
-        if "labels" in data.unpack(element):
-            labels.append(data.unpack(element)["labels"].numpy())
+        if "labels" in element:
+            labels.append(element["labels"].numpy())
     outputs = [np.concatenate(output) for output in outputs]
     return outputs, np.concatenate(labels) if labels else None
 

@@ -12,6 +12,7 @@ from keras_simclr import _checks, data
 from keras_simclr.augmentations import (
     Augmentation,
     SimCLRAugmentation,
+    check_dtype,
     fold_seed,
     to_float,
 )
@@ -492,8 +493,7 @@ def _check_images(images):
             "Images must have the shape (batch, height, width, channels). "
             f"Received: images of shape {shape}.{cure}"
         )
-    if images.dtype != tf.uint8 and not images.dtype.is_floating:
-        to_float(images)
+    check_dtype(images.dtype)
     smallest = min((x for x in shape[1:3] if x is not None), default=None)
     if smallest is not None and smallest < _SMALLEST_IMAGE:
         raise ValueError(
