@@ -238,6 +238,10 @@ class SimCLRModel(keras.Model):
             data.check_length(call["x"], call.get("steps_per_epoch"))
             self._check_element(data.unpack(call["x"].element_spec))
             call["shuffle"] = False  # Keras warns that it leaves it to us.
+        if self.compiled and not self.optimizer.built:
+            # Variables made inside the step would have it traced twice.
+            with self.distribute_strategy.scope():
+                self.optimizer.build(self.trainable_variables)
         position = _Position()
         call["callbacks"] = _with_callback(call.get("callbacks"), position)
         try:

@@ -1,5 +1,6 @@
 import functools
 import json
+import shutil
 import subprocess
 
 import numpy as np
@@ -11,11 +12,10 @@ from keras_simclr import demo, evaluation
 @pytest.fixture(scope="module")
 def output_dir(tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "demo"
-    quick = functools.partial(evaluation.evaluate, labels=(10,), draws=2)
+    quick = functools.partial(evaluation.evaluate, labels=(10,), draws=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "evaluate", quick)
         demo.run(path, epochs=1)
-        demo.run(path, epochs=1)  # An earlier demo is replaced.
     return path
 
 
@@ -36,12 +36,19 @@ def test_demo_writes_all_it_promises(output_dir):
         assert (output_dir / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_demo_leaves_foreign_files_alone(output_dir):
-    (output_dir / "notes.txt").write_text("mine")
+def test_demo_replaces_a_demo_but_leaves_foreign_files_alone(
+    output_dir, tmp_path
+):
+    earlier, foreign = tmp_path / "earlier", tmp_path / "foreign"
+    for path in (earlier, foreign):
+        shutil.copytree(output_dir, path)
+    demo._clear(earlier)
+    assert not earlier.exists()
+    (foreign / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="new or empty"):
-        demo.run(output_dir, epochs=1)
-    assert (output_dir / "notes.txt").read_text() == "mine"
-    assert (output_dir / "model.keras").exists()
+        demo.run(foreign, epochs=1)
+    assert (foreign / "notes.txt").read_text() == "mine"
+    assert (foreign / "model.keras").exists()
 
 
 def test_demo_notices_an_export_that_disagrees(output_dir):

@@ -122,6 +122,18 @@ def test_bare_compile_trains_with_lars_and_nt_xent(resnet_model):
     assert differs(before, state(resnet_model))
 
 
+def test_the_step_is_traced_once(resnet_model, monkeypatch):
+    resnet_model.compile()
+    traces, contrast = [], resnet_model._contrast
+    monkeypatch.setattr(
+        resnet_model,
+        "_contrast",
+        lambda *args, **kwargs: traces.append(1) or contrast(*args, **kwargs),
+    )
+    fit(resnet_model, batches(random_images(16), size=8), epochs=2)
+    assert len(traces) == 1
+
+
 def test_prediction_is_the_encoder_on_the_view_at_rest(resnet_model):
     images = random_images(6, size=16, dtype="uint8")
     before = state(resnet_model)
