@@ -1,8 +1,13 @@
 """Random image augmentations: batched, one draw per image, compiled.
 
 Every layer is two pure functions. `_draw` makes the random numbers of a batch
-from a seed; `_transform` applies them to float32 images and is compiled by
-XLA. A draw is a pure function of the seed and the image's place in the batch.
+from a seed; `_transform` applies them to images and is compiled by XLA. A draw
+is a pure function of the seed and the image's place in the batch.
+
+What differs between images (which operation, how many taps) is written once,
+with `_choose` and `_loop`. On a CPU the images pass one by one: each stays in
+the cache, and only what it drew is computed. On a GPU or TPU the whole batch
+passes at once: everything is computed and each image takes its own.
 """
 
 import functools
@@ -108,6 +113,61 @@ def _per_image(values):
     return values[:, None, None, None]  # (B,) -> (B, 1, 1, 1)
 
 
+def _compiled(transform):
+    """`transform(images, ...)` compiled by XLA."""
+
+    def one(arrays):
+        return transform(*tf.nest.map_structure(lambda x: x[None], arrays))[0]
+
+    def run(*arrays):
+        is_one = arrays[0].shape[0] == 1
+        # Eagerly only where all functions were told to run so.
+        if is_one or tf.executing_eagerly() or not _is_one_by_one():
+            return transform(*arrays)
+        return tf.map_fn(one, arrays, fn_output_signature=tf.float32)
+
+    return tf.function(run, jit_compile=True, autograph=False)
+
+
+def _is_one_by_one():
+    devices = tf.config.list_logical_devices()
+    return all(device.device_type == "CPU" for device in devices)
+
+
+def _loop(count, body, *values, at_most=None):
+    """`values = body(step, *values)`, `count` times.
+
+    Gradients under XLA need `at_most`, known from shapes. The loop also keeps
+    XLA from fusing what comes before it with what comes after, which would
+    compute the former once for every use.
+    """
+    _, *values = tf.while_loop(
+        lambda step, *_: step < count,
+        lambda step, *values: (step + 1, *body(step, *values)),
+        (tf.constant(0), *values),
+        maximum_iterations=at_most,
+    )
+    return values
+
+
+def _choose(choice, branches):
+    """Planes [(B, H, W), ...] of the branch that each image chose.
+
+    `choice` (B,) holds places in `branches`, functions that return planes.
+    Of one image only its own branch is computed.
+    """
+    if choice.shape[0] == 1:
+        return tf.switch_case(choice[0], branches)
+    chosen, *others = (branch() for branch in branches)
+    for place, planes in enumerate(others, 1):
+        is_here = (choice == place)[:, None, None]
+        chosen = [
+            tf.where(is_here, new, old)
+            for new, old in zip(planes, chosen, strict=True)
+        ]
+    return chosen
+
+
 class Augmentation(keras.layers.Layer):
     """What all layers share: seeds, float32, single images, compilation.
 
@@ -125,9 +185,7 @@ class Augmentation(keras.layers.Layer):
         seed = random.randrange(2**31) if seed is None else seed
         self._seed = tf.constant(seed, tf.int64)
         self._calls = tf.Variable(0, trainable=False, dtype=tf.int64)
-        self._compiled_transform = tf.function(
-            self._transform, jit_compile=True, autograph=False
-        )
+        self._compiled_transform = _compiled(self._transform)
         self.built = True  # There are no weights.
 
     def __call__(self, *args, seed=None, **kwargs):
@@ -140,7 +198,8 @@ class Augmentation(keras.layers.Layer):
         return self._augment(images, training, seed)
 
     def _augment(self, images, training, seed, *sizes):
-        images = to_float(tf.convert_to_tensor(images))
+        images = tf.convert_to_tensor(images)
+        check_dtype(images.dtype)
         if images.shape.rank == 3:
             sizes = [size[None] for size in sizes]
             images = self._augment(images[None], training, seed, *sizes)
@@ -176,7 +235,7 @@ class Augmentation(keras.layers.Layer):
         raise NotImplementedError
 
     def _at_rest(self, images):
-        return images
+        return to_float(images)
 
     def plain_at_rest(self, images):
         """This layer at rest, made of Keras's own layers and operations.
@@ -292,7 +351,7 @@ class RandomResizedCrop(Augmentation):
         sizes = [] if sizes is None else [tf.cast(sizes, tf.float32)]
         return self._augment(images, training, seed, *sizes)
 
-    def _transform(self, images, draws, sizes=None):
+    def _transform(self, images, draws, sizes=None, mirrored=None):
         heights, widths = _valid_sizes(images, sizes)
         area, ratio, top, left = tf.unstack(draws, axis=1)
         image_ratio = widths / heights
@@ -312,12 +371,13 @@ class RandomResizedCrop(Augmentation):
             images,
             (top * (heights - crop_heights), crop_heights, 0.0, heights),
             (left * (widths - crop_widths), crop_widths, 0.0, widths),
+            mirrored,
         )
 
     def _at_rest(self, images, sizes=None):
         is_fitting = images.shape[1:3] == self._target and sizes is None
         if is_fitting and self._sees_whole_image:
-            return images
+            return to_float(images)
         heights, widths = _valid_sizes(images, sizes)
         rows, columns = self.rest_box(heights, widths)
         return self._resize(
@@ -384,30 +444,66 @@ class RandomResizedCrop(Augmentation):
     def _target(self):
         return (self.height, self.width)
 
-    def _resize(self, images, rows, columns):
-        size = tf.shape(images)
-        rows = self._resize_matrix(size[1], self.height, *rows)
-        columns = self._resize_matrix(size[2], self.width, *columns)
-        images = tf.einsum("bih,bhwc->biwc", rows, images)
-        images = tf.einsum("bjw,biwc->bijc", columns, images)
+    def _resize(self, images, rows, columns, mirrored=None):
+        batch, height, width, channels = tf.unstack(tf.shape(images))
+        # Rows first, as lines of bytes: they lie together in memory.
+        lines = tf.reshape(images, (batch, height, width * channels))
+        lines = self._resample(lines, 1, self.height, *rows)
+        images = tf.reshape(lines, (batch, self.height, width, channels))
+        images = self._resample(
+            images, 2, self.width, *columns, mirrored=mirrored
+        )
+        images = tf.ensure_shape(images, (None, *self._target, None))
         return tf.clip_by_value(images, 0.0, 1.0)
 
-    def _resize_matrix(self, size, target, start, length, first, last):
-        """Weights (B, target, size) that resize pixels [start, start + length).
+    def _resample(
+        self, images, axis, target, start, length, first, last, mirrored=None
+    ):
+        """Resizes the pixels [start, start + length) of `axis` to `target`.
 
         Pixel k covers [k, k + 1). Only pixels in [first, last) count.
         """
+        kernel, radius = _KERNELS[self.interpolation]
         step = length / target  # (B,)
-        pixels = tf.range(tf.cast(size, tf.float32)) + 0.5
+        reach = tf.maximum(step, 1.0) if self.antialias else tf.ones_like(step)
         centers = tf.range(float(target)) + 0.5
         centers = start[:, None] + step[:, None] * centers  # (B, target)
-        reach = tf.maximum(step, 1.0) if self.antialias else tf.ones_like(step)
-        distances = tf.abs(pixels - centers[:, :, None]) / reach[:, None, None]
-        kernel = _keys_cubic if self.interpolation == "bicubic" else _triangle
-        first, last = tf.broadcast_to(first, tf.shape(last)), last
-        valid = (pixels > first[:, None]) & (pixels < last[:, None])
-        weights = tf.where(valid[:, None], kernel(distances), 0.0)
-        return weights / tf.reduce_sum(weights, axis=-1, keepdims=True)
+        if mirrored is not None:
+            turned = tf.reverse(centers, axis=[1])
+            centers = tf.where(mirrored[:, None], turned, centers)
+        size = tf.shape(images)[axis]
+        first = tf.broadcast_to(first, tf.shape(step))[:, None]
+        last = last[:, None]
+        nearest = tf.math.ceil(centers - radius * reach[:, None] - 0.5)
+        around = [1] * (images.shape.rank - axis - 1)
+        spread = tf.concat(
+            [tf.shape(step), [1] * (axis - 1), [target], around], axis=0
+        )
+
+        def add_tap(tap, total, total_weight):
+            pixel = nearest + tf.cast(tap, tf.float32)
+            distance = tf.abs(pixel + 0.5 - centers) / reach[:, None]
+            valid = (pixel + 0.5 > first) & (pixel + 0.5 < last)
+            weight = tf.where(valid, kernel(distance), 0.0)
+            place = tf.clip_by_value(tf.cast(pixel, tf.int32), 0, size - 1)
+            values = to_float(tf.gather(images, place, axis=axis, batch_dims=1))
+            total += tf.reshape(weight, spread) * values
+            return total, total_weight + weight
+
+        taps = tf.math.ceil(2.0 * radius * tf.reduce_max(reach))
+        most = tf.maximum(tf.cast(size, tf.float32) / target, 1.0)
+        most = tf.math.ceil(2.0 * radius * most)
+        shape = tf.concat(
+            [tf.shape(images)[:axis], [target], tf.shape(images)[axis + 1 :]], 0
+        )
+        total, total_weight = _loop(
+            tf.cast(taps, tf.int32),
+            add_tap,
+            tf.zeros(shape),
+            tf.zeros_like(centers),
+            at_most=tf.cast(most, tf.int32),
+        )
+        return total / tf.reshape(total_weight, spread)
 
     def compute_output_shape(self, input_shape, *args, **kwargs):
         return (*input_shape[:-3], self.height, self.width, input_shape[-1])
@@ -441,6 +537,10 @@ def _keys_cubic(distances):
     far = ((2.5 - 0.5 * distances) * distances - 4.0) * distances + 2.0
     far = tf.where(distances < 2.0, far, 0.0)
     return tf.where(distances < 1.0, near, far)
+
+
+# Each with its radius, in pixels of the target (of the image if that is less).
+_KERNELS = {"bilinear": (_triangle, 1.0), "bicubic": (_keys_cubic, 2.0)}
 
 
 @keras.saving.register_keras_serializable(package="keras_simclr")
@@ -488,6 +588,7 @@ class RandomFlip(Augmentation):
         self.rate = _checks.probability("rate", rate)
 
     def _transform(self, images, draws):
+        images = to_float(images)
         for axis, name in ((1, "vertical"), (2, "horizontal")):
             if name in self.mode:
                 flipped = _per_image(draws[:, axis - 1] < self.rate)
@@ -545,6 +646,7 @@ class RandomRotate90(Augmentation):
             )
 
     def _transform(self, images, draws):
+        images = to_float(images)
         turns = tf.cast(draws[:, 0] * 4.0, tf.int32)
         turned = tf.reverse(tf.transpose(images, (0, 2, 1, 3)), axis=[1])
         images = tf.where(_per_image(turns % 2 == 1), turned, images)
@@ -638,14 +740,25 @@ class RandomColorDistortion(Augmentation):
         factors = _between(draws[:, 2:5], max(0.0, 1.0 - spread), 1.0 + spread)
         turns = 0.2 * self.strength * (2.0 * draws[:, 5] - 1.0)
         orders = tf.gather(_ORDERS, tf.cast(draws[:, 1] * 24.0, tf.int32))
-        jittered = jitter_colors(images, orders, factors, turns)
-        apply = _per_image(draws[:, 0] < self.rate)
-        images = tf.where(apply, jittered, images)
-        if images.shape[3] == 1:
-            return images
-        gray = tf.reduce_sum(images * _GRAY_WEIGHTS, axis=-1, keepdims=True)
-        drop = _per_image(draws[:, 6] < self.grayscale_rate)
-        return tf.where(drop, gray, images)
+        images = to_float(images)
+        planes = tf.unstack(images, axis=-1)
+
+        def jitter():
+            jittered = jitter_colors(images, orders, factors, turns)
+            return tf.unstack(jittered, axis=-1)
+
+        jittered = tf.cast(draws[:, 0] < self.rate, tf.int32)
+        planes = _choose(jittered, [lambda: planes, jitter])
+        if len(planes) == 3:
+            gray = sum(
+                weight * plane
+                for weight, plane in zip(_GRAY_WEIGHTS, planes, strict=True)
+            )
+            planes = _choose(
+                tf.cast(draws[:, 6] < self.grayscale_rate, tf.int32),
+                [lambda: planes, lambda: [gray] * 3],
+            )
+        return tf.stack(planes, axis=-1)
 
     def get_config(self):
         return {
@@ -656,7 +769,7 @@ class RandomColorDistortion(Augmentation):
         }
 
 
-_CONTRAST, _SATURATION, _HUE = 1, 2, 3
+_TINY = 1e-30  # Keeps a division by the chroma of a gray pixel finite.
 _ORDERS = np.array(list(itertools.permutations(range(4))), "int32")  # (24, 4)
 
 
@@ -688,57 +801,45 @@ def jitter_colors(images, orders, factors, turns):
     factors = tf.concat([factors, turns[:, None]], axis=1)  # (B, 4)
     factors = tf.gather(factors, orders, axis=1, batch_dims=1)
 
-    def one_step(step, *planes):
-        operation = orders[:, step, None, None]  # (B, 1, 1)
+    def one_step(step, *planes):  # Planes are the channels, (B, H, W) each.
         factor = factors[:, step, None, None]
-        return (step + 1, *_color_step(planes, operation, factor))
+        branches = [
+            functools.partial(operation, planes, factor)
+            for operation in (_brightness, _contrast, _saturation, _hue)
+        ]
+        return _choose(orders[:, step], branches)
 
-    # A loop, not four copies: XLA would fuse the copies into one expression
-    # and compute the early steps many times over.
-    _, *planes = tf.while_loop(
-        lambda step, *_: step < 4,
-        one_step,
-        (0, *tf.unstack(images, axis=-1)),
-        maximum_iterations=4,
-    )
+    planes = _loop(4, one_step, *tf.unstack(images, axis=-1))
     return tf.stack(planes, axis=-1)
 
 
-def _color_step(planes, operation, factor):
-    """One operation per image: `factor * image + (1 - factor) * reference`.
+def _brightness(planes, factor):
+    return [_unit(factor * plane) for plane in planes]
 
-    The reference is black for brightness, the channel's mean for contrast and
-    the pixel's largest channel for saturation, where the factor stops at the
-    value that makes the smallest channel 0 (saturation 1 in HSV). `planes` are
-    the channels, (B, H, W) each.
-    """
-    is_color = operation >= _SATURATION
-    if len(planes) == 1:
-        references, turned = [0.0], planes
-        factor = tf.where(is_color, 1.0, factor)
-    else:
-        value = functools.reduce(tf.maximum, planes)
-        chroma = value - functools.reduce(tf.minimum, planes)
-        references, turned = (
-            [value] * 3,
-            _turn_hue(planes, value, chroma, factor),
-        )
-        largest = tf.math.divide_no_nan(value, chroma)
-        factor = tf.where(is_color, tf.minimum(factor, largest), factor)
-    changed = []
-    for plane, reference, hue in zip(planes, references, turned, strict=True):
+
+def _contrast(planes, factor):
+    blended = []
+    for plane in planes:
         mean = tf.reduce_mean(plane, axis=(1, 2), keepdims=True)
-        gray = tf.where(operation == _CONTRAST, mean, 0.0)
-        reference = tf.where(is_color, reference, gray)
-        blend = factor * plane + (1.0 - factor) * reference
-        plane = tf.where(operation == _HUE, hue, blend)
-        changed.append(tf.clip_by_value(plane, 0.0, 1.0))
-    return changed
+        blended.append(_unit(mean + factor * (plane - mean)))
+    return blended
 
 
-def _turn_hue(planes, value, chroma, turns):
+def _saturation(planes, factor):
+    if len(planes) == 1:
+        return list(planes)
+    # The factor stops where the smallest channel is 0 (saturation 1 in HSV).
+    value, chroma = _value_and_chroma(planes)
+    factor = tf.minimum(factor, value / tf.maximum(chroma, _TINY))
+    return [_unit(value + factor * (plane - value)) for plane in planes]
+
+
+def _hue(planes, turns):
+    if len(planes) == 1:
+        return list(planes)
     red, green, blue = planes
-    inverse = tf.math.divide_no_nan(1.0, chroma)
+    value, chroma = _value_and_chroma(planes)
+    inverse = 1.0 / tf.maximum(chroma, _TINY)
     sextant = tf.where(
         red == value,
         (green - blue) * inverse,
@@ -748,14 +849,25 @@ def _turn_hue(planes, value, chroma, turns):
             (red - green) * inverse + 4.0,
         ),
     )
-    turned = []
-    for place in (5.0, 3.0, 1.0):
-        # How far a channel lies below the largest is a trapezoid of the hue.
-        phase = sextant + 6.0 * turns + place
-        phase -= 6.0 * tf.floor(phase / 6.0)
-        depth = tf.clip_by_value(tf.minimum(phase, 4.0 - phase), 0.0, 1.0)
-        turned.append(value - chroma * depth)
-    return turned
+    turned = sextant / 6.0 + turns
+    sextant = 6.0 * (turned - tf.floor(turned))
+    # How far a channel lies above the smallest is a trapezoid of the hue.
+    heights = (
+        tf.abs(sextant - 3.0) - 1.0,
+        2.0 - tf.abs(sextant - 2.0),
+        2.0 - tf.abs(sextant - 4.0),
+    )
+    smallest = value - chroma
+    return [_unit(smallest + chroma * _unit(height)) for height in heights]
+
+
+def _value_and_chroma(planes):
+    value = functools.reduce(tf.maximum, planes)
+    return value, value - functools.reduce(tf.minimum, planes)
+
+
+def _unit(values):
+    return tf.clip_by_value(values, 0.0, 1.0)
 
 
 @keras.saving.register_keras_serializable(package="keras_simclr")
@@ -839,11 +951,20 @@ class RandomGaussianBlur(Augmentation):
         # An even number of taps becomes the next odd one, as officially.
         radius = max(1, int(images.shape[1] * self.kernel_fraction) // 2)
         sigma = _between(draws[:, 1], *self.sigma)
-        rows = _blur_matrix(images.shape[1], radius, sigma)
-        columns = _blur_matrix(images.shape[2], radius, sigma)
-        blurred = tf.einsum("bih,bhwc->biwc", rows, images)
-        blurred = tf.einsum("bjw,biwc->bijc", columns, blurred)
-        return tf.where(_per_image(draws[:, 0] < self.rate), blurred, images)
+        offsets = tf.range(-radius, radius + 1, dtype=tf.float32)
+        kernel = tf.exp(-0.5 * tf.square(offsets / sigma[:, None]))  # (B, taps)
+
+        def along_axis(axis, *planes):
+            vertically = functools.partial(_blur, planes, kernel, 1)
+            horizontally = functools.partial(_blur, planes, kernel, 2)
+            return tf.switch_case(axis, [vertically, horizontally])
+
+        planes = tf.unstack(to_float(images), axis=-1)
+        planes = _choose(
+            tf.cast(draws[:, 0] < self.rate, tf.int32),
+            [lambda: planes, lambda: _loop(2, along_axis, *planes)],
+        )
+        return tf.stack(planes, axis=-1)
 
     def get_config(self):
         return {
@@ -854,13 +975,27 @@ class RandomGaussianBlur(Augmentation):
         }
 
 
-def _blur_matrix(size, radius, sigma):
-    """Weights (B, size, size): each row a Gaussian around its own pixel."""
-    offsets = np.arange(size) - np.arange(size)[:, None]
-    exponents = tf.constant(-0.5 * offsets**2, tf.float32)
-    weights = tf.exp(exponents / tf.square(sigma)[:, None, None])
-    weights = tf.where(np.abs(offsets) <= radius, weights, 0.0)
-    return weights / tf.reduce_sum(weights, axis=-1, keepdims=True)
+def _blur(planes, kernel, axis):
+    """Weighted mean of the neighbours along `axis` that lie on the image."""
+    size = planes[0].shape[axis]
+    taps = kernel.shape[1]
+    margins = [(0, 0)] * 3
+    margins[axis] = (taps // 2, taps // 2)
+
+    def convolve(plane):
+        padded = tf.pad(plane, margins)
+        blurred = 0.0
+        for tap in range(taps):
+            start, extent = [0] * 3, [-1] * 3
+            start[axis], extent[axis] = tap, size
+            neighbours = tf.slice(padded, start, extent)
+            blurred += kernel[:, tap, None, None] * neighbours
+        return blurred
+
+    extent = [1] * 3
+    extent[axis] = size
+    norm = 1.0 / convolve(tf.ones(extent))
+    return [norm * convolve(plane) for plane in planes]
 
 
 @keras.saving.register_keras_serializable(package="keras_simclr")
@@ -911,6 +1046,7 @@ class RandomGaussianNoise(Augmentation):
         return chosen, _uniforms_of_rows(seed, rows, shape)
 
     def _transform(self, images, draws):
+        images = to_float(images)
         chosen, pixels = draws
         # Box-Muller; 1 - u is never 0.
         lengths = tf.sqrt(-2.0 * tf.math.log(1.0 - pixels[..., 0]))
@@ -1034,8 +1170,9 @@ class SimCLRAugmentation(Augmentation):
     def _transform(self, images, draws, *sizes):
         counts = [part._draws_per_image for part in self.parts]
         crop, flip, color, blur = tf.split(draws, counts, axis=1)
-        images = self.crop._transform(images, crop, *sizes)
-        images = self.flip._transform(images, flip)
+        sizes = sizes[0] if sizes else None
+        mirrored = flip[:, 1] < self.flip.rate
+        images = self.crop._transform(images, crop, sizes, mirrored)
         images = self.color._transform(images, color)
         return self.blur._transform(images, blur)
 
