@@ -111,8 +111,8 @@ _COMMANDS = {
             "blur_rate": ("float", 0.5, "Probability of the blur."),
             "precision": (
                 "string",
-                "float32",
-                "Keras dtype policy: float32, mixed_bfloat16 or mixed_float16.",
+                "auto",
+                "Keras dtype policy, or auto: the fastest on this machine.",
             ),
             **_SEED,
         },
@@ -253,6 +253,9 @@ def _pretrain(values):
     from keras_simclr import data, export, runs
 
     export.check_is_free(values.output_dir)
+    if values.precision == "auto":
+        values.precision = runs.fastest_precision()
+        print(f"Training in {values.precision}, the fastest on this machine.")
     keras.config.set_dtype_policy(values.precision)
     keras.utils.set_random_seed(values.seed)
     dataset = data.open_dataset(

@@ -101,9 +101,10 @@ class LARS(keras.optimizers.Optimizer):
     def update_step(self, gradient, variable, learning_rate):
         if self._is_adapted[self._get_variable_index(variable)]:
             decay = tf.cast(self.coupled_weight_decay, gradient.dtype)
-            gradient += decay * tf.cast(variable, gradient.dtype)
-            ratio = tf.math.divide_no_nan(
-                self.trust_coefficient * tf.norm(variable), tf.norm(gradient)
+            variable_now = tf.cast(variable, gradient.dtype)
+            gradient += decay * variable_now
+            ratio = self.trust_coefficient * tf.math.divide_no_nan(
+                _norm(variable_now), _norm(gradient)
             )
             gradient *= tf.where(ratio > 0.0, ratio, 1.0)
         self.optimizer.update_step(gradient, variable, learning_rate)
@@ -153,6 +154,11 @@ class LARS(keras.optimizers.Optimizer):
             config["optimizer"], custom_objects=custom_objects
         )
         return cls(**{**config, "optimizer": optimizer})
+
+
+def _norm(values):
+    # One pass over memory, where `tf.norm` writes the squares first.
+    return tf.sqrt(2.0 * tf.nn.l2_loss(values))
 
 
 def _check_inner_optimizer(optimizer):

@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import pathlib
+import time
 
 import keras
 import tensorflow as tf
@@ -141,6 +142,40 @@ def update_summary(run_dir, entries):
     staged = path.with_name(f"staged-{_SUMMARY}")
     staged.write_text(json.dumps({**summary, **entries}, indent=2) + "\n")
     staged.replace(path)
+
+
+def fastest_precision():
+    """Finds the dtype policy in which convolutions train fastest here.
+
+    Returns:
+        `"mixed_bfloat16"` where it is clearly faster, else `"float32"`.
+
+    Example:
+
+    >>> fastest_precision() in ("float32", "mixed_bfloat16")
+    True
+    """
+    seconds = {}
+    for dtype in ("float32", "bfloat16"):
+        images = tf.ones((32, 16, 16, 64), dtype)
+        kernel = tf.ones((3, 3, 64, 64), dtype)
+        step = tf.function(_convolve_and_back)
+        tries = []
+        for _ in range(6):
+            start = time.perf_counter()
+            for gradient in step(images, kernel):
+                gradient.numpy()  # Waits for the device.
+            tries.append(time.perf_counter() - start)
+        seconds[dtype] = min(tries)
+    is_faster = seconds["bfloat16"] < 0.8 * seconds["float32"]
+    return "mixed_bfloat16" if is_faster else "float32"
+
+
+def _convolve_and_back(images, kernel):
+    with tf.GradientTape() as tape:
+        tape.watch((images, kernel))
+        outputs = tf.nn.conv2d(images, kernel, 1, "SAME")
+    return tape.gradient(outputs, (images, kernel))
 
 
 def versions():

@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 
@@ -135,6 +136,14 @@ def test_run_can_be_repeated_from_its_flags(run_dir, tmp_path):
     first, second = (runs.load_model(path) for path in (run_dir, again))
     for ours, theirs in zip(first.variables, second.variables, strict=True):
         np.testing.assert_array_equal(ours.numpy(), theirs.numpy())
+
+
+def test_flags_keep_the_precision_that_was_found_fastest(run_dir):
+    text = (run_dir / "flags.txt").read_text()
+    found = re.search(r"--precision=(.*)", text).group(1)
+    assert found in ("float32", "mixed_bfloat16")
+    convolution = runs.load_model(run_dir).encoder.layers[1]
+    assert convolution.dtype_policy.name == found
 
 
 def test_evaluate_prints_and_stores_its_table(run_dir, data, capsys):
