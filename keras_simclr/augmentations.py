@@ -151,21 +151,25 @@ def _loop(count, body, *values, at_most=None):
 
 
 def _choose(choice, branches):
-    """Planes [(B, H, W), ...] of the branch that each image chose.
+    """The branch that each image chose, for all images.
 
-    `choice` (B,) holds places in `branches`, functions that return planes.
-    Of one image only its own branch is computed.
+    `choice` (B,) holds places in `branches`, functions that return (B, ...) of
+    rank 4. Of one image only its own branch is computed.
     """
     if choice.shape[0] == 1:
         return tf.switch_case(choice[0], branches)
     chosen, *others = (branch() for branch in branches)
-    for place, planes in enumerate(others, 1):
-        is_here = (choice == place)[:, None, None]
-        chosen = [
-            tf.where(is_here, new, old)
-            for new, old in zip(planes, chosen, strict=True)
-        ]
+    for place, images in enumerate(others, 1):
+        chosen = tf.where(_per_image(choice == place), images, chosen)
     return chosen
+
+
+def _to_planes(images):
+    return tf.transpose(images, (0, 3, 1, 2))  # (B, C, H, W)
+
+
+def _from_planes(planes):
+    return tf.transpose(planes, (0, 2, 3, 1))  # (B, H, W, C)
 
 
 class Augmentation(keras.layers.Layer):
@@ -740,25 +744,19 @@ class RandomColorDistortion(Augmentation):
         factors = _between(draws[:, 2:5], max(0.0, 1.0 - spread), 1.0 + spread)
         turns = 0.2 * self.strength * (2.0 * draws[:, 5] - 1.0)
         orders = tf.gather(_ORDERS, tf.cast(draws[:, 1] * 24.0, tf.int32))
-        images = to_float(images)
-        planes = tf.unstack(images, axis=-1)
+        planes = _to_planes(to_float(images))
 
         def jitter():
-            jittered = jitter_colors(images, orders, factors, turns)
-            return tf.unstack(jittered, axis=-1)
+            images = _from_planes(planes)
+            return _to_planes(jitter_colors(images, orders, factors, turns))
 
         jittered = tf.cast(draws[:, 0] < self.rate, tf.int32)
         planes = _choose(jittered, [lambda: planes, jitter])
-        if len(planes) == 3:
-            gray = sum(
-                weight * plane
-                for weight, plane in zip(_GRAY_WEIGHTS, planes, strict=True)
-            )
-            planes = _choose(
-                tf.cast(draws[:, 6] < self.grayscale_rate, tf.int32),
-                [lambda: planes, lambda: [gray] * 3],
-            )
-        return tf.stack(planes, axis=-1)
+        if planes.shape[1] == 3:
+            gray = tf.cast(draws[:, 6] < self.grayscale_rate, tf.int32)
+            drop = functools.partial(_without_colors, planes)
+            planes = _choose(gray, [lambda: planes, drop])
+        return _from_planes(planes)
 
     def get_config(self):
         return {
@@ -801,43 +799,40 @@ def jitter_colors(images, orders, factors, turns):
     factors = tf.concat([factors, turns[:, None]], axis=1)  # (B, 4)
     factors = tf.gather(factors, orders, axis=1, batch_dims=1)
 
-    def one_step(step, *planes):  # Planes are the channels, (B, H, W) each.
-        factor = factors[:, step, None, None]
+    def one_step(step, planes):
+        factor = _per_image(factors[:, step])
         branches = [
             functools.partial(operation, planes, factor)
             for operation in (_brightness, _contrast, _saturation, _hue)
         ]
-        return _choose(orders[:, step], branches)
+        return [_choose(orders[:, step], branches)]
 
-    planes = _loop(4, one_step, *tf.unstack(images, axis=-1))
-    return tf.stack(planes, axis=-1)
+    (planes,) = _loop(4, one_step, _to_planes(images))
+    return _from_planes(planes)
 
 
 def _brightness(planes, factor):
-    return [_unit(factor * plane) for plane in planes]
+    return _unit(factor * planes)
 
 
 def _contrast(planes, factor):
-    blended = []
-    for plane in planes:
-        mean = tf.reduce_mean(plane, axis=(1, 2), keepdims=True)
-        blended.append(_unit(mean + factor * (plane - mean)))
-    return blended
+    mean = tf.reduce_mean(planes, axis=(2, 3), keepdims=True)
+    return _unit(mean + factor * (planes - mean))
 
 
 def _saturation(planes, factor):
-    if len(planes) == 1:
-        return list(planes)
+    if planes.shape[1] == 1:
+        return planes
     # The factor stops where the smallest channel is 0 (saturation 1 in HSV).
     value, chroma = _value_and_chroma(planes)
     factor = tf.minimum(factor, value / tf.maximum(chroma, _TINY))
-    return [_unit(value + factor * (plane - value)) for plane in planes]
+    return _unit(value + factor * (planes - value))
 
 
 def _hue(planes, turns):
-    if len(planes) == 1:
-        return list(planes)
-    red, green, blue = planes
+    if planes.shape[1] == 1:
+        return planes
+    red, green, blue = tf.split(planes, 3, axis=1)
     value, chroma = _value_and_chroma(planes)
     inverse = 1.0 / tf.maximum(chroma, _TINY)
     sextant = tf.where(
@@ -852,18 +847,25 @@ def _hue(planes, turns):
     turned = sextant / 6.0 + turns
     sextant = 6.0 * (turned - tf.floor(turned))
     # How far a channel lies above the smallest is a trapezoid of the hue.
-    heights = (
-        tf.abs(sextant - 3.0) - 1.0,
-        2.0 - tf.abs(sextant - 2.0),
-        2.0 - tf.abs(sextant - 4.0),
-    )
-    smallest = value - chroma
-    return [_unit(smallest + chroma * _unit(height)) for height in heights]
+    start, slope, middle = np.array(
+        [[-1.0, 2.0, 2.0], [1.0, -1.0, -1.0], [3.0, 2.0, 4.0]], "float32"
+    )[:, :, None, None]
+    height = _unit(start + slope * tf.abs(sextant - middle))
+    return _unit(value - chroma + chroma * height)
 
 
 def _value_and_chroma(planes):
-    value = functools.reduce(tf.maximum, planes)
-    return value, value - functools.reduce(tf.minimum, planes)
+    """Largest channel, and its distance from the smallest, (B, 1, H, W)."""
+    channels = tf.split(planes, 3, axis=1)
+    value = functools.reduce(tf.maximum, channels)
+    return value, value - functools.reduce(tf.minimum, channels)
+
+
+def _without_colors(planes):
+    channels = tf.split(planes, 3, axis=1)
+    pairs = zip(_GRAY_WEIGHTS, channels, strict=True)
+    gray = sum(weight * channel for weight, channel in pairs)
+    return tf.broadcast_to(gray, tf.shape(planes))
 
 
 def _unit(values):
@@ -954,17 +956,19 @@ class RandomGaussianBlur(Augmentation):
         offsets = tf.range(-radius, radius + 1, dtype=tf.float32)
         kernel = tf.exp(-0.5 * tf.square(offsets / sigma[:, None]))  # (B, taps)
 
-        def along_axis(axis, *planes):
-            vertically = functools.partial(_blur, planes, kernel, 1)
-            horizontally = functools.partial(_blur, planes, kernel, 2)
-            return tf.switch_case(axis, [vertically, horizontally])
+        planes = _to_planes(to_float(images))
 
-        planes = tf.unstack(to_float(images), axis=-1)
-        planes = _choose(
-            tf.cast(draws[:, 0] < self.rate, tf.int32),
-            [lambda: planes, lambda: _loop(2, along_axis, *planes)],
-        )
-        return tf.stack(planes, axis=-1)
+        def along_axis(axis, planes):
+            vertically = functools.partial(_blur, planes, kernel, 2)
+            horizontally = functools.partial(_blur, planes, kernel, 3)
+            return [tf.switch_case(axis, [vertically, horizontally])]
+
+        def blur():
+            (blurred,) = _loop(2, along_axis, planes)
+            return blurred
+
+        blurred = tf.cast(draws[:, 0] < self.rate, tf.int32)
+        return _from_planes(_choose(blurred, [lambda: planes, blur]))
 
     def get_config(self):
         return {
@@ -977,25 +981,24 @@ class RandomGaussianBlur(Augmentation):
 
 def _blur(planes, kernel, axis):
     """Weighted mean of the neighbours along `axis` that lie on the image."""
-    size = planes[0].shape[axis]
+    size = planes.shape[axis]
     taps = kernel.shape[1]
-    margins = [(0, 0)] * 3
+    margins = [(0, 0)] * 4
     margins[axis] = (taps // 2, taps // 2)
 
-    def convolve(plane):
-        padded = tf.pad(plane, margins)
+    def convolve(planes):
+        padded = tf.pad(planes, margins)
         blurred = 0.0
         for tap in range(taps):
-            start, extent = [0] * 3, [-1] * 3
+            start, extent = [0] * 4, [-1] * 4
             start[axis], extent[axis] = tap, size
             neighbours = tf.slice(padded, start, extent)
-            blurred += kernel[:, tap, None, None] * neighbours
+            blurred += _per_image(kernel[:, tap]) * neighbours
         return blurred
 
-    extent = [1] * 3
+    extent = [1] * 4
     extent[axis] = size
-    norm = 1.0 / convolve(tf.ones(extent))
-    return [norm * convolve(plane) for plane in planes]
+    return convolve(planes) / convolve(tf.ones(extent))
 
 
 @keras.saving.register_keras_serializable(package="keras_simclr")
