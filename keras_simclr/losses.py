@@ -6,8 +6,11 @@ import tensorflow as tf
 
 from keras_simclr import _checks
 
+# A tile of similarities fits a core's cache; 128 and 512 were no faster.
+_BLOCK_SIZE = 256
 
-def nt_xent(z_1, z_2, *, temperature=0.1):
+
+def nt_xent(z_1, z_2, *, temperature=0.1, block_size=None):
     """Normalized temperature-scaled cross-entropy between two sets of views.
 
     Each of the 2N projections is an anchor: the other view of its image is to
@@ -17,21 +20,25 @@ def nt_xent(z_1, z_2, *, temperature=0.1):
                        - s(anchor, positive) / temperature
 
     and the result is the mean over the 2N anchors. Computed in float32, or in
-    float64 when that comes in.
+    float64 when that comes in. The similarities are computed block by block,
+    and again for the gradient: memory grows with N, not with its square.
 
     Args:
         z_1: Projections of the first views, shape `(N, D)`, any float dtype.
         z_2: Projections of the second views, `(N, D)`, in the same order.
         temperature: Positive number. The paper uses 0.1 on ImageNet and 0.5 on
             CIFAR-10.
+        block_size: Anchors per block; None takes 256, or all 2N if fewer.
+            It changes memory and speed, not the result.
 
     Returns:
         Scalar tensor, float32 (or float64): 0 at best, `log(2N - 1)` when all
         projections are the same.
 
     Raises:
-        ValueError: If `temperature` is not positive, or the shapes differ or
-            hold fewer than two images.
+        ValueError: If `temperature` is not positive, `block_size` is no
+            integer of at least 1, or the shapes differ or hold fewer than two
+            images.
 
     Example:
 
@@ -47,7 +54,9 @@ def nt_xent(z_1, z_2, *, temperature=0.1):
         image, twice the paper's mean; and it masks the anchor by subtracting
         1e9, which float16 cannot hold.
     """
-    losses, _ = per_anchor(z_1, z_2, temperature=temperature)
+    losses, _ = per_anchor(
+        z_1, z_2, temperature=temperature, block_size=block_size
+    )
     return mean(losses)
 
 
@@ -68,13 +77,14 @@ def mean(losses):
     return tf.reduce_sum(losses / tf.cast(tf.size(losses), losses.dtype))
 
 
-def per_anchor(z_1, z_2, *, temperature=0.1):
+def per_anchor(z_1, z_2, *, temperature=0.1, block_size=None):
     """Loss of every anchor, and whether its positive was found, in one pass.
 
     Args:
         z_1: Projections of the first views, shape `(N, D)`.
         z_2: Projections of the second views, shape `(N, D)`.
         temperature: Positive number.
+        block_size: Anchors per block, or None.
 
     Returns:
         Two tensors of shape `(2N,)`, anchors from `z_1` first: the losses, and
@@ -92,18 +102,148 @@ def per_anchor(z_1, z_2, *, temperature=0.1):
     np.True_
     """
     temperature = check_temperature(temperature)
+    block_size = check_block_size(block_size) or _BLOCK_SIZE
     z_1, z_2 = tf.convert_to_tensor(z_1), tf.convert_to_tensor(z_2)
     _check_shapes(z_1.shape, z_2.shape)
     z = tf.concat([_normalize(z_1), _normalize(z_2)], axis=0)  # (2N, D)
+    # At most 2**126: float32 flushes a smaller scale to 0, and 0 * inf is nan.
+    scale = tf.constant(1 / min(temperature, 2.0**126), z.dtype)
+    forward, backward = _forward, _backward
+    if z.shape[0] is not None and z.shape[0] <= block_size:
+        # One block gains little from XLA, whose compilation takes seconds.
+        forward, backward = forward.python_function, backward.python_function
+
+    @tf.custom_gradient
+    def contrast(z):
+        z = tf.stop_gradient(z)  # No tape looks inside.
+        losses, found, *sums = forward(z, scale, block_size)
+
+        def gradient(upstream, _):
+            return backward(upstream, z, scale, block_size, *sums)
+
+        return (losses, found), gradient
+
+    losses, found = contrast(z)
+    return tf.ensure_shape(losses, z.shape[:1]), found
+
+
+@tf.function(jit_compile=True, autograph=False)
+def _forward(z, scale, block_size):
+    """Loss of each anchor, found or not, largest similarity, sum of exp."""
     size = tf.shape(z)[0]
-    partner = (tf.range(size) + size // 2) % size
-    similarities = tf.matmul(z, z, transpose_b=True)  # (2N, 2N)
-    positives = tf.gather(similarities, partner, batch_dims=1)
-    itself = tf.fill([size], tf.constant(-np.inf, z.dtype))
-    similarities = tf.linalg.set_diag(similarities, itself)
-    logits = (similarities - positives[:, None]) / temperature
-    found = tf.argmax(similarities, axis=1, output_type=tf.int32) == partner
-    return tf.reduce_logsumexp(logits, axis=1), found
+    z = _blocks(z, block_size)  # (blocks, anchors, D)
+
+    def merge(block, state, similarities, candidates):
+        """Brings the candidates (rows) to the block's anchors (columns)."""
+        before, total, nearest = (each[block] for each in state)
+        largest = tf.maximum(before, tf.reduce_max(similarities, axis=0))
+        total *= tf.exp((before - largest) * scale)
+        terms = tf.exp((similarities - largest) * scale)
+        total += tf.reduce_sum(terms, axis=0)
+        # The first of equals, as argmax takes it.
+        first = tf.where(similarities == largest, candidates[:, None], size)
+        first = tf.reduce_min(first, axis=0)
+        nearest = tf.where(largest > before, first, tf.minimum(nearest, first))
+        merged = (largest, total, nearest)
+        return [
+            tf.tensor_scatter_nd_update(old, [[block]], new[None])
+            for old, new in zip(state, merged, strict=True)
+        ]
+
+    def step(i, j, positives, *state):
+        first, second = _places(z, i), _places(z, j)
+        distance = second[:, None] - first
+        similarities = tf.matmul(z[j], z[i], transpose_b=True)
+        # Each pair counts once, its two places in order; none is padding.
+        valid = (distance > 0) & (second[:, None] < size)
+        outside = tf.constant(-np.inf, z.dtype)
+        similarities = tf.where(valid, similarities, outside)
+        positive = tf.where(distance == size // 2, similarities, 0)
+        positive = tf.reduce_sum(positive, axis=0)[None]
+        positives = tf.tensor_scatter_nd_add(positives, [[i]], positive)
+        state = merge(i, state, similarities, second)
+        state = merge(j, state, tf.transpose(similarities), first)
+        return positives, *state
+
+    zeros = tf.zeros(tf.shape(z)[:2], z.dtype)
+    below_all = zeros - 2  # A finite number below each cosine.
+    state = zeros, below_all, zeros, tf.cast(zeros, tf.int32)
+    state = _over_pairs(step, z, state)
+    positives, largest, total, nearest = (
+        tf.reshape(each, [-1])[:size] for each in state
+    )
+    positives = tf.tile(positives[: size // 2], [2])
+    losses = tf.math.log(total) + (largest - positives) * scale
+    partner = tf.roll(tf.range(size), size // 2, axis=0)
+    return losses, nearest == partner, largest, total
+
+
+@tf.function(jit_compile=True, autograph=False)
+def _backward(upstream, z, scale, block_size, largest, total):
+    """Gradient with respect to z of the losses' sum weighted by upstream."""
+    size = tf.shape(z)[0]
+    pull = upstream + tf.roll(upstream, size // 2, axis=0)
+    weight, largest, pull = (
+        _blocks(each[:, None], block_size)
+        for each in (upstream / total, largest, pull)
+    )
+    z = _blocks(z, block_size)  # (blocks, anchors, D)
+
+    def step(i, j, gradient):
+        distance = _places(z, j)[:, None] - _places(z, i)
+        similarities = tf.matmul(z[j], z[i], transpose_b=True)
+
+        def softmax(weight, largest):
+            # Never above 1, however another product rounds.
+            logits = tf.minimum((similarities - largest) * scale, 0)
+            return weight * tf.exp(logits)
+
+        push = softmax(weight[j], largest[j])
+        push += softmax(tf.transpose(weight[i]), tf.transpose(largest[i]))
+        push = tf.where(distance > 0, push, 0)
+        # Here, not at the end: what is left is small where the loss is.
+        push -= tf.where(distance == size // 2, tf.transpose(pull[i]), 0)
+        first = tf.matmul(push, z[j], transpose_a=True)
+        second = tf.matmul(push, z[i])
+        return [
+            tf.tensor_scatter_nd_add(
+                gradient, [[i], [j]], tf.stack([first, second])
+            )
+        ]
+
+    (gradient,) = _over_pairs(step, z, [tf.zeros_like(z)])
+    return tf.reshape(gradient, [-1, z.shape[2]])[:size] * scale
+
+
+def _blocks(rows, block_size):
+    """Rows `(2N, D)` as `(blocks, block_size, D)`; zeros fill the last one."""
+    size = tf.shape(rows)[0]
+    block_size = tf.minimum(block_size, size)
+    blocks = -(-size // block_size)
+    rows = tf.pad(rows, [[0, blocks * block_size - size], [0, 0]])
+    return tf.reshape(rows, [blocks, block_size, rows.shape[1]])
+
+
+def _places(blocks, i):
+    """Places of the rows of block i among all rows."""
+    block_size = tf.shape(blocks)[1]
+    return i * block_size + tf.range(block_size)
+
+
+def _over_pairs(step, blocks, state):
+    """State after step(i, j, *state) for all pairs of blocks i <= j."""
+    count = tf.shape(blocks)[0]
+
+    def body(i, j, *state):
+        state = step(i, j, *state)
+        last = j + 1 == count
+        i = tf.where(last, i + 1, i)
+        return i, tf.where(last, i, j + 1), *state
+
+    _, _, *state = tf.while_loop(
+        lambda i, *_: i < count, body, (0, 0, *state), parallel_iterations=1
+    )
+    return state
 
 
 def check_temperature(temperature):
@@ -118,6 +258,13 @@ def check_temperature(temperature):
         high=high,
         rule=f"a float32 number, from {low:.3g} to {high:.3g}",
     )
+
+
+def check_block_size(block_size):
+    """Returns `block_size` if it is None or an integer above 0; or raises."""
+    if block_size is None:
+        return None
+    return _checks.integer("block_size", block_size, minimum=1)
 
 
 def _check_shapes(first, second):
@@ -148,6 +295,7 @@ class NTXent(keras.losses.Loss):
 
     Args:
         temperature: Positive number.
+        block_size: Anchors per block, or None: see `nt_xent`.
         name: Name of the loss.
 
     Call arguments:
@@ -155,7 +303,8 @@ class NTXent(keras.losses.Loss):
         z_2: Projections of the second views, shape `(N, D)`.
 
     Raises:
-        ValueError: If `temperature` is not a positive number.
+        ValueError: If `temperature` is not a positive number, or `block_size`
+            is no integer of at least 1.
 
     Example:
 
@@ -167,12 +316,22 @@ class NTXent(keras.losses.Loss):
         - Chen et al. 2020, arXiv:2002.05709, equation 1.
     """
 
-    def __init__(self, temperature=0.1, name="nt_xent"):
+    def __init__(self, temperature=0.1, block_size=None, name="nt_xent"):
         super().__init__(name=name)
         self.temperature = check_temperature(temperature)
+        self.block_size = check_block_size(block_size)
 
     def call(self, z_1, z_2):
-        return nt_xent(z_1, z_2, temperature=self.temperature)
+        return nt_xent(
+            z_1,
+            z_2,
+            temperature=self.temperature,
+            block_size=self.block_size,
+        )
 
     def get_config(self):
-        return {"temperature": self.temperature, "name": self.name}
+        return {
+            "temperature": self.temperature,
+            "block_size": self.block_size,
+            "name": self.name,
+        }

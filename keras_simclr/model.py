@@ -394,7 +394,10 @@ class SimCLRModel(keras.Model):
         z_1, z_2 = tf.split(projections, 2, axis=0)  # (N, D) each
         if isinstance(self.loss, NTXent):
             losses, found = per_anchor(
-                z_1, z_2, temperature=self.loss.temperature
+                z_1,
+                z_2,
+                temperature=self.loss.temperature,
+                block_size=self.loss.block_size,
             )
             loss = mean(losses)
         else:

@@ -895,6 +895,17 @@ def test_recipe_equals_its_parts_given_the_same_draws(fast, channels):
     np.testing.assert_allclose(views, expected, atol=1e-6)
 
 
+def test_images_one_by_one_equal_the_whole_batch(monkeypatch):
+    views = []
+    for is_one_by_one in (True, False):
+        monkeypatch.setattr(
+            augmentations, "_is_one_by_one", lambda value=is_one_by_one: value
+        )
+        recipe = simclr.SimCLRAugmentation((9, 8))
+        views.append(recipe(IMAGES, seed=(0, 1)))
+    np.testing.assert_allclose(*views, atol=1e-6)
+
+
 def test_recipe_passes_its_arguments_to_its_parts():
     recipe = simclr.SimCLRAugmentation(
         (6, 7),

@@ -1,3 +1,5 @@
+import re
+
 import keras
 import numpy as np
 import oracles
@@ -13,11 +15,13 @@ def projections(count=8, size=8, seed=0, dtype="float64"):
     return z.astype(dtype)
 
 
-def loss_and_gradients(z_1, z_2, temperature=0.1):
+def loss_and_gradients(z_1, z_2, temperature=0.1, block_size=None):
     z_1, z_2 = tf.convert_to_tensor(z_1), tf.convert_to_tensor(z_2)
     with tf.GradientTape() as tape:
         tape.watch((z_1, z_2))
-        loss = simclr.nt_xent(z_1, z_2, temperature=temperature)
+        loss = simclr.nt_xent(
+            z_1, z_2, temperature=temperature, block_size=block_size
+        )
     return loss, tape.gradient(loss, (z_1, z_2))
 
 
@@ -188,6 +192,118 @@ def test_loss_of_a_batch_of_unknown_size_is_the_same():
     np.testing.assert_allclose(in_graph(*z), simclr.nt_xent(*z), rtol=1e-12)
 
 
+def weighted(z, weights, block_size, temperature=0.3):
+    """Losses, positives found, gradient of the losses' weighted sum."""
+    with tf.GradientTape() as tape:
+        tape.watch(z)
+        losses, found = per_anchor(
+            z[0], z[1], temperature=temperature, block_size=block_size
+        )
+        total = tf.reduce_sum(losses * weights)
+    return losses, found, tape.gradient(total, z)
+
+
+def dense(z, weights, temperature=0.3):
+    """`weighted` by the formula itself, differentiated by TensorFlow."""
+    with tf.GradientTape() as tape:
+        tape.watch(z)
+        rows = tf.math.l2_normalize(tf.reshape(z, (-1, z.shape[2])), axis=1)
+        similarities = tf.matmul(rows, rows, transpose_b=True)
+        candidates = tf.linalg.set_diag(
+            similarities, tf.fill(len(rows), tf.constant(-np.inf, z.dtype))
+        )
+        partner = np.roll(np.arange(len(rows)), len(rows) // 2)
+        positives = tf.gather(similarities, partner, batch_dims=1)
+        losses = tf.reduce_logsumexp(candidates / temperature, axis=1)
+        losses -= positives / temperature
+        total = tf.reduce_sum(losses * weights)
+    found = tf.argmax(candidates, axis=1) == partner
+    return losses, found, tape.gradient(total, z)
+
+
+def noisy_pairs(count, size=8):
+    z_1, z_2 = projections(count, size)
+    weights = np.random.default_rng(2).normal(size=2 * count)
+    return tf.constant([z_1, z_1 + z_2]), tf.constant(weights)
+
+
+@pytest.mark.parametrize("block_size", [None, *range(1, 8)])
+def test_blocks_of_every_size_equal_the_dense_formula(block_size):
+    z, weights = noisy_pairs(2)
+    losses, found, gradient = weighted(z, weights, block_size)
+    expected = dense(z, weights)
+    np.testing.assert_allclose(losses, expected[0], rtol=1e-12)
+    assert found.numpy().tolist() == expected[1].numpy().tolist()
+    np.testing.assert_allclose(gradient, expected[2], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.3, 100.0])
+def test_blocks_in_float32_equal_the_formula_in_float64(temperature):
+    z, weights = noisy_pairs(40)
+    losses, found, gradient = weighted(
+        tf.cast(z, tf.float32), tf.cast(weights, tf.float32), 32, temperature
+    )
+    expected = dense(z, weights, temperature)
+    # The rounding of a similarity is divided by the temperature.
+    atol = 3e-7 / temperature
+    np.testing.assert_allclose(losses, expected[0], rtol=1e-6, atol=atol)
+    assert found.numpy().tolist() == expected[1].numpy().tolist()
+    atol = 1e-6 * np.abs(expected[2]).max()
+    np.testing.assert_allclose(gradient, expected[2], rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("block_size", [None, 5])
+@pytest.mark.parametrize("temperature", [1.2e-38, 1e-6, 3.4e38])
+def test_blocks_are_finite_at_extreme_temperatures(temperature, block_size):
+    z = projections(dtype="float32")
+    loss, gradients = loss_and_gradients(*z, temperature, block_size)
+    assert np.isfinite(loss)
+    assert np.isfinite(gradients).all()
+
+
+@pytest.mark.parametrize("block_size", [None, 3])
+def test_of_equal_similarities_the_first_is_the_nearest(block_size):
+    z = np.float32([[1, 0], [1, 0], [0, 1], [-1, 0]])
+    _, found = per_anchor(z, z, block_size=block_size)
+    assert found.numpy().tolist() == [0, 0, 1, 1, 1, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("count", "jit_compile"), [(5, False), (5, True), (None, False)]
+)
+def test_blocks_in_a_graph_equal_blocks_run_eagerly(count, jit_compile):
+    z, weights = noisy_pairs(5)
+    compiled = tf.function(
+        lambda z, weights: weighted(z, weights, block_size=4),
+        input_signature=[
+            tf.TensorSpec((2, count, 8), tf.float64),
+            tf.TensorSpec((None,), tf.float64),
+        ],
+        jit_compile=jit_compile,
+    )
+    expected = weighted(z, weights, block_size=4)
+    for result, value in zip(compiled(z, weights), expected, strict=True):
+        np.testing.assert_allclose(result, value, rtol=1e-9, atol=1e-12)
+
+
+def test_blocks_take_less_than_three_products_and_no_matrix_of_all_pairs():
+    count, size, block_size = 40, 8, 16
+    z, weights = noisy_pairs(count, size)
+    compiled = tf.function(
+        lambda z, weights: weighted(z, weights, block_size), jit_compile=True
+    )
+    text = compiled.experimental_get_compiler_ir(z, weights)("hlo")
+    blocks = 2 * count // block_size
+    # One for the similarities, in each pass, and two for the gradient, for
+    # each pair of blocks.
+    products = len(re.findall(r" dot\(", text))
+    assert products == 4
+    assert products * blocks * (blocks + 1) / 2 <= 3 * blocks**2
+    shapes = re.findall(r"f64\[([\d,]+)\]", text)
+    largest = max(np.prod([int(n) for n in s.split(",")]) for s in shapes)
+    assert largest <= 2 * count * max(size, block_size)
+
+
 def test_loss_object_equals_the_function():
     z = projections(dtype="float32")
     loss = simclr.NTXent(0.3)(*z)
@@ -195,11 +311,15 @@ def test_loss_object_equals_the_function():
 
 
 def test_loss_object_comes_back_from_its_config():
-    loss = simclr.NTXent(0.3, name="mine")
+    loss = simclr.NTXent(0.3, block_size=5, name="mine")
     config = keras.saving.serialize_keras_object(loss)
     copy = keras.saving.deserialize_keras_object(config)
     assert isinstance(copy, simclr.NTXent)
-    assert copy.get_config() == {"temperature": 0.3, "name": "mine"}
+    assert copy.get_config() == {
+        "temperature": 0.3,
+        "block_size": 5,
+        "name": "mine",
+    }
 
 
 @pytest.mark.parametrize(
@@ -216,6 +336,20 @@ def test_temperature_that_is_no_positive_number_is_refused(temperature):
         assert str(error.value) == (
             "`temperature` must be a positive number. "
             f"Received: temperature={temperature!r}"
+        )
+
+
+@pytest.mark.parametrize("block_size", [0, -1, 2.0, "4", True])
+def test_block_size_that_is_no_positive_integer_is_refused(block_size):
+    for make in (
+        lambda: simclr.NTXent(block_size=block_size),
+        lambda: simclr.nt_xent(*projections(), block_size=block_size),
+    ):
+        with pytest.raises(ValueError) as error:
+            make()
+        assert str(error.value) == (
+            "`block_size` must be an integer of at least 1. "
+            f"Received: block_size={block_size!r}"
         )
 
 

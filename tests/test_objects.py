@@ -84,7 +84,11 @@ LAYERS = {
     },
 }
 OTHERS = {
-    simclr.NTXent: {"temperature": 0.3, "name": "contrast"},
+    simclr.NTXent: {
+        "temperature": 0.3,
+        "block_size": 7,
+        "name": "contrast",
+    },
     simclr.LARS: {
         "optimizer": lambda: keras.optimizers.SGD(0.3, momentum=0.5),
         "weight_decay": 0.1,
