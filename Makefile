@@ -1,10 +1,11 @@
 # make demo: install into .venv and run the demo.
 # make test: install into .venv and run the linter and the tests.
+# make benchmark: measure beside the peers (an hour); see benchmarks/README.md.
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test
+.PHONY: benchmark demo test
 
 demo: .venv/installed
 	$(BIN)/keras-simclr demo
@@ -13,6 +14,9 @@ test: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pytest --numprocesses=2 --cov --durations=10
+
+benchmark: .venv/installed
+	$(BIN)/python benchmarks/run.py
 
 .venv/installed: setup.cfg
 	$(PYTHON) -m venv .venv

@@ -1,0 +1,167 @@
+"""keras_simclr, as its README uses it."""
+
+import os
+
+import keras
+import numpy as np
+import tensorflow as tf
+from images import parts_of_epochs, smooth_noise
+
+import keras_simclr as simclr
+
+_THREADS = int(os.environ["OMP_NUM_THREADS"])
+tf.config.threading.set_intra_op_parallelism_threads(_THREADS)
+tf.config.threading.set_inter_op_parallelism_threads(_THREADS)
+
+
+def augmentation(source, size, batch_size):
+    """The whole recipe on a batch, in a compiled function."""
+    augment = simclr.SimCLRAugmentation(size)
+    view = tf.function(lambda images, seed: augment(images, seed=seed))
+    images = tf.constant(smooth_noise(batch_size, source))
+    steps = iter(range(1_000_000_000))
+
+    def work():
+        seed = tf.constant([0, next(steps)], tf.int64)
+        return len(view(images, seed).numpy())
+
+    return work
+
+
+def training(width, steps, precision, batch_size=256):
+    """`fit` on arrays: ResNet-18, LARS around SGD with momentum."""
+    keras.config.set_dtype_policy(precision)
+    encoder = simclr.ResNet(
+        18, width_multiplier=width, stem="cifar", input_shape=(32, 32, 3)
+    )
+    model = simclr.SimCLRModel(encoder)
+    model.compile(simclr.LARS(keras.optimizers.SGD(0.1, momentum=0.9)))
+    images = smooth_noise(steps * batch_size, 32)
+
+    def work():
+        model.fit(images, batch_size=batch_size, verbose=0)
+        return len(images)
+
+    return work
+
+
+def loss(count, features=128):
+    """`nt_xent` and its gradient in a `tf.function`."""
+
+    @tf.function
+    def gradients(z_1, z_2):
+        with tf.GradientTape() as tape:
+            tape.watch((z_1, z_2))
+            value = simclr.nt_xent(z_1, z_2)
+        return tape.gradient(value, (z_1, z_2))
+
+    # What TensorFlow allocates at its first step is not the loss's memory.
+    gradients(*tf.unstack(_normals((2, 8, features))))
+    z_1, z_2 = tf.unstack(_normals((2, count, features)))
+
+    def work():
+        gradients(z_1, z_2)
+        return 1
+
+    return work
+
+
+def products(count, features=128, rows=None):
+    """Three products of (2N, D) by (D, 2N), at once or `rows` at a time."""
+    rows = rows or 2 * count
+
+    @tf.function
+    def multiply(lefts, right):
+        corner = tf.constant(0.0)
+        for left in tf.unstack(lefts):
+            for start in tf.range(0, 2 * count, rows):
+                with tf.control_dependencies([corner]):
+                    block = left[start : start + rows]
+                    corner = tf.matmul(block, right)[0, 0]
+        return corner
+
+    lefts = _normals((3, 2 * count, features))
+    right = tf.transpose(lefts[0])
+
+    def work():
+        multiply(lefts, right)
+        return 1
+
+    return work
+
+
+def _normals(shape):
+    return tf.constant(np.random.default_rng(0).normal(size=shape), "float32")
+
+
+def optimizer(name):
+    """One step of an optimizer on ResNet-50's variables."""
+    variables = simclr.ResNet(50).trainable_variables
+    optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
+    if name == "LARS":
+        optimizer = simclr.LARS(optimizer)
+    optimizer.build(variables)
+    step = tf.function(lambda gradients: optimizer.apply(gradients, variables))
+    gradients = [_normals(variable.shape) for variable in variables]
+
+    def work():
+        step(gradients)
+        return 1
+
+    return work
+
+
+class Pretraining:
+    """Half an epoch of pretraining per unit of work, for time to accuracy."""
+
+    def __init__(
+        self,
+        data,
+        epochs=3,
+        batch_size=256,
+        learning_rate=1.0,
+        temperature=0.2,
+        smallest_crop=0.2,
+        precision="mixed_bfloat16",
+        seed=0,
+    ):
+        keras.config.set_dtype_policy(precision)
+        keras.utils.set_random_seed(seed)
+        arrays = np.load(data)
+        self.images, self.test_images = arrays["images"], arrays["test_images"]
+        self.batch_size = batch_size
+        self.parts = parts_of_epochs(len(self.images), epochs, seed)
+        steps = epochs * 2 * (len(self.images) // 2 // batch_size)
+        encoder = simclr.ResNet(
+            10, width_multiplier=0.25, stem="cifar", input_shape=(28, 28, 1)
+        )
+        self.model = simclr.SimCLRModel(
+            encoder,
+            augmentation=simclr.SimCLRAugmentation(
+                28, scale=(smallest_crop, 1.0)
+            ),
+            seed=seed,
+        )
+        schedule = simclr.warmup_cosine(
+            learning_rate, steps, warmup_steps=steps // 10
+        )
+        self.model.compile(
+            simclr.LARS(
+                keras.optimizers.SGD(schedule, momentum=0.9),
+                trust_coefficient=0.02,
+            ),
+            simclr.NTXent(temperature),
+        )
+
+    def __call__(self):
+        part = next(self.parts)
+        self.model.fit(self.images[part], batch_size=self.batch_size, verbose=0)
+        return len(part)
+
+    def save(self, path):
+        """Writes the representations of all images."""
+        np.savez(
+            path,
+            train=simclr.extract_features(self.model, self.images),
+            test=simclr.extract_features(self.model, self.test_images),
+        )

@@ -1,0 +1,37 @@
+"""What every contender gets: smooth noise, and the order of real images."""
+
+import numpy as np
+
+_WAVES = 8  # Knots a side.
+
+
+def smooth_noise(count, size, channels=3):
+    """Draws low-frequency noise.
+
+    Args:
+        count: Number of images.
+        size: Height and width, pixels.
+        channels: Number of channels.
+
+    Returns:
+        uint8 array of shape `(count, size, size, channels)`.
+    """
+    rng = np.random.default_rng(0)
+    knots = rng.uniform(0.0, 255.0, (count, _WAVES, _WAVES, channels))
+    places = np.linspace(0.0, _WAVES - 1, size)
+    distances = np.abs(places[:, None] - np.arange(_WAVES))
+    weights = np.maximum(1.0 - distances, 0.0)  # (size, knots)
+    rows = np.tensordot(knots, weights, (1, 1))  # (N, knots, C, size)
+    images = np.tensordot(rows, weights, (1, 1))  # (N, C, size, size)
+    return np.moveaxis(images, 1, 3).astype("uint8", order="C")
+
+
+def parts_of_epochs(count, epochs, seed):
+    """Shuffles the places of `count` images anew for each epoch.
+
+    Yields:
+        Half of the places at a time.
+    """
+    rng = np.random.default_rng(seed)
+    for _ in range(epochs):
+        yield from np.split(rng.permutation(count), [count // 2])
