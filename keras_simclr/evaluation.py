@@ -412,7 +412,9 @@ def evaluate(model, train, test, *, labels=(10, "all"), draws=5, seed=0):
 
     Example:
 
-    >>> encoder = simclr.ResNet(10, stem="cifar", input_shape=(8, 8, 1))
+    >>> encoder = simclr.ResNet(
+    ...     10, width_multiplier=0.25, stem="cifar", input_shape=(8, 8, 1)
+    ... )
     >>> model = simclr.SimCLRModel(encoder)
     >>> rng = np.random.default_rng(0)
     >>> images, labels = rng.random((20, 8, 8, 1)), np.repeat([0, 1], 10)
