@@ -16,7 +16,7 @@ import numpy as np
 import processes
 from processes import Contender, ContenderError, Worker
 
-# Chosen with --held_out.
+# To be chosen with --held_out; lightly's are first guesses.
 _CONTENDERS = (
     Contender(
         "keras_simclr",
