@@ -1,14 +1,8 @@
 """TensorFlow without keras_simclr: Keras's layers, and `tf.image`."""
 
-import os
-
 import keras
 import tensorflow as tf
-from images import smooth_noise
-
-_THREADS = int(os.environ["OMP_NUM_THREADS"])
-tf.config.threading.set_intra_op_parallelism_threads(_THREADS)
-tf.config.threading.set_inter_op_parallelism_threads(_THREADS)
+from images import blur_size, smooth_noise
 
 
 def layers_augmentation(source, size, batch_size):
@@ -27,7 +21,7 @@ def layers_augmentation(source, size, batch_size):
             keras.layers.RandomColorJitter((0, 1), 0.8, 0.8, 0.8, 0.2),
             keras.layers.RandomGrayscale(0.2),
             keras.layers.RandomGaussianBlur(
-                0.5, max(3, size // 10 // 2 * 2 + 1), (0.1, 1.0), (0, 1)
+                0.5, blur_size(size), (0.1, 1.0), (0, 1)
             ),
         ]
     )

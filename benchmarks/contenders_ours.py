@@ -1,17 +1,11 @@
 """keras_simclr, as its README uses it."""
 
-import os
-
 import keras
 import numpy as np
 import tensorflow as tf
 from images import parts_of_epochs, smooth_noise
 
 import keras_simclr as simclr
-
-_THREADS = int(os.environ["OMP_NUM_THREADS"])
-tf.config.threading.set_intra_op_parallelism_threads(_THREADS)
-tf.config.threading.set_inter_op_parallelism_threads(_THREADS)
 
 
 def augmentation(source, size, batch_size):

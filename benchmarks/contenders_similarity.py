@@ -8,14 +8,11 @@ from images import smooth_noise
 from tensorflow_similarity.augmenters import SimCLRAugmenter
 from tensorflow_similarity.losses import SimCLRLoss
 
-_THREADS = int(os.environ["OMP_NUM_THREADS"])
-tf.config.threading.set_intra_op_parallelism_threads(_THREADS)
-tf.config.threading.set_inter_op_parallelism_threads(_THREADS)
-
 
 def augmentation(source, size, batch_size):
     """Its augmenter: the official code under `tf.map_fn`, without blur."""
-    augmenter = SimCLRAugmenter(size, size, num_cpu=_THREADS)
+    cores = len(os.sched_getaffinity(0))
+    augmenter = SimCLRAugmenter(size, size, num_cpu=cores)
     images = tf.constant(smooth_noise(batch_size, source))
     return lambda: len(augmenter.augment(images, None, 1, False)[0].numpy())
 

@@ -8,7 +8,7 @@ import kornia.augmentation as K
 import numpy as np
 import PIL.Image
 import torch
-from images import parts_of_epochs, smooth_noise
+from images import blur_size, parts_of_epochs, smooth_noise
 from lightly.loss import NTXentLoss
 from lightly.models.modules import SimCLRProjectionHead
 from lightly.transforms import SimCLRTransform
@@ -22,10 +22,6 @@ from torchvision.transforms import v2
 _THREADS = int(os.environ["OMP_NUM_THREADS"])
 torch.set_num_threads(_THREADS)
 cv2.setNumThreads(0)  # More would hang in forked processes.
-
-
-def _blur_size(size):
-    return max(3, size // 10 // 2 * 2 + 1)
 
 
 def lightly_augmentation(source, size, batch_size):
@@ -44,7 +40,7 @@ def torchvision_augmentation(source, size, batch_size):
             v2.RandomHorizontalFlip(),
             v2.RandomApply([v2.ColorJitter(0.8, 0.8, 0.8, 0.2)], p=0.8),
             v2.RandomGrayscale(p=0.2),
-            v2.RandomApply([v2.GaussianBlur(_blur_size(size), (0.1, 2.0))]),
+            v2.RandomApply([v2.GaussianBlur(blur_size(size), (0.1, 2.0))]),
         ]
     )
     arrays = torch.from_numpy(smooth_noise(batch_size, source))
@@ -54,13 +50,13 @@ def torchvision_augmentation(source, size, batch_size):
 
 def kornia_augmentation(source, size, batch_size):
     """The augmentations of kornia on a batch of float images."""
-    blur_size = _blur_size(size)
+    taps = blur_size(size)
     transform = K.AugmentationSequential(
         K.RandomResizedCrop((size, size), scale=(0.08, 1.0)),
         K.RandomHorizontalFlip(),
         K.ColorJitter(0.8, 0.8, 0.8, 0.2, p=0.8),
         K.RandomGrayscale(p=0.2),
-        K.RandomGaussianBlur((blur_size, blur_size), (0.1, 2.0), p=0.5),
+        K.RandomGaussianBlur((taps, taps), (0.1, 2.0), p=0.5),
         data_keys=["input"],
     )
     arrays = torch.from_numpy(smooth_noise(batch_size, source))
@@ -76,14 +72,14 @@ def albumentations_augmentation(source, size, batch_size):
 
 
 def _albumentations_transform(size, min_scale=0.08):
-    blur_size = _blur_size(size)
+    taps = blur_size(size)
     return A.Compose(
         [
             A.RandomResizedCrop((size, size), scale=(min_scale, 1.0)),
             A.HorizontalFlip(),
             A.ColorJitter((0.2, 1.8), (0.2, 1.8), (0.2, 1.8), (-0.2, 0.2), 0.8),
             A.ToGray(p=0.2),
-            A.GaussianBlur((blur_size, blur_size), (0.1, 2.0)),
+            A.GaussianBlur((taps, taps), (0.1, 2.0)),
         ],
         seed=0,
     )

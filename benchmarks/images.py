@@ -1,4 +1,4 @@
-"""What every contender gets: smooth noise, and the order of real images."""
+"""What every contender gets: images, their order, the size of the blur."""
 
 import numpy as np
 
@@ -24,6 +24,11 @@ def smooth_noise(count, size, channels=3):
     rows = np.tensordot(knots, weights, (1, 1))  # (N, knots, C, size)
     images = np.tensordot(rows, weights, (1, 1))  # (N, C, size, size)
     return np.moveaxis(images, 1, 3).astype("uint8", order="C")
+
+
+def blur_size(size):
+    """Taps of the blur: a tenth of the image, odd and at least 3."""
+    return max(3, size // 10 // 2 * 2 + 1)
 
 
 def parts_of_epochs(count, epochs, seed):

@@ -16,7 +16,14 @@ import numpy as np
 import processes
 from processes import Contender, ContenderError, Worker
 
-# To be chosen with --held_out; lightly's are first guesses.
+# First guesses, to be replaced by what --held_out chooses.
+_LIGHTLY = {
+    "epochs": 3,
+    "temperature": 0.2,
+    "name": "SGD",
+    "lr": 0.12,
+    "momentum": 0.9,
+}
 _CONTENDERS = (
     Contender(
         "keras_simclr",
@@ -26,28 +33,12 @@ _CONTENDERS = (
     Contender(
         "lightly, tuned",
         "contenders_torch:Pretraining",
-        {
-            "is_tuned": True,
-            "workers": 1,
-            "epochs": 3,
-            "temperature": 0.2,
-            "name": "SGD",
-            "lr": 0.12,
-            "momentum": 0.9,
-        },
+        {**_LIGHTLY, "is_tuned": True, "workers": 1},
     ),
     Contender(
         "lightly, default",
         "contenders_torch:Pretraining",
-        {
-            "is_tuned": False,
-            "workers": 2,
-            "epochs": 3,
-            "temperature": 0.2,
-            "name": "SGD",
-            "lr": 0.12,
-            "momentum": 0.9,
-        },
+        {**_LIGHTLY, "is_tuned": False, "workers": 2},
     ),
 )
 

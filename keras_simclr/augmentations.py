@@ -109,6 +109,10 @@ def _between(uniforms, low, high):
     return low + uniforms * (high - low)
 
 
+def _unit(values):
+    return tf.clip_by_value(values, 0.0, 1.0)
+
+
 def _per_image(values):
     return values[:, None, None, None]  # (B,) -> (B, 1, 1, 1)
 
@@ -458,7 +462,7 @@ class RandomResizedCrop(Augmentation):
             images, 2, self.width, *columns, mirrored=mirrored
         )
         images = tf.ensure_shape(images, (None, *self._target, None))
-        return tf.clip_by_value(images, 0.0, 1.0)
+        return _unit(images)
 
     def _resample(
         self, images, axis, target, start, length, first, last, mirrored=None
@@ -595,13 +599,16 @@ class RandomFlip(Augmentation):
         images = to_float(images)
         for axis, name in ((1, "vertical"), (2, "horizontal")):
             if name in self.mode:
-                flipped = _per_image(draws[:, axis - 1] < self.rate)
+                flipped = _per_image(self._flipped(draws, axis))
                 mirrored = tf.reverse(images, axis=[axis])
                 images = tf.where(flipped, mirrored, images)
         return images
 
     def get_config(self):
         return {**super().get_config(), "mode": self.mode, "rate": self.rate}
+
+    def _flipped(self, draws, axis):
+        return draws[:, axis - 1] < self.rate
 
 
 @keras.saving.register_keras_serializable(package="keras_simclr")
@@ -868,10 +875,6 @@ def _without_colors(planes):
     return tf.broadcast_to(gray, tf.shape(planes))
 
 
-def _unit(values):
-    return tf.clip_by_value(values, 0.0, 1.0)
-
-
 @keras.saving.register_keras_serializable(package="keras_simclr")
 class RandomGaussianBlur(Augmentation):
     """Blurs each image with probability `rate` and a width of its own.
@@ -1054,7 +1057,7 @@ class RandomGaussianNoise(Augmentation):
         # Box-Muller; 1 - u is never 0.
         lengths = tf.sqrt(-2.0 * tf.math.log(1.0 - pixels[..., 0]))
         normals = lengths * tf.cos(2.0 * math.pi * pixels[..., 1])
-        noisy = tf.clip_by_value(images + self.stddev * normals, 0.0, 1.0)
+        noisy = _unit(images + self.stddev * normals)
         return tf.where(_per_image(chosen < self.rate), noisy, images)
 
     def get_config(self):
@@ -1174,7 +1177,7 @@ class SimCLRAugmentation(Augmentation):
         counts = [part._draws_per_image for part in self.parts]
         crop, flip, color, blur = tf.split(draws, counts, axis=1)
         sizes = sizes[0] if sizes else None
-        mirrored = flip[:, 1] < self.flip.rate
+        mirrored = self.flip._flipped(flip, axis=2)
         images = self.crop._transform(images, crop, sizes, mirrored)
         images = self.color._transform(images, color)
         return self.blur._transform(images, blur)

@@ -322,34 +322,29 @@ def test_loss_object_comes_back_from_its_config():
     }
 
 
+NO_POSITIVE_NUMBERS = [0, 0.0, -1.0, float("nan"), float("inf"), "0.1", True]
+
+
 @pytest.mark.parametrize(
-    "temperature",
-    [0, 0.0, -1.0, float("nan"), float("inf"), "0.1", True, None],
+    ("name", "value", "rule"),
+    [
+        *(("temperature", x, "a positive number") for x in NO_POSITIVE_NUMBERS),
+        ("temperature", None, "a positive number"),
+        *(
+            ("block_size", x, "an integer of at least 1")
+            for x in [0, -1, 2.0, "4", True]
+        ),
+    ],
 )
-def test_temperature_that_is_no_positive_number_is_refused(temperature):
+def test_arguments_out_of_range_are_refused(name, value, rule):
     for make in (
-        lambda: simclr.NTXent(temperature),
-        lambda: simclr.nt_xent(*projections(), temperature=temperature),
+        lambda: simclr.NTXent(**{name: value}),
+        lambda: simclr.nt_xent(*projections(), **{name: value}),
     ):
         with pytest.raises(ValueError) as error:
             make()
         assert str(error.value) == (
-            "`temperature` must be a positive number. "
-            f"Received: temperature={temperature!r}"
-        )
-
-
-@pytest.mark.parametrize("block_size", [0, -1, 2.0, "4", True])
-def test_block_size_that_is_no_positive_integer_is_refused(block_size):
-    for make in (
-        lambda: simclr.NTXent(block_size=block_size),
-        lambda: simclr.nt_xent(*projections(), block_size=block_size),
-    ):
-        with pytest.raises(ValueError) as error:
-            make()
-        assert str(error.value) == (
-            "`block_size` must be an integer of at least 1. "
-            f"Received: block_size={block_size!r}"
+            f"`{name}` must be {rule}. Received: {name}={value!r}"
         )
 
 
