@@ -238,6 +238,9 @@ class SimCLRModel(keras.Model):
             data.check_length(call["x"], call.get("steps_per_epoch"))
             self._check_element(data.unpack(call["x"].element_spec))
             call["shuffle"] = False  # Keras warns that it leaves it to us.
+            call["x"] = data.untuned(call["x"])
+        if isinstance(call.get("validation_data"), tf.data.Dataset):
+            call["validation_data"] = data.untuned(call["validation_data"])
         if self.compiled and not self.optimizer.built:
             # Variables made inside the step would have it traced twice.
             with self.distribute_strategy.scope():
@@ -271,6 +274,8 @@ class SimCLRModel(keras.Model):
             batch_size = call.pop("batch_size", None) or 32
             batch_size = min(batch_size, _length(arrays))
             call["x"] = _whole_batches(arrays, batch_size)
+        if isinstance(call.get("x"), tf.data.Dataset):
+            call["x"] = data.untuned(call["x"])
         return super().evaluate(**call)
 
     def train_step(self, element):
