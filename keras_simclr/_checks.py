@@ -1,8 +1,16 @@
-"""Argument checks that several modules share: the rule, the value received."""
+"""What several modules share: argument checks, and one look at the machine."""
 
 import difflib
 import math
 import numbers
+
+import tensorflow as tf
+
+
+def only_cpus():
+    """Whether TensorFlow has neither a GPU nor a TPU."""
+    devices = tf.config.list_logical_devices()
+    return all(device.device_type == "CPU" for device in devices)
 
 
 def real_number(name, value, *, low=-math.inf, high=math.inf, rule):

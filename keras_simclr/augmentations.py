@@ -126,16 +126,11 @@ def _compiled(transform):
     def run(*arrays):
         is_one = arrays[0].shape[0] == 1
         # Eagerly only where all functions were told to run so.
-        if is_one or tf.executing_eagerly() or not _is_one_by_one():
+        if is_one or tf.executing_eagerly() or not _checks.only_cpus():
             return transform(*arrays)
         return tf.map_fn(one, arrays, fn_output_signature=tf.float32)
 
     return tf.function(run, jit_compile=True, autograph=False)
-
-
-def _is_one_by_one():
-    devices = tf.config.list_logical_devices()
-    return all(device.device_type == "CPU" for device in devices)
 
 
 def _loop(count, body, *values, at_most=None):

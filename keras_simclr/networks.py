@@ -1,5 +1,7 @@
 """The encoder and the projection head of the paper."""
 
+import itertools
+
 import keras
 import tensorflow as tf
 from keras import layers as keras_layers
@@ -125,7 +127,7 @@ def _convolution(x, filters, size, *, strides=1, name):
     padding = "same" if strides == 1 else "valid"
     if strides > 1 and size > 1:
         x = keras_layers.ZeroPadding2D((size - 1) // 2, name=f"{name}_pad")(x)
-    return keras_layers.Conv2D(
+    return FastConv2D(
         filters,
         size,
         strides,
@@ -144,6 +146,77 @@ def _batch_norm(x, *, name, **kwargs):
 
 def _batch_norm_relu(x, *, name):
     return keras_layers.ReLU(name=f"{name}_relu")(_batch_norm(x, name=name))
+
+
+@keras.saving.register_keras_serializable(package="keras_simclr")
+class FastConv2D(keras.layers.Conv2D):
+    """`keras.layers.Conv2D`, faster in training in bfloat16 on a CPU.
+
+    Same arguments, same numbers: only the kernel's gradient is computed in
+    another way where that is faster, as one matrix product for each place of
+    the kernel. TensorFlow's own takes up to six times as long on small images
+    with many channels. An exported encoder holds the plain Keras layer instead.
+
+    Example:
+
+    >>> layer = FastConv2D(4, 3, padding="same")
+    >>> layer(keras.ops.ones((2, 8, 8, 3))).shape
+    TensorShape([2, 8, 8, 4])
+    """
+
+    def convolution_op(self, inputs, kernel):
+        sides = inputs.shape[1:3]
+        is_plain = (
+            inputs.dtype == "bfloat16"
+            and self.padding in ("same", "valid")
+            and self.data_format == "channels_last"
+            and self.strides == self.dilation_rate == (1, 1)
+            and self.groups == 1
+            and None not in sides
+        )
+        # Measured at 4 to 56 pixels a side, 32 to 2,048 channels.
+        is_faster = is_plain and (
+            self.kernel_size == (1, 1) or 16 * max(sides) <= self.filters
+        )
+        if not is_faster or not _checks.only_cpus():
+            return super().convolution_op(inputs, kernel)
+        return _convolve(inputs, tf.convert_to_tensor(kernel), self.padding)
+
+
+def _convolve(inputs, kernel, padding):
+    """Convolution whose kernel gradient is made of matrix products."""
+    options = {"strides": [1, 1, 1, 1], "padding": padding.upper()}
+
+    @tf.custom_gradient
+    def convolve(inputs, kernel):
+        def gradient(upstream):
+            by_inputs = tf.raw_ops.Conv2DBackpropInput(
+                input_sizes=tf.shape(inputs),
+                filter=kernel,
+                out_backprop=upstream,
+                **options,
+            )
+            return by_inputs, kernel_gradient(inputs, upstream)
+
+        return tf.nn.conv2d(inputs, kernel, **options), gradient
+
+    def kernel_gradient(inputs, upstream):
+        height, width, channels, filters = kernel.shape
+        if padding == "same":
+            rows, columns = (
+                ((size - 1) // 2, size // 2) for size in (height, width)
+            )
+            inputs = tf.pad(inputs, ((0, 0), rows, columns, (0, 0)))
+        _, rows, columns, _ = tf.unstack(tf.shape(upstream))
+        upstream = tf.reshape(upstream, (-1, filters))
+        products = []
+        for y, x in itertools.product(range(height), range(width)):
+            seen = inputs[:, y : y + rows, x : x + columns]
+            seen = tf.reshape(seen, (-1, channels))
+            products.append(tf.matmul(seen, upstream, transpose_a=True))
+        return tf.reshape(tf.concat(products, axis=0), kernel.shape)
+
+    return convolve(inputs, kernel)
 
 
 @keras.saving.register_keras_serializable(package="keras_simclr")
@@ -310,7 +383,7 @@ def plain_copy(encoder):
 
     Returns:
         A model with the same weights that computes in float32 and holds
-        `keras.layers.BatchNormalization` where `encoder` has ours.
+        Keras's own layers where `encoder` has ours.
 
     Example:
 
@@ -338,13 +411,17 @@ def _plain_config(config):
     config = {name: _plain_config(part) for name, part in config.items()}
     if config.get("class_name") == "DTypePolicy":
         config["config"] = {"name": "float32"}
-    if config.get("registered_name") == _FUSED_NAME:
+    plain_class = _PLAIN_CLASSES.get(config.get("registered_name"))
+    if plain_class is not None:
         config.update(
             module="keras.layers",
-            class_name="BatchNormalization",
+            class_name=plain_class.__name__,
             registered_name=None,
         )
     return config
 
 
-_FUSED_NAME = keras.saving.get_registered_name(FusedBatchNormalization)
+_PLAIN_CLASSES = {
+    keras.saving.get_registered_name(layer): layer.__base__
+    for layer in (FastConv2D, FusedBatchNormalization)
+}

@@ -5,7 +5,8 @@ import pytest
 import tensorflow as tf
 
 import keras_simclr as simclr
-from keras_simclr.networks import FusedBatchNormalization
+from keras_simclr import _checks
+from keras_simclr.networks import FastConv2D, FusedBatchNormalization
 
 
 @pytest.fixture(scope="module")
@@ -215,6 +216,91 @@ def test_network_that_does_not_exist_is_refused(argument, message):
     with pytest.raises(ValueError) as error:
         simclr.ResNet(**argument)
     assert str(error.value) == message
+
+
+CONVOLUTIONS = pytest.mark.parametrize(
+    ("filters", "size", "padding", "shape"),
+    [
+        (8, 1, "same", (6, 20, 30, 5)),
+        (80, 3, "same", (3, 4, 5, 6)),
+        (64, 3, "valid", (3, 4, 4, 6)),
+        (64, (2, 3), "same", (3, 4, 4, 1)),
+    ],
+)
+
+
+def convolved(layer, images, upstream):
+    with tf.GradientTape() as tape:
+        tape.watch(images)
+        outputs = layer(images)
+    gradients = tape.gradient(
+        outputs, [images, layer.kernel], output_gradients=upstream
+    )
+    return outputs, *gradients
+
+
+def count_products(layer, images):
+    graph = tf.function(lambda x: convolved(layer, x, None))
+    graph = graph.get_concrete_function(images).graph
+    return sum(
+        operation.type == "MatMul" for operation in graph.get_operations()
+    )
+
+
+@CONVOLUTIONS
+@pytest.mark.parametrize("how", ["eager", "graph", "xla"])
+def test_convolution_and_its_gradients_equal_those_of_float64(
+    how, filters, size, padding, shape
+):
+    layer = FastConv2D(filters, size, padding=padding, dtype="mixed_bfloat16")
+    images = tf.cast(random_images(*shape), tf.bfloat16)
+    upstream = tf.cast(random_images(*layer(images).shape), tf.bfloat16)
+    exact = keras.layers.Conv2D(filters, size, padding=padding, dtype="float64")
+    exact.build(shape)
+    exact.kernel.assign(tf.cast(tf.cast(layer.kernel, tf.bfloat16), tf.float64))
+    run = convolved
+    if how != "eager":
+        run = tf.function(convolved, jit_compile=how == "xla")
+    actual = run(layer, images, upstream)
+    expected = convolved(
+        exact, tf.cast(images, tf.float64), tf.cast(upstream, tf.float64)
+    )
+    for ours, right in zip(actual, expected, strict=True):
+        ours, right = tf.cast(ours, tf.float64), right.numpy()
+        np.testing.assert_allclose(ours, right, atol=0.01 * abs(right).max())
+
+
+@CONVOLUTIONS
+def test_kernel_gradient_is_made_of_products(filters, size, padding, shape):
+    layer = FastConv2D(filters, size, padding=padding, dtype="mixed_bfloat16")
+    images = tf.zeros(shape, tf.bfloat16)
+    layer(images)
+    assert count_products(layer, images) == np.prod(layer.kernel_size)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "shape"),
+    [
+        ({"dtype": "float32"}, (2, 4, 4, 6)),
+        ({"strides": 2}, (2, 4, 4, 6)),
+        ({"dilation_rate": 2}, (2, 4, 4, 6)),
+        ({}, (2, 5, 4, 6)),  # It would be slower.
+    ],
+)
+def test_other_convolutions_are_left_to_keras(kwargs, shape):
+    kwargs = {"padding": "same", "dtype": "mixed_bfloat16", **kwargs}
+    layer = FastConv2D(64, 3, **kwargs)
+    images = tf.zeros(shape, layer.compute_dtype)
+    layer(images)
+    assert count_products(layer, images) == 0
+
+
+def test_convolution_on_a_gpu_is_left_to_keras(monkeypatch):
+    monkeypatch.setattr(_checks, "only_cpus", lambda: False)
+    layer = FastConv2D(64, 3, dtype="mixed_bfloat16")
+    images = tf.zeros((2, 4, 4, 6), tf.bfloat16)
+    layer(images)
+    assert count_products(layer, images) == 0
 
 
 def two_norms(dtype="float32", shape=(None, 4, 4, 5), **kwargs):

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 import keras_simclr as simclr
-from keras_simclr.networks import FusedBatchNormalization
+from keras_simclr.networks import FastConv2D, FusedBatchNormalization
 
 IMAGES = np.random.default_rng(0).random((4, 10, 10, 3), "float32")
 VECTORS = np.random.default_rng(1).normal(size=(2, 4, 6)).astype("float32")
@@ -69,6 +69,20 @@ AUGMENTATIONS = {
 }
 LAYERS = {
     simclr.ProjectionHead: {"layers": 3, "units": 5, "hidden_units": 7},
+    FastConv2D: {
+        "filters": 4,
+        "kernel_size": (3, 1),
+        "padding": "same",
+        "activation": "relu",
+        "use_bias": False,
+        "kernel_initializer": keras.initializers.Constant(0.1),
+        "bias_initializer": keras.initializers.Constant(0.2),
+        "kernel_regularizer": keras.regularizers.L2(0.1),
+        "bias_regularizer": keras.regularizers.L2(0.2),
+        "activity_regularizer": keras.regularizers.L2(0.3),
+        "kernel_constraint": keras.constraints.NonNeg(),
+        "bias_constraint": keras.constraints.NonNeg(),
+    },
     FusedBatchNormalization: {
         "axis": 3,
         "momentum": 0.7,
@@ -108,8 +122,9 @@ OTHERS = {
     },
 }
 OBJECTS = {**AUGMENTATIONS, **LAYERS, **OTHERS}
-# Other values would leave the fused kernel, or need several replicas.
+# Other values would leave what is ours, or need several replicas.
 DEFAULTS = {
+    FastConv2D: {"strides", "data_format", "dilation_rate", "groups"},
     FusedBatchNormalization: {
         "center",
         "scale",
@@ -117,7 +132,7 @@ DEFAULTS = {
         "renorm",
         "renorm_clipping",
         "renorm_momentum",
-    }
+    },
 }
 
 
