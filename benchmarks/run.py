@@ -96,7 +96,7 @@ def training(quick):
 
 
 # Width multiplier: name, steps at a time.
-_WIDTHS = {1.0: ("full", 2), 0.25: ("quarter", 8)}
+_WIDTHS = {1.0: ("full", 1), 0.25: ("quarter", 4)}
 
 
 def loss(quick):

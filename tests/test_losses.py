@@ -1,3 +1,4 @@
+import os
 import re
 
 import keras
@@ -286,7 +287,22 @@ def test_blocks_in_a_graph_equal_blocks_run_eagerly(count, jit_compile):
         np.testing.assert_allclose(result, value, rtol=1e-9, atol=1e-12)
 
 
-def test_blocks_take_less_than_three_products_and_no_matrix_of_all_pairs():
+@pytest.mark.parametrize("cores", [2, 3, 50])
+@pytest.mark.parametrize("block_size", [1, 3, 4])
+def test_number_of_cores_does_not_matter(monkeypatch, cores, block_size):
+    z, weights = noisy_pairs(5)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    expected = weighted(z, weights, block_size)
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    actual = weighted(z, weights, block_size)
+    for ours, right in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(ours, right, rtol=1e-9, atol=1e-12)
+
+
+def test_blocks_take_less_than_three_products_and_no_matrix_of_all_pairs(
+    monkeypatch,
+):
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
     count, size, block_size = 40, 8, 16
     z, weights = noisy_pairs(count, size)
     compiled = tf.function(
