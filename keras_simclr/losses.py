@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from keras_simclr import _checks
 
-# A tile of similarities fits a core's cache. 256 is 3 % slower, 128 20 %.
+# A tile of similarities fits a core's cache. 256 is as fast, 128 30 % slower.
 _BLOCK_SIZE = 512
 
 
@@ -111,12 +111,16 @@ def per_anchor(z_1, z_2, *, temperature=0.1, block_size=None):
     # At most 2**126: float32 flushes a smaller scale to 0, and 0 * inf is nan.
     scale = tf.constant(1 / min(temperature, 2.0**126), z.dtype)
     forward, backward = _forward, _backward
-    # A core works at one pair of blocks at a time.
+    # Each core works at pairs of blocks of its own.
     parts = (os.cpu_count() or 1) if _checks.only_cpus() else 1
-    if z.shape[0] is not None and z.shape[0] <= block_size:
-        # One block gains little from XLA, whose compilation takes seconds.
-        forward, backward = forward.python_function, backward.python_function
-        parts = 1
+    if z.shape[0] is not None:
+        blocks = -(-z.shape[0] // block_size)
+        parts = min(parts, blocks * (blocks + 1) // 2)
+        if blocks == 1:
+            # It gains little from XLA, whose compilation takes seconds.
+            forward, backward = (
+                function.python_function for function in (forward, backward)
+            )
     shares = [(tf.constant(part), tf.constant(parts)) for part in range(parts)]
 
     @tf.custom_gradient

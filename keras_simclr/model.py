@@ -238,9 +238,9 @@ class SimCLRModel(keras.Model):
             data.check_length(call["x"], call.get("steps_per_epoch"))
             self._check_element(data.unpack(call["x"].element_spec))
             call["shuffle"] = False  # Keras warns that it leaves it to us.
-            call["x"] = data.untuned(call["x"])
-        if isinstance(call.get("validation_data"), tf.data.Dataset):
-            call["validation_data"] = data.untuned(call["validation_data"])
+        for name in ("x", "validation_data"):
+            if isinstance(call.get(name), tf.data.Dataset):
+                call[name] = data.untuned(call[name])
         if self.compiled and not self.optimizer.built:
             # Variables made inside the step would have it traced twice.
             with self.distribute_strategy.scope():
