@@ -163,6 +163,13 @@ def _choose(choice, branches):
     return chosen
 
 
+def _rows_and_total(images, part):
+    """Places of the images in the batch that they are part of; its size."""
+    count = images.shape[0] or tf.shape(images)[0]
+    first, total = (0, count) if part is None else part
+    return first + tf.range(count), total
+
+
 def _to_planes(images):
     return tf.transpose(images, (0, 3, 1, 2))  # (B, C, H, W)
 
@@ -191,26 +198,28 @@ class Augmentation(keras.layers.Layer):
         self._compiled_transform = _compiled(self._transform)
         self.built = True  # There are no weights.
 
-    def __call__(self, *args, seed=None, **kwargs):
+    def __call__(self, *args, seed=None, part=None, **kwargs):
         # Keras refuses (0, tensor), the natural seed inside `dataset.map`.
         if seed is not None:
             seed = tf.convert_to_tensor(seed)
-        return super().__call__(*args, seed=seed, **kwargs)
+        if part is not None:
+            part = [tf.cast(number, tf.int32) for number in part]
+        return super().__call__(*args, seed=seed, part=part, **kwargs)
 
-    def call(self, images, training=True, seed=None):
-        return self._augment(images, training, seed)
+    def call(self, images, training=True, seed=None, part=None):
+        return self._augment(images, training, seed, part)
 
-    def _augment(self, images, training, seed, *sizes):
+    def _augment(self, images, training, seed, part, *sizes):
         images = tf.convert_to_tensor(images)
         check_dtype(images.dtype)
         if images.shape.rank == 3:
             sizes = [size[None] for size in sizes]
-            images = self._augment(images[None], training, seed, *sizes)
+            images = self._augment(images[None], training, seed, part, *sizes)
             return images[0]
         self._check_shape(images.shape)
         if not training:
             return self._at_rest(images, *sizes)
-        draws = self._draw(self._next_seed(seed), images)
+        draws = self._draw(self._next_seed(seed), images, part)
         return self._compiled_transform(images, draws, *sizes)
 
     def _check_shape(self, shape):
@@ -231,8 +240,9 @@ class Augmentation(keras.layers.Layer):
             )
         return tf.cast(seed, tf.int64)
 
-    def _draw(self, seed, images):
-        return _uniforms(seed, (tf.shape(images)[0], self._draws_per_image))
+    def _draw(self, seed, images, part=None):
+        rows, total = _rows_and_total(images, part)
+        return tf.gather(_uniforms(seed, (total, self._draws_per_image)), rows)
 
     def _transform(self, images, draws):
         raise NotImplementedError
@@ -288,6 +298,9 @@ class RandomResizedCrop(Augmentation):
         images: uint8, or float with values in [0, 1].
         training: Whether to crop at random. If False nothing is drawn.
         seed: Pair of integers, or None to count the layer's own calls.
+        part: Pair `(first, total)` if the images are a part of a batch: the
+            first image's place in it, and its size. They are augmented as
+            they would be among the whole batch.
         sizes: Integers of shape `(batch, 2)`: valid height and width of images
             that are padded below and to the right. None: all of the image.
 
@@ -350,9 +363,9 @@ class RandomResizedCrop(Augmentation):
         )
         self.antialias = antialias
 
-    def call(self, images, training=True, seed=None, sizes=None):
+    def call(self, images, training=True, seed=None, sizes=None, part=None):
         sizes = [] if sizes is None else [tf.cast(sizes, tf.float32)]
-        return self._augment(images, training, seed, *sizes)
+        return self._augment(images, training, seed, part, *sizes)
 
     def _transform(self, images, draws, sizes=None, mirrored=None):
         heights, widths = _valid_sizes(images, sizes)
@@ -561,6 +574,9 @@ class RandomFlip(Augmentation):
         images: uint8, or float with values in [0, 1].
         training: Whether to flip. If False the images come back as float.
         seed: Pair of integers, or None to count the layer's own calls.
+        part: Pair `(first, total)` if the images are a part of a batch: the
+            first image's place in it, and its size. They are augmented as
+            they would be among the whole batch.
 
     Input shape:
         `(batch, height, width, channels)` or `(height, width, channels)`.
@@ -620,6 +636,9 @@ class RandomRotate90(Augmentation):
         images: uint8, or float with values in [0, 1].
         training: Whether to rotate. If False the images come back as float.
         seed: Pair of integers, or None to count the layer's own calls.
+        part: Pair `(first, total)` if the images are a part of a batch: the
+            first image's place in it, and its size. They are augmented as
+            they would be among the whole batch.
 
     Input shape:
         `(batch, size, size, channels)` or `(size, size, channels)`.
@@ -682,6 +701,9 @@ class RandomColorDistortion(Augmentation):
         images: uint8, or float with values in [0, 1].
         training: Whether to distort. If False the images come back as float.
         seed: Pair of integers, or None to count the layer's own calls.
+        part: Pair `(first, total)` if the images are a part of a batch: the
+            first image's place in it, and its size. They are augmented as
+            they would be among the whole batch.
 
     Input shape:
         `(batch, height, width, channels)` or `(height, width, channels)`,
@@ -891,6 +913,9 @@ class RandomGaussianBlur(Augmentation):
         images: uint8, or float with values in [0, 1].
         training: Whether to blur. If False the images come back as float.
         seed: Pair of integers, or None to count the layer's own calls.
+        part: Pair `(first, total)` if the images are a part of a batch: the
+            first image's place in it, and its size. They are augmented as
+            they would be among the whole batch.
 
     Input shape:
         `(batch, height, width, channels)` or `(height, width, channels)`;
@@ -1013,6 +1038,9 @@ class RandomGaussianNoise(Augmentation):
         images: uint8, or float with values in [0, 1].
         training: Whether to add noise. If False the images come back as float.
         seed: Pair of integers, or None to count the layer's own calls.
+        part: Pair `(first, total)` if the images are a part of a batch: the
+            first image's place in it, and its size. They are augmented as
+            they would be among the whole batch.
 
     Input shape:
         `(batch, height, width, channels)` or `(height, width, channels)`.
@@ -1038,13 +1066,13 @@ class RandomGaussianNoise(Augmentation):
         self.stddev = _checks.positive_number("stddev", stddev)
         self.rate = _checks.probability("rate", rate)
 
-    def _draw(self, seed, images):
-        # A key per image: a replica can draw the noise of its own rows.
+    def _draw(self, seed, images, part=None):
+        # A key per image: only these rows' noise is drawn.
+        rows, total = _rows_and_total(images, part)
         shape = tf.concat([tf.shape(images)[1:], [2]], axis=0)
         seed = fold_seed(seed, 0)
-        chosen = _uniforms(seed, tf.shape(images)[:1])
-        rows = tf.range(1, tf.shape(images)[0] + 1)
-        return chosen, _uniforms_of_rows(seed, rows, shape)
+        chosen = tf.gather(_uniforms(seed, (total,)), rows)
+        return chosen, _uniforms_of_rows(seed, rows + 1, shape)
 
     def _transform(self, images, draws):
         images = to_float(images)
@@ -1096,6 +1124,9 @@ class SimCLRAugmentation(Augmentation):
         training: Whether to augment. If False the images are brought to
             `image_size` as by `RandomResizedCrop` at rest.
         seed: Pair of integers, or None to count the layer's own calls.
+        part: Pair `(first, total)` if the images are a part of a batch: the
+            first image's place in it, and its size. They are augmented as
+            they would be among the whole batch.
         sizes: Integers of shape `(batch, 2)`: valid height and width of images
             that are padded below and to the right. None: all of the image.
 
@@ -1156,9 +1187,9 @@ class SimCLRAugmentation(Augmentation):
         """The four layers, in order."""
         return [self.crop, self.flip, self.color, self.blur]
 
-    def call(self, images, training=True, seed=None, sizes=None):
+    def call(self, images, training=True, seed=None, sizes=None, part=None):
         sizes = [] if sizes is None else [tf.cast(sizes, tf.float32)]
-        return self._augment(images, training, seed, *sizes)
+        return self._augment(images, training, seed, part, *sizes)
 
     def _check_shape(self, shape):
         super()._check_shape(shape)

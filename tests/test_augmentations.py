@@ -91,6 +91,26 @@ def test_draws_are_the_same_bits_in_eager_graph_tf_data_and_xla(name):
 
 
 @every_layer
+@pytest.mark.parametrize("how", ["eager", "graph", "xla"])
+def test_part_of_a_batch_is_augmented_as_in_the_batch(name, how):
+    layer = shared(name)
+
+    def augment(images, first):
+        total = tf.shape(images)[0] if how == "graph" else len(IMAGES)
+        part = images[first : first + 3]
+        part = tf.ensure_shape(part, (3, *IMAGES.shape[1:]))
+        return layer(part, seed=(0, 1), part=(first, total))
+
+    if how != "eager":
+        augment = tf.function(augment, jit_compile=how == "xla")
+    images, first = tf.constant(IMAGES), 2
+    if how == "graph":
+        first = tf.constant(first)  # A replica's place may be a tensor.
+    expected = layer(IMAGES, seed=(0, 1))[2:5]
+    np.testing.assert_allclose(augment(images, first), expected, atol=3e-6)
+
+
+@every_layer
 def test_single_images_in_tf_data_equal_batches_of_one(name):
     layer = shared(name)
     dataset = tf.data.Dataset.from_tensor_slices(IMAGES[:2]).enumerate()
