@@ -26,6 +26,7 @@ if _os.environ.get(
         "KERAS_BACKEND=tensorflow and unset TF_USE_LEGACY_KERAS."
     )
 
+from keras_simclr import testing as testing
 from keras_simclr.augmentations import (
     RandomColorDistortion as RandomColorDistortion,
     RandomFlip as RandomFlip,

@@ -346,13 +346,18 @@ def check_length(dataset, steps_per_epoch=None):
         )
 
 
-def untuned(dataset):
-    """Turns tf.data's tuner off, unless the dataset says that it wants it.
+def prepared(dataset):
+    """Sets the options with which a dataset is read fast, and by all workers.
 
-    When an iterator ends, TensorFlow (seen with 2.21) often waits until the
+    tf.data's tuner is turned off, unless the dataset says that it wants it:
+    when an iterator ends, TensorFlow (seen with 2.21) often waits until the
     tuner's sleep is over, and the sleeps double, up to a minute: an epoch of 3
-    seconds then takes 5. Without the tuner `AUTOTUNE` stands for one call per
-    core, at most 16.
+    seconds then takes 5. Without it `AUTOTUNE` stands for one call per core,
+    at most 16.
+
+    Of several workers each reads everything and keeps its part of each batch:
+    by files, as TensorFlow would have it, the batches would be others than
+    those of one device.
 
     Args:
         dataset: A `tf.data.Dataset`.
@@ -362,13 +367,16 @@ def untuned(dataset):
 
     Example:
 
-    >>> untuned(tf.data.Dataset.range(2)).options().autotune.enabled
+    >>> prepared(tf.data.Dataset.range(2)).options().autotune.enabled
     False
     """
     options = tf.data.Options()
-    options.autotune.enabled = False
-    is_said = dataset.options().autotune.enabled is not None
-    return dataset if is_said else dataset.with_options(options)
+    if dataset.options().autotune.enabled is None:
+        options.autotune.enabled = False
+    options.experimental_distribute.auto_shard_policy = (
+        tf.data.experimental.AutoShardPolicy.DATA
+    )
+    return dataset.with_options(options)
 
 
 def value_checks(batch, name, *, in_unit_range):

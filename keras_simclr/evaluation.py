@@ -173,7 +173,7 @@ def _extract(functions, images, batch_size=256):
         )
     data.check_length(images)
     outputs, labels = [[] for _ in functions], []
-    for element in data.untuned(images):
+    for element in data.prepared(images):
         element = data.unpack(element)
         batch = data.images_of(element)
         is_image = batch.shape.rank == 4

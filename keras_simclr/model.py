@@ -16,6 +16,16 @@ from keras_simclr.augmentations import (
     fold_seed,
     to_float,
 )
+from keras_simclr.large_batch import (
+    cached_gradients,
+    check_optimizer,
+    check_strategy,
+    from_all_replicas,
+    nested_layers,
+    prepare,
+    replica_and_number,
+    share_failure,
+)
 from keras_simclr.losses import NTXent, mean, per_anchor
 from keras_simclr.networks import ProjectionHead
 from keras_simclr.optimizers import LARS
@@ -43,6 +53,12 @@ class SimCLRModel(keras.Model):
             the views; or None for `SimCLRAugmentation` at the encoder's size.
         second_augmentation: The same for the second view, or None to use
             `augmentation` again.
+        micro_batch_size: Images that pass through the encoder at a time, or
+            None for all. Memory then depends on it and not on the batch; the
+            encoder runs forward twice. The gradient is that of the whole
+            batch, except that batch norm normalizes each micro-batch (both
+            views of its images) by itself; its moving averages move once a
+            step, to the mean of what all micro-batches would have set.
         seed: Integer. All randomness of the views is a function of it, the
             step, the view and the image's place in the batch.
         **kwargs: Standard `keras.Model` arguments (`name`).
@@ -69,6 +85,11 @@ class SimCLRModel(keras.Model):
     >>> model.predict(images, verbose=0).shape
     (64, 128)
 
+    Under a `tf.distribute` strategy, make the encoder and the model in its
+    scope. Negatives come from all replicas, batch norm is synchronized, and
+    the views depend on the image's place in the global batch: the result is
+    that of one device.
+
     Elements of a dataset are `images`, `(images, labels)`, or a dictionary
     with `images`, or `view_1` and `view_2`, and optionally `labels`. Labels
     never touch the loss.
@@ -76,6 +97,7 @@ class SimCLRModel(keras.Model):
     References:
         - Chen et al. 2020, arXiv:2002.05709, Algorithm 1.
         - google-research/simclr@383d414, tf2/model.py:228-289.
+        - Gao et al. 2021, arXiv:2101.06983 (micro-batches).
     """
 
     def __init__(
@@ -85,6 +107,7 @@ class SimCLRModel(keras.Model):
         *,
         augmentation=None,
         second_augmentation=None,
+        micro_batch_size=None,
         seed=0,
         **kwargs,
     ):
@@ -99,13 +122,28 @@ class SimCLRModel(keras.Model):
         self.projection_head = projection_head
         self.augmentation = augmentation
         self.second_augmentation = second_augmentation
+        if micro_batch_size is not None:
+            _checks.integer("micro_batch_size", micro_batch_size, minimum=1)
+        self.micro_batch_size = micro_batch_size
         self.seed = _checks.integer("seed", seed, minimum=0)
         self.loss_metric = keras.metrics.Mean(name="loss")
         self.accuracy_metric = keras.metrics.Mean(name="contrastive_accuracy")
         self._check_augmentations()
         if not projection_head.built:
             projection_head.build(encoder.output_shape)
+        parts = [encoder, projection_head]
+        prepare(
+            [layer for part in parts for layer in nested_layers(part)],
+            replicas=self._replicas,
+            micro_batch_size=micro_batch_size,
+        )
+        variables = [v for part in parts for v in part.variables]
+        check_strategy(self.distribute_strategy, variables)
         self.built = True
+
+    @property
+    def _replicas(self):
+        return self.distribute_strategy.num_replicas_in_sync
 
     def call(self, images):
         view = self.evaluation_view(images)
@@ -142,7 +180,7 @@ class SimCLRModel(keras.Model):
         """Makes the two views of training step `step`.
 
         Args:
-            images: As `call`.
+            images: As `call`. In a replica: the replica's own images.
             step: Integer, `optimizer.iterations` of the step.
 
         Returns:
@@ -156,12 +194,21 @@ class SimCLRModel(keras.Model):
         >>> view_1.shape
         TensorShape([2, 8, 8, 3])
         """
+        return self._views(images, step)
+
+    def _views(self, images, step, start=0, size=None):
+        """Views of images that follow `start` among the replica's `size`."""
         images = _as_views(images)
         seed = tf.stack([tf.cast(self.seed, tf.int64), tf.cast(step, tf.int64)])
+        place, replicas = replica_and_number()
+        part = None
+        if size is not None or replicas > 1:
+            size = size or _size(images)
+            part = place * size + start, replicas * size
         second = self.second_augmentation
         second = self.augmentation if second is None else second
         return tuple(
-            _augment(augmentation, images, fold_seed(seed, view))
+            _augment(augmentation, images, fold_seed(seed, view), part)
             for view, augmentation in enumerate((self.augmentation, second))
         )
 
@@ -176,15 +223,10 @@ class SimCLRModel(keras.Model):
 
         Raises:
             TypeError: If `loss` is not callable.
-            ValueError: If metrics are given, or the model was made under a
-                strategy with several replicas.
+            ValueError: If metrics are given, or an option that Keras 3 gets
+                wrong on several replicas or in micro-batches.
         """
-        replicas = self.distribute_strategy.num_replicas_in_sync
-        if replicas > 1:
-            raise ValueError(
-                "`SimCLRModel` trains on one replica: several are not proven "
-                f"to equal one yet. Received: {replicas} replicas"
-            )
+        check_strategy(self.distribute_strategy, self.variables)
         if optimizer is None:
             optimizer = _default_optimizer()
         if loss is None:
@@ -200,9 +242,11 @@ class SimCLRModel(keras.Model):
                     f"`{name}` has nothing to compare: contrastive training "
                     f"has no targets. Received: {name}={kwargs[name]!r}"
                 )
+        check_optimizer(optimizer, replicas=self._replicas)
         # What gains from XLA is compiled inside the step.
         if kwargs.get("jit_compile", "auto") == "auto":
             kwargs["jit_compile"] = False
+        self._check_execution(**kwargs)
         if kwargs["jit_compile"]:
             warnings.warn(
                 "With `jit_compile=True` pixel values are not checked: XLA "
@@ -211,6 +255,19 @@ class SimCLRModel(keras.Model):
             )
         super().compile(optimizer=optimizer, **kwargs)
         self.loss = loss
+
+    def _check_execution(self, jit_compile, steps_per_execution=1, **_):
+        if jit_compile and (self._replicas > 1 or self.micro_batch_size):
+            raise ValueError(
+                "`jit_compile=True` works on one device without micro-batches. "
+                "Leave it out: what gains from XLA is compiled anyway."
+            )
+        if steps_per_execution != 1 and self._replicas > 1:
+            raise ValueError(
+                "`steps_per_execution` must be 1 on several replicas, where "
+                "Keras 3 fails with more. Received: "
+                f"steps_per_execution={steps_per_execution}"
+            )
 
     def get_compile_config(self):
         config = super().get_compile_config()
@@ -236,11 +293,20 @@ class SimCLRModel(keras.Model):
             call = _with_datasets(call, self.seed)
         if isinstance(call.get("x"), tf.data.Dataset):
             data.check_length(call["x"], call.get("steps_per_epoch"))
-            self._check_element(data.unpack(call["x"].element_spec))
+            element = data.unpack(call["x"].element_spec)
+            self._check_element(element)
+            self._check_replicas(element)
             call["shuffle"] = False  # Keras warns that it leaves it to us.
+            for _ in range(call.get("initial_epoch", 0)):
+                iter(call["x"])  # Has the order of the next epoch drawn.
+            length = call["x"].cardinality().numpy()
+            if call.get("steps_per_epoch") is None and length > 0:
+                # One iterator for all epochs: Keras makes two for each.
+                call["steps_per_epoch"] = length
+                call["x"] = call["x"].repeat()
         for name in ("x", "validation_data"):
             if isinstance(call.get(name), tf.data.Dataset):
-                call[name] = data.untuned(call[name])
+                call[name] = data.prepared(call[name])
         if self.compiled and not self.optimizer.built:
             # Variables made inside the step would have it traced twice.
             with self.distribute_strategy.scope():
@@ -257,7 +323,7 @@ class SimCLRModel(keras.Model):
                 f"{text} (epoch {position.epoch}, step {position.step()}). "
                 "The model is as the step before left it."
             ) from None
-        if float(self.loss_metric.count) == 0:
+        if self.loss_metric.count.numpy() == 0:
             raise ValueError(
                 "The dataset must hold at least one batch. Received: a dataset "
                 "that ended before the first."
@@ -275,26 +341,28 @@ class SimCLRModel(keras.Model):
             batch_size = min(batch_size, _length(arrays))
             call["x"] = _whole_batches(arrays, batch_size)
         if isinstance(call.get("x"), tf.data.Dataset):
-            call["x"] = data.untuned(call["x"])
+            self._check_replicas(data.unpack(call["x"].element_spec))
+            call["x"] = data.prepared(call["x"])
         return super().evaluate(**call)
 
     def train_step(self, element):
         element = data.unpack(element)
-        step = self.optimizer.iterations
         with self._checked(element):
-            view_1, view_2 = self._two_views(element, step)
-            with tf.GradientTape() as tape:
-                loss, found = self._contrast(view_1, view_2, training=True)
-                scaled_loss = self.optimizer.scale_loss(loss)
-            gradients = tape.gradient(scaled_loss, self.trainable_variables)
+            gradients, loss, found = self.replica_gradients(element)
+            is_scaled = isinstance(
+                self.optimizer, keras.optimizers.LossScaleOptimizer
+            )
+            if is_scaled and self._replicas > 1:
+                gradients = share_failure(gradients)
             self.optimizer.apply(gradients, self.trainable_variables)
             return self._report(loss, found)
 
     def test_step(self, element):
         element = data.unpack(element)
         with self._checked(element):
-            view_1, view_2 = self._two_views(element, _TEST_STEP)
-            loss, found = self._contrast(view_1, view_2, training=False)
+            views = self._two_views(element, _TEST_STEP)
+            loss, found = self._contrast(*self._embed(views, training=False))
+            _, loss = self._with_penalties(loss)
             return self._report(loss, found)
 
     def predict_step(self, element):
@@ -325,7 +393,8 @@ class SimCLRModel(keras.Model):
         for name, batch in element.items():
             if name == "labels":
                 continue
-            if batch.shape.rank is not None and batch.shape[0] == 1:
+            _, replicas = replica_and_number()
+            if batch.shape.rank and batch.shape[0] == 1 and replicas == 1:
                 raise ValueError(
                     "A contrastive batch needs at least two images: every "
                     "other image is a negative. Received: "
@@ -334,6 +403,19 @@ class SimCLRModel(keras.Model):
         if "images" in element and self._sees_images:
             _check_images(element["images"])
             self._check_channels(element["images"].shape)
+
+    def _check_replicas(self, element):
+        """Refuses global batches that replicas cannot share evenly."""
+        check_strategy(self.distribute_strategy, self.variables)
+        for name, batch in element.items():
+            size = batch.shape[0] if batch.shape.rank else None
+            if self._replicas > 1 and (size is None or size % self._replicas):
+                raise ValueError(
+                    "Several replicas need batches of one size that their "
+                    "number divides: build them with batch(..., "
+                    f"drop_remainder=True). Received: `{name}` of shape "
+                    f"{batch.shape} for {self._replicas} replicas"
+                )
 
     def _check_channels(self, shape):
         channels = self.encoder.input_shape[3]
@@ -363,6 +445,13 @@ class SimCLRModel(keras.Model):
                 view = _call_layer(layer, view, training=True, seed=seed)
             self._check_view(view, f"`{name}`")
             unseeded = [x.name for x in layers if not _accepts(x, "seed")]
+            if unseeded and (self._replicas > 1 or self.micro_batch_size):
+                raise ValueError(
+                    "Several replicas, and micro-batches, need augmentations "
+                    "that take a `seed`. Received: "
+                    f"{', '.join(unseeded)} in `{name}`. If this is a "
+                    "`Sequential` or a `Pipeline`, pass its layers as a list."
+                )
             if unseeded:
                 warnings.warn(
                     f"These layers of `{name}` take no `seed`: "
@@ -381,22 +470,104 @@ class SimCLRModel(keras.Model):
                 f"shape {tuple(view.shape)} from {name}"
             )
 
-    def _two_views(self, element, step):
+    def replica_gradients(self, element):
+        """What this replica adds to the gradients of a step.
+
+        Args:
+            element: Dictionary, as `data.unpack` returns it.
+
+        Returns:
+            The gradients, one per trainable variable, whose sum over the
+            replicas is that of the global batch; the loss, the same in all
+            replicas; and for each of the global batch's projections whether
+            its positive was found. Moving averages have moved.
+
+        Example:
+
+        >>> encoder = simclr.ResNet(10, stem="cifar", input_shape=(8, 8, 3))
+        >>> model = simclr.SimCLRModel(encoder)
+        >>> model.compile()
+        >>> images = tf.zeros((4, 8, 8, 3))
+        >>> gradients, _, found = model.replica_gradients({"images": images})
+        >>> len(gradients) == len(model.trainable_variables), found.shape
+        (True, TensorShape([8]))
+        """
+        step = self.optimizer.iterations
+        if self.micro_batch_size is None:
+            views = self._two_views(element, step)
+            with tf.GradientTape() as tape:
+                loss, found = self._contrast(*self._embed(views, training=True))
+                target, loss = self._with_penalties(loss)
+            return tape.gradient(target, self.trainable_variables), loss, found
+        gradients, loss, found = self._cached_gradients(element, step)
+        with tf.GradientTape() as tape:
+            target, loss = self._with_penalties(loss)
+        others = tape.gradient(
+            target,
+            [variable.value for variable in self.trainable_variables],
+            unconnected_gradients=tf.UnconnectedGradients.ZERO,
+        )
+        gradients = [x + y for x, y in zip(gradients, others, strict=True)]
+        return gradients, loss, found
+
+    def _cached_gradients(self, element, step):
+        size = _size(next(iter(element.values())))
+        parts = (self.encoder, self.projection_head)
+        averages = [v for part in parts for v in part.non_trainable_variables]
+
+        def embed(start, stop):
+            part = {name: batch[start:stop] for name, batch in element.items()}
+            views = self._two_views(part, step, start, size)
+            return self._embed(views, training=True)
+
+        def contrast(z_1, z_2):
+            loss, found = self._contrast(z_1, z_2)
+            return self.optimizer.scale_loss(loss), loss, found
+
+        gradients, (_, loss, found), means = cached_gradients(
+            embed,
+            contrast,
+            self.trainable_variables,
+            averages,
+            size=size,
+            micro_batch_size=self.micro_batch_size,
+        )
+        replica = tf.distribute.get_replica_context()
+        for average, value in zip(averages, means, strict=True):
+            value = replica.all_reduce(tf.distribute.ReduceOp.MEAN, value)
+            average.assign(value)
+        return gradients, loss, found
+
+    def _with_penalties(self, loss):
+        """The loss to differentiate in each replica, and the whole loss."""
+        penalty = sum((tf.cast(x, loss.dtype) for x in self.losses), 0.0)
+        _, replicas = replica_and_number()
+        # The gradients of all replicas are summed; `loss` takes that into
+        # account, for it looks at this replica's projections only.
+        target = self.optimizer.scale_loss(loss + penalty / replicas)
+        return target, loss + penalty
+
+    def _two_views(self, element, step, start=0, size=None):
         if "view_1" in element:
             names = ("`view_1`", "`view_2`")
             views = _as_views(element["view_1"]), _as_views(element["view_2"])
         else:
             names = ("`augmentation`", "`second_augmentation`")
-            views = self.views(element["images"], step=step)
+            views = self._views(element["images"], step, start, size)
         for name, view in zip(names, views, strict=True):
             self._check_view(view, name)
         return views
 
-    def _contrast(self, view_1, view_2, training):
-        views = tf.concat([view_1, view_2], axis=0)  # (2N, ...)
+    def _embed(self, views, training):
+        """Projections z_1 and z_2 of two views, in one forward pass."""
+        views = tf.concat(views, axis=0)  # (2N, ...)
         representations = self.encoder(views, training=training)
         projections = self.projection_head(representations, training=training)
-        z_1, z_2 = tf.split(projections, 2, axis=0)  # (N, D) each
+        return tf.split(projections, 2, axis=0)  # (N, D) each
+
+    def _contrast(self, z_1, z_2):
+        """Loss among the projections of all replicas, and what was found."""
+        z_1, z_2 = from_all_replicas(z_1), from_all_replicas(z_2)
         if isinstance(self.loss, NTXent):
             losses, found = per_anchor(
                 z_1,
@@ -404,18 +575,27 @@ class SimCLRModel(keras.Model):
                 temperature=self.loss.temperature,
                 block_size=self.loss.block_size,
             )
-            loss = mean(losses)
-        else:
-            loss = self.loss(z_1, z_2)
-            _, found = per_anchor(tf.stop_gradient(z_1), tf.stop_gradient(z_2))
-        for penalty in self.losses:
-            loss += tf.cast(penalty, loss.dtype)
-        return loss, found
+            return mean(losses), found
+        _, found = per_anchor(tf.stop_gradient(z_1), tf.stop_gradient(z_2))
+        return self.loss(z_1, z_2), found
 
     def _report(self, loss, found):
+        """Updates the metrics, and returns them as `fit` wants them."""
         self.loss_metric.update_state(loss, sample_weight=tf.size(found))
         self.accuracy_metric.update_state(found)
-        return {metric.name: metric.result() for metric in self.metrics}
+        results = {metric.name: metric.result() for metric in self.metrics}
+        if isinstance(
+            self.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy
+        ):
+            # Keras takes the mean over an axis that scalars do not have.
+            return {k: tf.reshape(v, [1]) for k, v in results.items()}
+        return results
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        """Does not build what is built: Keras fails at it on several workers.
+
+        The hook is Keras's own, not public: there is no other way.
+        """
 
     @property
     def metrics(self):
@@ -433,6 +613,7 @@ class SimCLRModel(keras.Model):
                 name: keras.saving.serialize_keras_object(part)
                 for name, part in parts.items()
             },
+            "micro_batch_size": self.micro_batch_size,
             "seed": self.seed,
             "name": self.name,
         }
@@ -515,7 +696,8 @@ def _check_images(images):
 
 
 def _assert_negatives(batch):
-    size = tf.shape(batch)[0]
+    _, replicas = replica_and_number()
+    size = tf.shape(batch)[0] * replicas
     text = (
         "A contrastive batch needs at least two images. Build it with "
         "batch(..., drop_remainder=True). Received: a batch of"
@@ -538,11 +720,20 @@ def _as_views(images):
     return to_float(images) if images.shape.rank == 4 else images
 
 
-def _augment(augmentation, images, seed):
+def _augment(augmentation, images, seed, part):
     for place, layer in enumerate(as_list(augmentation)):
         sub_seed = fold_seed(seed, place)
-        images = _call_layer(layer, images, training=True, seed=sub_seed)
+        if part is not None and not _accepts(layer, "part"):
+            # Not what one device would draw, but not the same in each part.
+            sub_seed = fold_seed(sub_seed, part[0])
+        images = _call_layer(
+            layer, images, training=True, seed=sub_seed, part=part
+        )
     return images
+
+
+def _size(batch):
+    return batch.shape[0] or tf.shape(batch)[0]
 
 
 def _call_layer(layer, images, **kwargs):
@@ -622,7 +813,7 @@ class _Position(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self.epoch = epoch + 1
-        self._first = int(self.model.optimizer.iterations)
+        self._first = int(self.model.optimizer.iterations.numpy())
 
     def step(self):
-        return int(self.model.optimizer.iterations) - self._first + 1
+        return int(self.model.optimizer.iterations.numpy()) - self._first + 1

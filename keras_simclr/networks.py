@@ -238,19 +238,29 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
     """
 
     def call(self, inputs, training=None, mask=None):
-        is_fused = (
+        is_ours = (
             training
             and self.trainable
             and mask is None
-            and not self.synchronized
             and not getattr(self, "renorm", False)
             and (self.center and self.scale)
             and len(inputs.shape) == 4
             and self.axis in (-1, 3)
             and inputs.dtype in ("float32", "bfloat16", "float16")
         )
-        if not is_fused:
+        if not is_ours:
             return super().call(inputs, training=training, mask=mask)
+        normalize = self._synchronized if self.synchronized else self._fused
+        outputs, *moments = normalize(inputs)
+        averages = self.moving_mean, self.moving_variance
+        for average, value in zip(averages, moments, strict=True):
+            value = tf.cast(value, average.dtype)
+            average.assign(
+                self.momentum * average + (1.0 - self.momentum) * value
+            )
+        return outputs
+
+    def _fused(self, inputs):
         outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
             x=inputs,
             scale=tf.cast(self.gamma, tf.float32),
@@ -262,16 +272,24 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
         )
         # The kernel divides by n - 1; Keras's moving average divides by n.
         count = tf.cast(tf.reduce_prod(tf.shape(inputs)[:3]), tf.float32)
-        variance *= (count - 1.0) / count
-        for average, value in (
-            (self.moving_mean, mean),
-            (self.moving_variance, variance),
-        ):
-            value = tf.cast(value, average.dtype)
-            average.assign(
-                self.momentum * average + (1.0 - self.momentum) * value
-            )
-        return outputs
+        return outputs, mean, variance * (count - 1.0) / count
+
+    def _synchronized(self, inputs):
+        # In two passes: the mean of squares less the square of the mean, as
+        # Keras has it, loses more digits than the kernel does.
+        images = tf.cast(inputs, tf.float32)
+        mean = _mean_of_replicas(images)
+        variance = _mean_of_replicas(tf.square(images - mean))
+        outputs = tf.nn.batch_normalization(
+            images, mean, variance, self.beta, self.gamma, self.epsilon
+        )
+        return tf.cast(outputs, inputs.dtype), mean, variance
+
+
+def _mean_of_replicas(images):
+    replica = tf.distribute.get_replica_context()
+    mean = tf.reduce_mean(images, axis=(0, 1, 2))
+    return replica.all_reduce(tf.distribute.ReduceOp.MEAN, mean)
 
 
 @keras.saving.register_keras_serializable(package="keras_simclr")

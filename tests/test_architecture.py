@@ -21,11 +21,13 @@ LEVELS = {
     "optimizers": 1,
     "networks": 1,
     "data": 1,
-    "model": 2,
-    "evaluation": 3,
-    "export": 3,
-    "runs": 4,
-    "demo": 5,
+    "large_batch": 2,
+    "model": 3,
+    "evaluation": 4,
+    "export": 4,
+    "runs": 5,
+    "testing": 5,
+    "demo": 6,
 }
 HEAVY = {"matplotlib", "sklearn", "tensorflow_datasets", "pyarrow"}
 PUBLIC = [

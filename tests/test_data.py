@@ -428,9 +428,9 @@ def test_range_does_not_matter_where_it_is_not_asked_for():
 
 def test_tuner_is_off_unless_the_dataset_asks_for_it():
     dataset = tf.data.Dataset.range(4)
-    assert data.untuned(dataset).options().autotune.enabled is False
-    assert list(data.untuned(dataset).as_numpy_iterator()) == [0, 1, 2, 3]
+    assert data.prepared(dataset).options().autotune.enabled is False
+    assert list(data.prepared(dataset).as_numpy_iterator()) == [0, 1, 2, 3]
     options = tf.data.Options()
     options.autotune.enabled = True
     asked = dataset.with_options(options)
-    assert data.untuned(asked).options().autotune.enabled is True
+    assert data.prepared(asked).options().autotune.enabled is True

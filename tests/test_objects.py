@@ -118,6 +118,7 @@ OTHERS = {
             simclr.RandomResizedCrop(8, 8, scale=(0.5, 1.0)),
             simclr.RandomFlip("vertical"),
         ],
+        "micro_batch_size": 2,
         "seed": 11,
     },
 }

@@ -1,0 +1,149 @@
+"""Checks for encoders, augmentations and losses of your own."""
+
+import contextlib
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_simclr import data
+
+_TOLERANCE = 1e-9  # Of a tensor's largest entry, in float64.
+# But at least of this part of all tensors': a bias before batch norm has no
+# gradient except rounding errors.
+_NEGLIGIBLE = 0.01
+_CAUSES = {
+    "loss": "a layer that looks at a replica's own images only (a norm other "
+    "than keras.layers.BatchNormalization), or an augmentation that ignores "
+    "`part`",
+    "gradient": "a loss that is not a function of all projections alone, or a "
+    "custom gradient that divides by the size of a replica's batch",
+    "batch norm": "a moving average that is not the mean over the replicas",
+    "update": "an optimizer that looks at a replica's own gradients: override "
+    "`update_step`, not `apply`",
+}
+
+
+def assert_replica_parity(build_model, dataset, *, replicas=2):
+    """Asserts that several replicas train a model as one device does.
+
+    One step of the first batch on one logical CPU device, and on several; in
+    float64, so that rounding errors cannot be taken for others.
+
+    Args:
+        build_model: Function without arguments that makes and compiles a
+            `SimCLRModel`; every part of it, the encoder too.
+        dataset: A `tf.data.Dataset` as `fit` takes it, whose batches
+            `replicas` divides.
+        replicas: Number of replicas.
+
+    Raises:
+        AssertionError: If the results differ; says what does so first (loss,
+            gradient, batch norm or update) and the usual cause.
+        RuntimeError: If there are fewer logical devices than replicas.
+
+    Example:
+
+    >>> def build_model():
+    ...     encoder = keras.Sequential([
+    ...         keras.Input((8, 8, 1)),
+    ...         keras.layers.Conv2D(4, 3),
+    ...         keras.layers.BatchNormalization(),
+    ...         keras.layers.GlobalAveragePooling2D(),
+    ...     ])
+    ...     model = simclr.SimCLRModel(encoder)
+    ...     model.compile()
+    ...     return model
+    >>> images = np.random.default_rng(0).random((8, 8, 8, 1))
+    >>> dataset = simclr.dataset_from_arrays(images, batch_size=8)
+    >>> assert_replica_parity(build_model, dataset)
+    """
+    devices = tf.config.list_logical_devices("CPU")
+    if len(devices) < replicas:
+        raise RuntimeError(
+            f"{replicas} replicas need as many logical devices. Received: "
+            f"{len(devices)}. Before TensorFlow starts, run: "
+            "tf.config.set_logical_device_configuration("
+            'tf.config.list_physical_devices("CPU")[0], '
+            f"[tf.config.LogicalDeviceConfiguration()] * {replicas})"
+        )
+    strategies = (
+        tf.distribute.get_strategy(),
+        tf.distribute.MirroredStrategy(
+            [device.name for device in devices[:replicas]],
+            # Collectives of another size would be lost for this process.
+            cross_device_ops=tf.distribute.ReductionToOneDevice(),
+        ),
+    )
+    batch = dataset.take(1).cache()
+    weights, results = None, []
+    with _float64():
+        for strategy in strategies:
+            with strategy.scope():
+                model = build_model()
+            if weights is None:
+                weights = model.get_weights()
+            model.set_weights(weights)
+            results.append(_one_step(model, batch))
+    one, several = results
+    for what, cause in _CAUSES.items():
+        largest = max(np.abs(right).max() for _, right in one[what])
+        for (name, right), (_, value) in zip(
+            one[what], several[what], strict=True
+        ):
+            scale = max(np.abs(right).max(), _NEGLIGIBLE * largest)
+            error = np.abs(value - right).max() / (scale or 1.0)
+            if not error <= _TOLERANCE:
+                raise AssertionError(
+                    f"{replicas} replicas differ from one device, first in "
+                    f"the {what} ({name}, by {error:.1e} of its largest "
+                    f"entry). Usual cause: {cause}."
+                )
+
+
+@contextlib.contextmanager
+def _float64():
+    floatx, policy = keras.config.floatx(), keras.config.dtype_policy()
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    try:
+        yield
+    finally:
+        keras.config.set_floatx(floatx)
+        keras.config.set_dtype_policy(policy)
+
+
+def _one_step(model, batch):
+    """Named arrays: loss, gradient, batch norm and update of one step."""
+    strategy = model.distribute_strategy
+    trainable = model.trainable_variables
+
+    @tf.function
+    def step(element):
+        def replica_step(element):
+            gradients, loss, _ = model.replica_gradients(data.unpack(element))
+            model.optimizer.apply(gradients, trainable)
+            return gradients, loss
+
+        shares, loss = strategy.run(replica_step, args=(element,))
+        gradients = [strategy.reduce("SUM", x, axis=None) for x in shares]
+        return gradients, strategy.reduce("MEAN", loss, axis=None)
+
+    def named(variables, values):
+        return [
+            (variable.path, np.asarray(value))
+            for variable, value in zip(variables, values, strict=True)
+        ]
+
+    averages = model.encoder.non_trainable_variables
+    averages = averages + model.projection_head.non_trainable_variables
+    with strategy.scope():
+        model.optimizer.build(trainable)
+    (element,) = strategy.experimental_distribute_dataset(batch)
+    gradients, loss = step(element)
+    return {
+        "loss": [("loss", np.asarray(loss))],
+        "gradient": named(trainable, gradients),
+        "batch norm": named(averages, [x.numpy() for x in averages]),
+        "update": named(trainable, [x.numpy() for x in trainable]),
+    }

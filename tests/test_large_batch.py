@@ -1,0 +1,707 @@
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_simclr as simclr
+from keras_simclr import data, large_batch
+from keras_simclr.networks import FusedBatchNormalization
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3), "uint8")
+
+
+@pytest.fixture(autouse=True)
+def _policy():
+    yield
+    keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy("float32")
+
+
+def mirrored(replicas):
+    """A strategy; a second one of another size would break NCCL's like."""
+    if replicas == 1:
+        return tf.distribute.get_strategy()
+    return tf.distribute.MirroredStrategy(
+        [f"CPU:{number}" for number in range(replicas)],
+        cross_device_ops=tf.distribute.ReductionToOneDevice(),
+    )
+
+
+def network(norm=FusedBatchNormalization, **kwargs):
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            keras.layers.Conv2D(8, 3, use_bias=False, **kwargs),
+            norm(),
+            keras.layers.ReLU(),
+            keras.layers.Conv2D(16, 3, use_bias=False),
+            keras.layers.GlobalAveragePooling2D(),
+        ]
+    )
+
+
+def groups():
+    return keras.layers.GroupNormalization(4)
+
+
+def light():
+    return [simclr.RandomFlip(), simclr.RandomGaussianNoise()]
+
+
+def sgd():
+    return keras.optimizers.SGD(1.0)
+
+
+def lars():
+    return simclr.LARS(
+        keras.optimizers.SGD(0.1, momentum=0.9), trust_coefficient=0.02
+    )
+
+
+def adamw():
+    return keras.optimizers.AdamW(1e-3)
+
+
+def dull_adamw():
+    # With its usual epsilon, a first step is the sign even of rounding errors.
+    return keras.optimizers.AdamW(1e-3, epsilon=0.1)
+
+
+def train(
+    replicas=1,
+    *,
+    encoder=network,
+    head=None,
+    augmentation=light,
+    optimizer=sgd,
+    dtype="float32",
+    micro_batch_size=None,
+    batch_size=32,
+    loss=None,
+):
+    if dtype == "float64":
+        keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy(dtype)
+    keras.utils.set_random_seed(1)
+    with mirrored(replicas).scope():
+        model = simclr.SimCLRModel(
+            encoder(),
+            head and head(),
+            augmentation=augmentation(),
+            micro_batch_size=micro_batch_size,
+            seed=3,
+        )
+        model.compile(optimizer(), loss)
+    history = model.fit(
+        IMAGES[: 2 * batch_size] if dtype == "float64" else IMAGES[:batch_size],
+        batch_size=batch_size,
+        shuffle=False,
+        verbose=0,
+    )
+    variables = [variable.numpy() for variable in model.variables]
+    return history.history, variables
+
+
+def assert_equal(actual, expected, tolerance):
+    (history, variables), (right_history, right_variables) = actual, expected
+    for name, values in right_history.items():
+        np.testing.assert_allclose(history[name], values, rtol=tolerance)
+    for value, right in zip(variables, right_variables, strict=True):
+        scale = np.abs(right).max() or 1.0
+        np.testing.assert_allclose(value, right, atol=tolerance * scale)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance", "optimizer", "replicas"),
+    [
+        ("float32", 1e-5, sgd, 4),
+        ("float32", 1e-5, lars, 2),
+        ("float32", 1e-5, dull_adamw, 2),
+        ("mixed_bfloat16", 1e-3, lars, 2),
+        ("mixed_bfloat16", 1e-3, dull_adamw, 2),
+    ],
+)
+def test_replicas_equal_one_device(dtype, tolerance, optimizer, replicas):
+    kwargs = {"dtype": dtype, "optimizer": optimizer}
+    assert_equal(train(replicas, **kwargs), train(**kwargs), tolerance)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "augmentation", "replicas"),
+    [(lars, lambda: simclr.SimCLRAugmentation(8), 2), (adamw, light, 2)],
+)
+def test_replicas_equal_one_device_in_several_steps(
+    optimizer, augmentation, replicas
+):
+    kwargs = {
+        "dtype": "float64",
+        "optimizer": optimizer,
+        "augmentation": augmentation,
+        "batch_size": 8,
+    }
+    assert_equal(train(replicas, **kwargs), train(**kwargs), 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("replicas", "micro_batch_size"), [(1, 8), (1, 5), (2, 3), (1, 64)]
+)
+def test_micro_batches_equal_the_batch(replicas, micro_batch_size):
+    def encoder():
+        return network(groups, kernel_regularizer="l2")
+
+    def head():
+        return keras.Sequential(
+            [
+                keras.Input((16,)),
+                keras.layers.Dense(8),
+                keras.layers.LayerNormalization(),
+            ]
+        )
+
+    kwargs = {
+        "encoder": encoder,
+        "head": head,
+        "dtype": "float64",
+        "batch_size": 16,
+        "optimizer": lars,
+    }
+    actual = train(replicas, micro_batch_size=micro_batch_size, **kwargs)
+    assert_equal(actual, train(**kwargs), 1e-9)
+
+
+def in_chunks(model, images, size):
+    """One step of SGD(1.0): the same forward pass, all chunks on one tape."""
+    views = model.views(images)
+    averages = model.non_trainable_variables
+    before = [average.numpy() for average in averages]
+    sums = [0.0 for _ in averages]
+    with tf.GradientTape() as tape:
+        parts = []
+        for start in range(0, len(images), size):
+            chunk = [view[start : start + size] for view in views]
+            h = model.encoder(tf.concat(chunk, 0), training=True)
+            z = model.projection_head(h, training=True)
+            parts.append(tf.split(z, 2))
+            for place, average in enumerate(averages):
+                sums[place] += average.numpy()
+                average.assign(before[place])
+        z_1, z_2 = (tf.concat(part, 0) for part in zip(*parts, strict=True))
+        loss = simclr.nt_xent(z_1, z_2)
+    gradients = tape.gradient(loss, model.trainable_variables)
+    for variable, gradient in zip(
+        model.trainable_variables, gradients, strict=True
+    ):
+        variable.assign_sub(gradient)
+    for average, total in zip(averages, sums, strict=True):
+        average.assign(total / len(parts))
+    return float(loss)
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_batch_norm_in_micro_batches_sees_each_by_itself(replicas):
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    flip = simclr.RandomFlip()
+    keras.utils.set_random_seed(1)
+    model = simclr.SimCLRModel(network(), augmentation=flip, seed=3)
+    images = np.float32(IMAGES[:12] / 255)
+    loss = in_chunks(model, images, 3)
+    keras.utils.set_random_seed(1)
+    with mirrored(replicas).scope():
+        other = simclr.SimCLRModel(
+            network(), augmentation=flip, seed=3, micro_batch_size=3
+        )
+        other.compile(sgd())
+    history = other.fit(images, batch_size=12, shuffle=False, verbose=0)
+    assert history.history["loss"] == [pytest.approx(loss, rel=1e-9)]
+    for mine, right in zip(
+        other.encoder.variables + other.projection_head.variables,
+        model.encoder.variables + model.projection_head.variables,
+        strict=True,
+    ):
+        np.testing.assert_allclose(mine.numpy(), right.numpy(), atol=1e-9)
+
+
+class Failing(keras.layers.Layer):
+    """The identity, whose gradient is NaN for white images."""
+
+    def call(self, images):
+        @tf.custom_gradient
+        def identity(images):
+            white = tf.reduce_min(images, axis=(1, 2, 3), keepdims=True) > 0.99
+            factor = tf.where(white, np.nan, 1.0)
+            return tf.identity(
+                images
+            ), lambda upstream: upstream * tf.cast(factor, upstream.dtype)
+
+        return identity(images)
+
+
+@pytest.mark.parametrize("place", [0, 31])
+def test_nan_in_one_replica_is_seen_by_all(place):
+    keras.config.set_dtype_policy("mixed_float16")
+    images = IMAGES[:32].copy() // 2
+    images[place] = 255
+    with mirrored(2).scope():
+        first = keras.layers.Conv2D(4, 1)
+        encoder = keras.Sequential(
+            [
+                keras.Input((8, 8, 3)),
+                keras.layers.Conv2D(3, 1, kernel_initializer="ones"),
+                Failing(),
+                first,
+                keras.layers.GlobalAveragePooling2D(),
+            ]
+        )
+        model = simclr.SimCLRModel(
+            encoder, augmentation=simclr.RandomFlip(rate=0.0)
+        )
+        model.compile(sgd())
+    before = [variable.numpy() for variable in model.trainable_variables]
+    model.fit(images, batch_size=32, verbose=0)
+    after = [variable.numpy() for variable in model.trainable_variables]
+    for old, new in zip(before, after, strict=True):
+        np.testing.assert_array_equal(old, new)
+    assert model.optimizer.dynamic_scale.numpy() == 2.0**14
+
+
+def test_layers_are_found_at_any_depth():
+    inner = keras.Sequential([keras.layers.BatchNormalization()])
+
+    class Outer(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.parts = {"a": [inner], "b": (keras.layers.Dropout(0.5),)}
+
+    outer = Outer()
+    found = large_batch.nested_layers(keras.Sequential([outer]))
+    assert {outer, inner, *inner.layers, *outer.parts["b"]} <= set(found)
+
+
+def dropout():
+    return keras.Sequential([network(), keras.layers.Dropout(0.5, name="drop")])
+
+
+def unseeded():
+    return keras.Sequential([keras.Input((8, 8, 3)), keras.layers.ReLU()])
+
+
+def clipped():
+    return keras.optimizers.SGD(1.0, clipnorm=1.0)
+
+
+def averaged():
+    return keras.optimizers.SGD(1.0, use_ema=True, ema_overwrite_frequency=2)
+
+
+def accumulating():
+    return keras.optimizers.SGD(1.0, gradient_accumulation_steps=2)
+
+
+@pytest.mark.parametrize(
+    ("replicas", "kwargs", "message"),
+    [
+        (
+            2,
+            {"encoder": dropout},
+            (
+                "Several replicas need layers that draw no random numbers: "
+                "Keras gives all replicas the same ones. Received: layers "
+                "drop. Leave them out."
+            ),
+        ),
+        (
+            1,
+            {"encoder": dropout, "micro_batch_size": 8},
+            (
+                "`micro_batch_size` needs a forward pass that can be repeated: "
+                "no dropout, nothing else that draws random numbers. Received: "
+                "layers drop. Leave them out, or leave out `micro_batch_size`."
+            ),
+        ),
+        (
+            2,
+            {"optimizer": clipped},
+            (
+                "`clipnorm` cannot be used here: Keras clips the gradients of "
+                "each replica by themselves. Received: clipnorm=1.0"
+            ),
+        ),
+        (
+            2,
+            {"optimizer": averaged},
+            (
+                "`ema_overwrite_frequency` cannot be used here: Keras 3 fails "
+                "with it on several replicas. Received: "
+                "ema_overwrite_frequency=2"
+            ),
+        ),
+        (
+            1,
+            {"optimizer": accumulating},
+            (
+                "`gradient_accumulation_steps` cannot be used here: "
+                "accumulating gradients adds no negatives. Use "
+                "SimCLRModel(..., micro_batch_size=...). Received: "
+                "gradient_accumulation_steps=2"
+            ),
+        ),
+        (
+            2,
+            {"batch_size": 31},
+            (
+                "Several replicas need batches of one size that their number "
+                "divides: build them with batch(..., drop_remainder=True). "
+                "Received: `images` of shape (31, 8, 8, 3) for 2 replicas"
+            ),
+        ),
+    ],
+)
+def test_what_would_go_wrong_is_refused(replicas, kwargs, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        train(replicas, **kwargs)
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 8])
+def test_augmentation_without_seed_is_refused(micro_batch_size):
+    replicas = 2 if micro_batch_size is None else 1
+    message = (
+        "Several replicas, and micro-batches, need augmentations that take a "
+        "`seed`. Received: flip in `augmentation`. If this is a `Sequential` "
+        "or a `Pipeline`, pass its layers as a list."
+    )
+    with (
+        mirrored(replicas).scope(),
+        pytest.raises(ValueError, match=re.escape(message)),
+    ):
+        simclr.SimCLRModel(
+            network(),
+            augmentation=[
+                simclr.RandomFlip(),
+                keras.layers.RandomFlip(name="flip"),
+            ],
+            micro_batch_size=micro_batch_size,
+        )
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (
+            {"jit_compile": True},
+            (
+                "`jit_compile=True` works on one device without micro-batches. "
+                "Leave it out: what gains from XLA is compiled anyway."
+            ),
+        ),
+        (
+            {"steps_per_execution": 2},
+            (
+                "`steps_per_execution` must be 1 on several replicas, where "
+                "Keras 3 fails with more. Received: steps_per_execution=2"
+            ),
+        ),
+    ],
+)
+def test_execution_that_fails_on_replicas_is_refused(kwargs, message):
+    with mirrored(2).scope():
+        model = simclr.SimCLRModel(network(), augmentation=light())
+        with pytest.raises(ValueError, match=re.escape(message)):
+            model.compile(**kwargs)
+
+
+def outside(name):
+    return (
+        "All parts of the model must be made in the strategy's scope: with "
+        "strategy.scope(): encoder = ...; model = SimCLRModel(encoder). "
+        f"Received: {name!r} from outside"
+    )
+
+
+def test_encoder_from_outside_the_scope_is_refused():
+    encoder = network()
+    message = outside(encoder.variables[0].path)
+    with (
+        mirrored(2).scope(),
+        pytest.raises(ValueError, match=re.escape(message)),
+    ):
+        simclr.SimCLRModel(encoder, augmentation=light())
+
+
+def test_model_from_outside_the_scope_is_refused():
+    model = simclr.SimCLRModel(network(), augmentation=light())
+    message = outside(model.variables[0].path)
+    with (
+        mirrored(2).scope(),
+        pytest.raises(ValueError, match=re.escape(message)),
+    ):
+        model.compile()
+
+
+def test_unknown_batch_size_is_refused_on_replicas():
+    dataset = tf.data.Dataset.from_tensor_slices(IMAGES).batch(8)
+    with mirrored(2).scope():
+        model = simclr.SimCLRModel(network(), augmentation=light())
+        model.compile()
+    message = (
+        "Several replicas need batches of one size that their number divides: "
+        "build them with batch(..., drop_remainder=True). Received: `images` "
+        "of shape (None, 8, 8, 3) for 2 replicas"
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        model.fit(dataset)
+
+
+def test_asynchronous_replicas_are_refused():
+    strategy = object.__new__(tf.distribute.ParameterServerStrategy)
+    message = (
+        "Negatives come from all replicas, which must work in step. Use "
+        "MirroredStrategy or MultiWorkerMirroredStrategy. Received: "
+        "ParameterServerStrategy"
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        large_batch.check_strategy(strategy, [])
+
+
+def test_distribution_of_keras_is_refused(monkeypatch):
+    monkeypatch.setattr(keras.distribution, "distribution", lambda: "a mesh")
+    message = (
+        "`keras.distribution` does nothing on TensorFlow. Use a tf.distribute "
+        "strategy, and make the model in its scope. Received: a mesh"
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        simclr.SimCLRModel(network(), augmentation=light())
+
+
+@pytest.mark.parametrize(
+    ("fits", "batch_size", "expected"),
+    [(100, 1024, 64), (64, 1024, 64), (5000, 1000, None), (40, 41, 32)],
+)
+def test_largest_micro_batch_is_the_last_that_fits(fits, batch_size, expected):
+    def step(size):
+        if size > fits:
+            raise tf.errors.ResourceExhaustedError(None, None, "out of memory")
+
+    assert large_batch.largest_micro_batch(step, batch_size) == expected
+
+
+def test_largest_micro_batch_leaves_a_quarter_of_memory(monkeypatch):
+    taken = [0]
+    monkeypatch.setattr(large_batch, "_free_memory", lambda: 1000)
+    monkeypatch.setattr(large_batch, "_peak_memory", lambda: 500 + taken[0])
+
+    def step(size):
+        taken[0] = 100 + 4 * size
+
+    # 128 images take 612 of 1000; twice that would not leave a quarter.
+    assert large_batch.largest_micro_batch(step, 1024) == 128
+    assert large_batch.largest_micro_batch(step, 48) is None
+
+
+def test_nothing_fits():
+    def step(size):
+        raise tf.errors.ResourceExhaustedError(None, None, "out of memory")
+
+    message = (
+        "A micro-batch must hold at least 8 images, and memory is too small "
+        "for them. Take a smaller encoder or smaller images."
+    )
+    with pytest.raises(MemoryError, match=re.escape(message)):
+        large_batch.largest_micro_batch(step, 64)
+
+
+def test_foreign_augmentation_draws_anew_in_each_part():
+    seen = []
+
+    class Foreign(keras.layers.Layer):
+        def call(self, images, seed=None):
+            seen.append(seed)
+            return images
+
+    model = simclr.SimCLRModel(
+        network(), augmentation=[simclr.RandomResizedCrop(8, 8), Foreign()]
+    )
+    seen.clear()
+    model._views(IMAGES[:2], 0)
+    model._views(IMAGES[:2], 0, start=4, size=8)
+    whole, _, part, _ = (tuple(seed.numpy()) for seed in seen)
+    assert whole != part
+
+
+class Replica:
+    """Replica 1 of 2 as a TPU presents it: its number is a tensor."""
+
+    num_replicas_in_sync = 2
+
+    def __init__(self):
+        self.replica_id_in_sync_group = tf.constant(1)
+
+    def all_gather(self, rows, axis):
+        return tf.concat([rows, rows], axis)
+
+    def all_reduce(self, how, value):
+        return value if how == tf.distribute.ReduceOp.MEAN else 2 * value
+
+
+@pytest.mark.parametrize("is_replica", [False, True])
+def test_whole_step_compiles_with_static_shapes(monkeypatch, is_replica):
+    model = simclr.SimCLRModel(
+        network(), augmentation=simclr.SimCLRAugmentation(8)
+    )
+    model.compile(lars())
+    model.optimizer.build(model.trainable_variables)
+
+    def step(images):
+        if is_replica:
+            replica = Replica()
+            monkeypatch.setattr(
+                tf.distribute, "get_replica_context", lambda: replica
+            )
+        element = data.unpack(images)
+        with model._checked(element):
+            gradients, loss, _ = model.replica_gradients(element)
+        monkeypatch.undo()
+        model.optimizer.apply(gradients, model.trainable_variables)
+        return loss
+
+    compiled = tf.function(step, jit_compile=True)
+    assert np.isfinite(compiled(tf.constant(IMAGES[:8])))
+    graphs = [compiled.get_concrete_function(tf.constant(IMAGES[:8])).graph]
+    names = set()
+    for graph in graphs:
+        names |= {operation.type for operation in graph.get_operations()}
+        graphs += [
+            f.graph for f in graph._functions.values() if hasattr(f, "graph")
+        ]
+    assert not {name for name in names if "PyFunc" in name}
+
+
+@pytest.mark.parametrize("is_exact", [True, False])
+def test_parity_of_a_users_own_encoder(is_exact):
+    class Norm(keras.layers.Layer):
+        """Batch norm that forgets about the other replicas."""
+
+        def call(self, images):
+            return images - tf.reduce_mean(images, axis=(0, 1, 2))
+
+    def build_model():
+        norm = FusedBatchNormalization if is_exact else Norm
+        model = simclr.SimCLRModel(network(norm), augmentation=light())
+        model.compile()
+        return model
+
+    dataset = simclr.dataset_from_arrays(IMAGES, batch_size=16)
+    if is_exact:
+        simclr.testing.assert_replica_parity(build_model, dataset)
+        return
+    message = "2 replicas differ from one device, first in the loss"
+    with pytest.raises(AssertionError, match=message):
+        simclr.testing.assert_replica_parity(build_model, dataset)
+
+
+def test_parity_says_how_to_make_devices():
+    message = (
+        "5 replicas need as many logical devices. Received: 4. Before "
+        "TensorFlow starts, run: tf.config.set_logical_device_configuration("
+        'tf.config.list_physical_devices("CPU")[0], '
+        "[tf.config.LogicalDeviceConfiguration()] * 5)"
+    )
+    with pytest.raises(RuntimeError, match=re.escape(message)):
+        simclr.testing.assert_replica_parity(None, None, replicas=5)
+
+
+_WORKER = """
+import sys
+
+import keras
+import numpy as np
+
+import keras_simclr as simclr
+from keras_simclr import runs
+
+strategy = runs.make_strategy("auto")
+keras.config.set_floatx("float64")
+keras.config.set_dtype_policy("float64")
+keras.utils.set_random_seed(1)
+images = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 1), "uint8")
+with strategy.scope():
+    encoder = keras.Sequential([
+        keras.Input((8, 8, 1)),
+        keras.layers.Conv2D(4, 3),
+        keras.layers.BatchNormalization(),
+        keras.layers.ReLU(),
+        keras.layers.GlobalAveragePooling2D(),
+    ])
+    flip, noise = simclr.RandomFlip(), simclr.RandomGaussianNoise()
+    model = simclr.SimCLRModel(encoder, augmentation=[flip, noise])
+    model.compile()
+dataset = simclr.dataset_from_arrays(images, batch_size=8)
+runs.pretrain(model, dataset, sys.argv[1], epochs=2)
+np.savez(sys.argv[2], *(variable.numpy() for variable in model.variables))
+if strategy.num_replicas_in_sync > 1:
+    try:
+        runs.check_agreement(strategy, strategy.cluster_resolver.task_id)
+    except ValueError as error:
+        assert "on average of epoch 0.5" in str(error)
+    else:
+        raise AssertionError("the workers did not notice that they differ")
+"""
+
+
+def test_two_workers_equal_one_device(tmp_path):
+    sockets = [socket.socket() for _ in range(2)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    addresses = [f"127.0.0.1:{x.getsockname()[1]}" for x in sockets]
+    for each in sockets:
+        each.close()
+
+    def start(run_dir, name, index=None):
+        environment = dict(os.environ, TF_CPP_MIN_LOG_LEVEL="3")
+        if index is not None:
+            task = {"type": "worker", "index": index}
+            environment["TF_CONFIG"] = json.dumps(
+                {"cluster": {"worker": addresses}, "task": task}
+            )
+        return subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                _WORKER,
+                tmp_path / run_dir,
+                tmp_path / name,
+            ],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    processes = [
+        start("alone", "alone.npz"),
+        start("cluster", "first.npz", index=0),
+        start("cluster", "second.npz", index=1),
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    alone, first, second = (
+        np.load(tmp_path / f"{name}.npz")
+        for name in ("alone", "first", "second")
+    )
+    for name in alone.files:
+        np.testing.assert_allclose(first[name], alone[name], atol=1e-9)
+        np.testing.assert_allclose(second[name], alone[name], atol=1e-9)
+    logs, names = [], []
+    for run_dir in ("alone", "cluster"):
+        path = tmp_path / run_dir
+        names.append(sorted(each.name for each in path.iterdir()))
+        logs.append(np.genfromtxt(path / "log.csv", delimiter=",")[1:])
+    np.testing.assert_allclose(*logs, rtol=1e-9)
+    assert names[0] == names[1]
