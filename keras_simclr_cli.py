@@ -78,6 +78,11 @@ _COMMANDS = {
             ),
             "epochs": ("integer", 100, "Passes over the images."),
             "batch_size": ("integer", 256, "Images in a batch (not views)."),
+            "micro_batch_size": (
+                "string",
+                None,
+                "Images in memory at a time; auto: as many as fit.",
+            ),
             "learning_rate": (
                 "float",
                 1.0,
@@ -109,6 +114,11 @@ _COMMANDS = {
                 "Probability of dropping the colours.",
             ),
             "blur_rate": ("float", 0.5, "Probability of the blur."),
+            "strategy": (
+                "string",
+                "auto",
+                "one, mirrored, multi_worker, tpu, or auto: what there is.",
+            ),
             "precision": (
                 "string",
                 "auto",
@@ -175,7 +185,7 @@ def main(argv=None):
         return run(command, values) or 0
     except KeyboardInterrupt:
         return _fail(f"{command}: interrupted", 130)
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, MemoryError) as error:
         return _fail(f"{command}: {error}", 1)
 
 
@@ -249,13 +259,12 @@ def _demo(values):
 def _pretrain(values):
     import keras
 
-    import keras_simclr as simclr
-    from keras_simclr import data, export, runs
+    from keras_simclr import data, runs
 
-    export.check_is_free(values.output_dir)
-    if values.precision == "auto":
-        values.precision = runs.fastest_precision()
-        print(f"Training in {values.precision}, the fastest on this machine.")
+    strategy = runs.make_strategy(values.strategy)
+    print(f"Devices: {runs.describe_devices(strategy)}.")
+    runs.check_can_run(values.output_dir)
+    _choose(values, "precision", strategy, runs.fastest_precision)
     keras.config.set_dtype_policy(values.precision)
     keras.utils.set_random_seed(values.seed)
     dataset = data.open_dataset(
@@ -265,6 +274,80 @@ def _pretrain(values):
         batch_size=values.batch_size,
         seed=values.seed,
     )
+    _choose(
+        values,
+        "micro_batch_size",
+        strategy,
+        lambda: _largest_micro_batch(values, dataset, strategy),
+    )
+    with strategy.scope():
+        model = _build_model(values, dataset, values.micro_batch_size)
+    epochs = runs.pretrain(
+        model,
+        dataset,
+        values.output_dir,
+        epochs=values.epochs,
+        flags=values.flags_into_string(),
+        summary={"command": "pretrain", **runs.versions()},
+    )
+    step = int(model.optimizer.iterations.numpy())
+    print(f"{values.output_dir} keeps the model after step {step}.")
+    if epochs < values.epochs:
+        print(f"Interrupted after {epochs} of {values.epochs} epochs.")
+        return 130
+    return 0
+
+
+def _choose(values, name, strategy, choose):
+    """Replaces `auto` by what the unfinished run has, or by a choice."""
+    from keras_simclr import runs
+
+    if values[name].value != "auto":
+        return
+    recorded = runs.recorded_flags(values.output_dir)
+    if recorded:
+        choice = recorded.get(name)
+    elif runs.has_workers(strategy):
+        raise ValueError(
+            f"`{name}` must be the same for all workers. Received: "
+            f"{name}='auto'. Run one worker alone to see what it chooses"
+        )
+    else:
+        choice = choose()
+        print(f"Chosen for this machine: --{name}={choice}.")
+    setattr(values, name, choice)
+
+
+def _largest_micro_batch(values, dataset, strategy):
+    """The largest micro-batch that fits, as text; or None for the batch."""
+    import keras
+    import tensorflow as tf
+
+    from keras_simclr import data, large_batch
+
+    model = _build_model(values, dataset, None)
+    spec = data.unpack(dataset.element_spec)["images"]
+
+    @tf.function
+    def step(images):
+        return model.replica_gradients({"images": images})[0]
+
+    size = large_batch.largest_micro_batch(
+        lambda size: step(tf.zeros((size, *spec.shape[1:]), spec.dtype)),
+        values.batch_size // strategy.num_replicas_in_sync,
+    )
+    keras.backend.clear_session()  # Frees memory.
+    keras.utils.set_random_seed(values.seed)  # As if nothing had been tried.
+    return size and str(size)
+
+
+def _build_model(values, dataset, micro_batch_size):
+    """The compiled model that the flags of `pretrain` describe."""
+    import keras
+
+    import keras_simclr as simclr
+    from keras_simclr import data
+
     shape = data.unpack(dataset.element_spec)["images"].shape[1:]
     stem = values.stem
     if stem == "auto":
@@ -286,6 +369,7 @@ def _pretrain(values):
             grayscale_rate=values.grayscale_rate,
             blur_rate=values.blur_rate,
         ),
+        micro_batch_size=micro_batch_size and int(micro_batch_size),
         seed=values.seed,
     )
     steps = int(dataset.cardinality())
@@ -305,20 +389,7 @@ def _pretrain(values):
         ),
         simclr.NTXent(values.temperature),
     )
-    epochs = runs.pretrain(
-        model,
-        dataset,
-        values.output_dir,
-        epochs=values.epochs,
-        flags=values.flags_into_string(),
-        summary={"command": "pretrain", **runs.versions()},
-    )
-    step = int(model.optimizer.iterations)
-    print(f"{values.output_dir} keeps the model after step {step}.")
-    if epochs < values.epochs:
-        print(f"Interrupted after {epochs} of {values.epochs} epochs.")
-        return 130
-    return 0
+    return model
 
 
 def _open_in_order(values, split):

@@ -22,6 +22,7 @@ _EPOCHS = 80
 _BATCH_SIZE = 128
 _FILES = (
     "encoder",
+    "epoch-*.weights.h5",
     "flags.txt",
     "log.csv",
     "loss.png",
@@ -161,13 +162,12 @@ def _clear(output_dir):
     summary = output_dir / "summary.json"
     if not summary.is_file():
         return
-    names = {path.name for path in output_dir.iterdir()}
-    if (
-        names - set(_FILES)
-        or json.loads(summary.read_text())["command"] != "demo"
+    is_demo = json.loads(summary.read_text())["command"] == "demo"
+    if is_demo and all(
+        any(path.match(name) for name in _FILES)
+        for path in output_dir.iterdir()
     ):
-        return
-    shutil.rmtree(output_dir)
+        shutil.rmtree(output_dir)
 
 
 def _plot_views(model, images, path):

@@ -2,28 +2,36 @@
 
 import importlib.metadata
 import json
+import os
 import pathlib
+import re
+import tempfile
 import time
 
 import keras
 import tensorflow as tf
 
+from keras_simclr import _checks
 from keras_simclr.export import check_is_free
 
 _MODEL, _LOG, _SUMMARY = "model.keras", "log.csv", "summary.json"
+_FLAGS, _CHECKPOINT = "flags.txt", "epoch-{:06d}.weights.h5"
+_KEPT = 2  # Checkpoints that stay.
 
 
 def pretrain(model, dataset, run_dir, *, epochs, flags="", summary=None):
     """Trains a model and keeps everything in a run directory.
 
     It holds `flags.txt`, `log.csv` (a line per epoch), `model.keras` (after
-    the latest epoch; complete at any time) and `summary.json`. Ctrl-C ends
-    training early and keeps the model as it is then.
+    the latest epoch; complete at any time), checkpoints of the last two epochs
+    and `summary.json`. Ctrl-C ends training early and keeps the model as it is
+    then. Called again with the same flags, an unfinished run goes on after its
+    last whole epoch, and ends as if it had not been interrupted.
 
     Args:
         model: A compiled `SimCLRModel`.
         dataset: What `fit` takes.
-        run_dir: Directory to write, new or empty.
+        run_dir: Directory to write: new, empty, or with an unfinished run.
         epochs: Passes over the dataset.
         flags: Text of `flags.txt`, for `--flagfile`.
         summary: Dictionary, the first content of `summary.json`.
@@ -32,7 +40,8 @@ def pretrain(model, dataset, run_dir, *, epochs, flags="", summary=None):
         The number of epochs trained; less than `epochs` after Ctrl-C.
 
     Raises:
-        FileExistsError: If `run_dir` holds anything.
+        FileExistsError: If `run_dir` holds a finished run, one with other
+            flags, or anything else.
 
     Example:
 
@@ -42,14 +51,31 @@ def pretrain(model, dataset, run_dir, *, epochs, flags="", summary=None):
     ```
     """
     run_dir = pathlib.Path(run_dir)
-    check_is_free(run_dir)
+    check_can_run(run_dir, flags)
+    first = restore(model, run_dir)
+    check_agreement(model.distribute_strategy, first)
+    if not _is_chief(model.distribute_strategy):
+        # All workers must take part in saving; only the chief's is kept.
+        with tempfile.TemporaryDirectory() as directory:
+            return _pretrain(model, dataset, directory, first, epochs)
     run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "flags.txt").write_text(flags)
+    _write(run_dir / _FLAGS, flags)
     update_summary(run_dir, summary or {})
-    logger = keras.callbacks.CSVLogger(run_dir / _LOG)
-    keeper = _Keeper(run_dir)
+    return _pretrain(model, dataset, run_dir, first, epochs)
+
+
+def _pretrain(model, dataset, run_dir, first, epochs):
+    run_dir = pathlib.Path(run_dir)
+    logger = keras.callbacks.CSVLogger(run_dir / _LOG, append=first > 0)
+    keeper = Checkpoints(run_dir)
+    keeper.epochs = first
     try:
-        model.fit(dataset, epochs=epochs, callbacks=[logger, keeper])
+        model.fit(
+            dataset,
+            epochs=epochs,
+            initial_epoch=first,
+            callbacks=[logger, keeper],
+        )
     except KeyboardInterrupt:
         save_model(model, run_dir)
     finally:
@@ -59,23 +85,266 @@ def pretrain(model, dataset, run_dir, *, epochs, flags="", summary=None):
         run_dir,
         {
             "epochs_trained": keeper.epochs,
-            "steps_trained": int(model.optimizer.iterations),
+            "steps_trained": int(model.optimizer.iterations.numpy()),
+            "finished": keeper.epochs == epochs,
         },
     )
     return keeper.epochs
 
 
-class _Keeper(keras.callbacks.Callback):
-    """Saves the model after each epoch and counts the epochs."""
+def make_strategy(name):
+    """Makes the strategy that the command line calls by a name.
+
+    Args:
+        name: `"one"` device; `"mirrored"`: all GPUs of this machine;
+            `"multi_worker"`: the machines of `TF_CONFIG`; `"tpu"`: those of a
+            TPU VM; `"auto"`: the machines of `TF_CONFIG` if it is set, else
+            all GPUs, or TPUs, if there are several, else one device.
+
+    Returns:
+        A `tf.distribute.Strategy`.
+
+    Raises:
+        ValueError: If there is no strategy of that name, or `TF_CONFIG` is
+            missing.
+
+    Example:
+
+    >>> make_strategy("one").num_replicas_in_sync
+    1
+    """
+    _checks.choice("strategy", name, _STRATEGIES)
+    has_cluster = "TF_CONFIG" in os.environ
+    if name == "auto":
+        if has_cluster:
+            name = "multi_worker"
+        elif tf.config.list_physical_devices("TPU"):
+            name = "tpu"
+        else:
+            gpus = tf.config.list_physical_devices("GPU")
+            name = "mirrored" if len(gpus) > 1 else "one"
+    if name == "multi_worker" and not has_cluster:
+        raise ValueError(
+            "`strategy` multi_worker needs the environment variable TF_CONFIG, "
+            "which names all workers and this one. It is not set."
+        )
+    return _STRATEGIES[name]()
+
+
+def _tpu():
+    resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu="local")
+    tf.tpu.experimental.initialize_tpu_system(resolver)
+    return tf.distribute.TPUStrategy(resolver)
+
+
+_STRATEGIES = {
+    "auto": None,
+    "one": tf.distribute.get_strategy,
+    "mirrored": tf.distribute.MirroredStrategy,
+    "multi_worker": tf.distribute.MultiWorkerMirroredStrategy,
+    "tpu": _tpu,
+}
+
+
+def describe_devices(strategy):
+    """One line about the devices of a strategy.
+
+    Args:
+        strategy: A `tf.distribute.Strategy`.
+
+    Returns:
+        String.
+
+    Example:
+
+    >>> describe_devices(tf.distribute.get_strategy())
+    '1 replica on CPU'
+    """
+    number = strategy.num_replicas_in_sync
+    kinds = {x.device_type for x in tf.config.list_logical_devices()}
+    kind = next(x for x in ("TPU", "GPU", "CPU") if x in kinds)
+    return f"{number} replica{'s' * (number > 1)} on {kind}"
+
+
+def has_workers(strategy):
+    """Whether a strategy works in several processes.
+
+    Args:
+        strategy: A `tf.distribute.Strategy`.
+
+    Returns:
+        Boolean.
+
+    Example:
+
+    >>> has_workers(tf.distribute.get_strategy())
+    False
+    """
+    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+
+
+def _is_chief(strategy):
+    resolver = strategy.cluster_resolver
+    return resolver is None or not resolver.task_id
+
+
+def check_agreement(strategy, epoch):
+    """Refuses workers that would go on from different epochs.
+
+    Args:
+        strategy: The model's strategy.
+        epoch: Where this worker would go on.
+
+    Raises:
+        ValueError: In all workers, if their epochs differ.
+
+    Example:
+
+    >>> check_agreement(tf.distribute.get_strategy(), 3)
+    """
+    if not has_workers(strategy):
+        return
+
+    def share():
+        replica = tf.distribute.get_replica_context()
+        return replica.all_reduce("MEAN", tf.constant(float(epoch)))
+
+    means = tf.function(lambda: strategy.run(share))()
+    mean = float(strategy.experimental_local_results(means)[0])
+    if mean != epoch:
+        raise ValueError(
+            "All workers must see one run directory, on a disk that they "
+            f"share. Received: a checkpoint of epoch {epoch} here, and on "
+            f"average of epoch {mean:g}"
+        )
+
+
+def recorded_flags(run_dir):
+    """The flags of the run that a directory holds.
+
+    Args:
+        run_dir: Path; it need not exist.
+
+    Returns:
+        Dictionary of names and texts; empty if there is no run.
+
+    Example:
+
+    >>> recorded_flags("a/new/directory")
+    {}
+    """
+    path = pathlib.Path(run_dir) / _FLAGS
+    lines = path.read_text().splitlines() if path.exists() else []
+    return dict(line.removeprefix("--").split("=", 1) for line in lines)
+
+
+def check_can_run(run_dir, flags=None):
+    """Refuses a directory that is neither free nor an unfinished run's.
+
+    Args:
+        run_dir: Path; it need not exist.
+        flags: Text that `flags.txt` of an unfinished run must hold; on what
+            devices it runs, `--strategy`, may change. None: any.
+
+    Raises:
+        FileExistsError: If the run is finished, has other flags, or is none.
+
+    Example:
+
+    >>> check_can_run("a/new/directory")
+    """
+    run_dir = pathlib.Path(run_dir)
+    if not (run_dir / _FLAGS).exists():
+        check_is_free(run_dir)
+        return
+    theirs = (run_dir / _FLAGS).read_text()
+    if _read_summary(run_dir).get("finished"):
+        raise FileExistsError(
+            "The output directory must be new, empty, or hold an unfinished "
+            f"run. Received: {str(run_dir)!r}, whose run is finished"
+        )
+    if flags is None:
+        return
+    ours, theirs = (
+        {x for x in text.splitlines() if not x.startswith("--strategy=")}
+        for text in (flags, theirs)
+    )
+    if ours != theirs:
+        raise FileExistsError(
+            "An unfinished run goes on with the flags that it began with. "
+            f"Received: {' '.join(sorted(ours - theirs)) or 'no flag'} for "
+            f"{str(run_dir)!r}, which has "
+            f"{' '.join(sorted(theirs - ours)) or 'none'}"
+        )
+
+
+class Checkpoints(keras.callbacks.Callback):
+    """Keeps the model and, of the last two epochs, all that training needs.
+
+    Each file is written beside its place and then renamed: at any time those
+    that are there are complete.
+
+    Args:
+        run_dir: Directory to write into.
+
+    Example:
+
+    ```python
+    first = simclr.runs.restore(model, "runs/flowers")
+    model.fit(
+        dataset,
+        epochs=100,
+        initial_epoch=first,
+        callbacks=[simclr.runs.Checkpoints("runs/flowers")],
+    )
+    ```
+    """
 
     def __init__(self, run_dir):
         super().__init__()
-        self.run_dir = run_dir
+        self.run_dir = pathlib.Path(run_dir)
         self.epochs = 0
 
     def on_epoch_end(self, epoch, logs=None):
         self.epochs = epoch + 1
+        path = self.run_dir / _CHECKPOINT.format(self.epochs)
+        staged = path.with_name(f"staged-{path.name}")
+        self.model.save_weights(staged)
+        staged.replace(path)
         save_model(self.model, self.run_dir)
+        for old in _checkpoints(self.run_dir)[:-_KEPT]:
+            old.unlink()
+
+
+def restore(model, run_dir):
+    """Brings a model to where the last checkpoint of a run was taken.
+
+    Args:
+        model: A compiled `SimCLRModel`, made like that of the run.
+        run_dir: Directory that `Checkpoints` wrote into.
+
+    Returns:
+        Epochs that it was trained for; 0 if there is no checkpoint.
+
+    Example:
+
+    >>> encoder = simclr.ResNet(10, stem="cifar", input_shape=(8, 8, 1))
+    >>> model = simclr.SimCLRModel(encoder)
+    >>> model.compile()
+    >>> restore(model, "a/new/directory")
+    0
+    """
+    checkpoints = _checkpoints(run_dir)
+    if not checkpoints:
+        return 0
+    with model.distribute_strategy.scope():
+        model.optimizer.build(model.trainable_variables)
+    model.load_weights(checkpoints[-1])
+    return int(re.search(r"\d+", checkpoints[-1].name)[0])
+
+
+def _checkpoints(run_dir):
+    return sorted(pathlib.Path(run_dir).glob("epoch-*.weights.h5"))
 
 
 def save_model(model, run_dir):
@@ -137,11 +406,20 @@ def update_summary(run_dir, entries):
     update_summary("runs/flowers", {"rows": list(evaluation.rows)})
     ```
     """
+    summary = {**_read_summary(run_dir), **entries}
     path = pathlib.Path(run_dir) / _SUMMARY
-    summary = json.loads(path.read_text()) if path.exists() else {}
-    staged = path.with_name(f"staged-{_SUMMARY}")
-    staged.write_text(json.dumps({**summary, **entries}, indent=2) + "\n")
+    _write(path, json.dumps(summary, indent=2) + "\n")
+
+
+def _write(path, text):
+    staged = path.with_name(f"staged-{path.name}")
+    staged.write_text(text)
     staged.replace(path)
+
+
+def _read_summary(run_dir):
+    path = pathlib.Path(run_dir) / _SUMMARY
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def fastest_precision():

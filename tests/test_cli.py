@@ -5,10 +5,11 @@ import sys
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from absl import flags
 
 import keras_simclr_cli as cli
-from keras_simclr import runs
+from keras_simclr import large_batch, runs
 
 COMMANDS = ["demo", "embed", "evaluate", "export", "pretrain"]
 PRETRAIN = [
@@ -200,6 +201,62 @@ def test_interrupted_run_says_what_it_kept(data, tmp_path, monkeypatch, capsys):
     assert f"{out} keeps the model after step 2.\n" in text
     assert "Interrupted after 0 of 3 epochs." in text
     assert int(runs.load_model(out).optimizer.iterations) == 2
+    # The same command goes on, with what it chose then.
+    monkeypatch.undo()
+    monkeypatch.setattr(runs, "fastest_precision", lambda: "float32")
+    assert cli.main([*arguments, "--precision=auto"]) == 0
+    assert "--precision=mixed_bfloat16\n" in (out / "flags.txt").read_text()
+    assert json.loads((out / "summary.json").read_text())["finished"]
+
+
+def test_chosen_micro_batch_and_strategy_are_used(
+    data, tmp_path, monkeypatch, capsys
+):
+    def largest(step, batch_size):
+        assert batch_size == 8  # Of each replica.
+        assert len(step(4)) > 0
+        return 4
+
+    def two_devices():
+        return tf.distribute.MirroredStrategy(
+            ["CPU:0", "CPU:1"],
+            cross_device_ops=tf.distribute.ReductionToOneDevice(),
+        )
+
+    monkeypatch.setattr(large_batch, "largest_micro_batch", largest)
+    monkeypatch.setitem(runs._STRATEGIES, "mirrored", two_devices)
+    out = tmp_path / "run"
+    arguments = ["--micro_batch_size=auto", "--strategy=mirrored"]
+    assert cli.main([*PRETRAIN, data, f"--output_dir={out}", *arguments]) == 0
+    text = capsys.readouterr().out
+    assert "Devices: 2 replicas on CPU.\n" in text
+    assert "Chosen for this machine: --micro_batch_size=4.\n" in text
+    assert "--micro_batch_size=4\n" in (out / "flags.txt").read_text()
+    assert runs.load_model(out).micro_batch_size == 4
+
+
+def test_workers_must_not_choose_by_themselves(
+    data, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(runs, "has_workers", lambda strategy: True)
+    arguments = [*PRETRAIN, data, f"--output_dir={tmp_path / 'run'}"]
+    assert cli.main([*arguments, "--precision=auto"]) == 1
+    assert capsys.readouterr().err == (
+        "keras-simclr: pretrain: `precision` must be the same for all workers. "
+        "Received: precision='auto'. Run one worker alone to see what it "
+        "chooses\n"
+    )
+
+
+def test_multi_worker_needs_its_machines(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    arguments = [*PRETRAIN, data, f"--output_dir={tmp_path / 'run'}"]
+    assert cli.main([*arguments, "--strategy=multi_worker"]) == 1
+    assert capsys.readouterr().err == (
+        "keras-simclr: pretrain: `strategy` multi_worker needs the environment "
+        "variable TF_CONFIG, which names all workers and this one. It is not "
+        "set.\n"
+    )
 
 
 def test_module_and_script_are_the_same(monkeypatch):

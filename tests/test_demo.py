@@ -22,6 +22,7 @@ def output_dir(tmp_path_factory):
 def test_demo_writes_all_it_promises(output_dir):
     assert sorted(path.name for path in output_dir.iterdir()) == [
         "encoder",
+        "epoch-000001.weights.h5",
         "flags.txt",
         "log.csv",
         "loss.png",
@@ -45,7 +46,7 @@ def test_demo_replaces_a_demo_but_leaves_foreign_files_alone(
     demo._clear(earlier)
     assert not earlier.exists()
     (foreign / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="new or empty"):
+    with pytest.raises(FileExistsError, match="must be new, empty"):
         demo.run(foreign, epochs=1)
     assert (foreign / "notes.txt").read_text() == "mine"
     assert (foreign / "model.keras").exists()

@@ -3,6 +3,7 @@ import json
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import keras_simclr as simclr
 from keras_simclr import runs
@@ -39,6 +40,8 @@ def test_run_directory_holds_all_that_a_run_was(tmp_path, dataset):
     )
     assert epochs == 2
     assert sorted(path.name for path in run_dir.iterdir()) == [
+        "epoch-000001.weights.h5",
+        "epoch-000002.weights.h5",
         "flags.txt",
         "log.csv",
         "model.keras",
@@ -52,6 +55,7 @@ def test_run_directory_holds_all_that_a_run_was(tmp_path, dataset):
         "b": 2,
         "epochs_trained": 2,
         "steps_trained": 4,
+        "finished": True,
     }
     loaded = runs.load_model(run_dir)
     for ours, theirs in zip(model.variables, loaded.variables, strict=True):
@@ -59,26 +63,112 @@ def test_run_directory_holds_all_that_a_run_was(tmp_path, dataset):
     assert int(loaded.optimizer.iterations) == 4
 
 
-def test_interrupted_run_keeps_the_model_as_it_is_then(
-    tmp_path, dataset, monkeypatch
-):
-    model, step = tiny_model(), simclr.SimCLRModel.train_step
+def interrupt(model, after):
+    """Has Ctrl-C come after that many steps."""
+    step = model.train_step
 
-    def interrupted(self, element):
-        if int(self.optimizer.iterations) == 3:
+    def interrupted(element):
+        if int(model.optimizer.iterations) == after:
             raise KeyboardInterrupt
-        return step(self, element)
+        return step(element)
 
-    monkeypatch.setattr(simclr.SimCLRModel, "train_step", interrupted)
+    model.train_step = interrupted
     model.run_eagerly = True
+
+
+def test_interrupted_run_keeps_the_model_as_it_is_then(tmp_path, dataset):
+    model = tiny_model()
+    interrupt(model, after=3)
     epochs = runs.pretrain(model, dataset, tmp_path / "run", epochs=5)
     assert epochs == 1
     assert summary_of(tmp_path / "run") == {
         "epochs_trained": 1,
         "steps_trained": 3,
+        "finished": False,
     }
     loaded = runs.load_model(tmp_path / "run")
     assert int(loaded.optimizer.iterations) == 3
+
+
+def numbered():
+    """Whose order matters: every batch is another."""
+    images = np.random.default_rng(0).random((24, 8, 8, 1), "float32")
+    return simclr.dataset_from_arrays(images, batch_size=4, seed=5)
+
+
+def test_resumed_run_equals_one_that_was_not_interrupted(tmp_path):
+    whole = tiny_model()
+    whole.run_eagerly = True  # As the others; rounding depends on it.
+    runs.pretrain(whole, numbered(), tmp_path / "whole", epochs=4)
+    for after in (8, 20):
+        model = tiny_model()
+        interrupt(model, after)
+        epochs = runs.pretrain(model, numbered(), tmp_path / "run", epochs=4)
+        assert epochs == after // 6
+    resumed = tiny_model()
+    resumed.run_eagerly = True
+    epochs = runs.pretrain(resumed, numbered(), tmp_path / "run", epochs=4)
+    assert epochs == 4
+    for ours, right in zip(resumed.variables, whole.variables, strict=True):
+        np.testing.assert_array_equal(ours.numpy(), right.numpy())
+    logs = [tmp_path / name / "log.csv" for name in ("run", "whole")]
+    assert logs[0].read_text() == logs[1].read_text()
+    kept = sorted(path.name for path in (tmp_path / "run").glob("epoch-*"))
+    assert kept == ["epoch-000003.weights.h5", "epoch-000004.weights.h5"]
+
+
+@pytest.fixture
+def _float64():
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    yield
+    keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy("float32")
+
+
+@pytest.mark.usefixtures("_float64")
+def test_run_goes_on_with_another_number_of_replicas(tmp_path):
+    whole = tiny_model()
+    runs.pretrain(whole, numbered(), tmp_path / "whole", epochs=2)
+    model = tiny_model()
+    interrupt(model, after=8)
+    runs.pretrain(model, numbered(), tmp_path / "run", epochs=2)
+    strategy = tf.distribute.MirroredStrategy(
+        ["CPU:0", "CPU:1"],
+        cross_device_ops=tf.distribute.ReductionToOneDevice(),
+    )
+    with strategy.scope():
+        resumed = tiny_model()
+    runs.pretrain(resumed, numbered(), tmp_path / "run", epochs=2)
+    assert resumed.optimizer.iterations.numpy() == 12
+    for ours, right in zip(resumed.variables, whole.variables, strict=True):
+        np.testing.assert_allclose(ours.numpy(), right.numpy(), atol=1e-9)
+
+
+def test_run_goes_on_with_its_own_flags_only(tmp_path, dataset):
+    model = tiny_model()
+    interrupt(model, after=3)
+    flags = "--epochs=5\n--seed=0\n"
+    runs.pretrain(model, dataset, tmp_path / "run", epochs=5, flags=flags)
+    with pytest.raises(FileExistsError) as error:
+        runs.check_can_run(
+            tmp_path / "run", "--epochs=6\n--seed=0\n--strategy=mirrored\n"
+        )
+    assert str(error.value) == (
+        "An unfinished run goes on with the flags that it began with. "
+        f"Received: --epochs=6 for {str(tmp_path / 'run')!r}, which has "
+        "--epochs=5"
+    )
+
+
+def test_finished_run_is_left_alone(tmp_path, dataset):
+    runs.pretrain(tiny_model(), dataset, tmp_path / "run", epochs=1)
+    with pytest.raises(FileExistsError) as error:
+        runs.pretrain(tiny_model(), dataset, tmp_path / "run", epochs=1)
+    assert str(error.value) == (
+        "The output directory must be new, empty, or hold an unfinished run. "
+        f"Received: {str(tmp_path / 'run')!r}, whose run is finished"
+    )
 
 
 def test_run_never_overwrites(tmp_path, dataset):
