@@ -22,13 +22,13 @@ def augmentation(source, size, batch_size):
     return work
 
 
-def training(width, steps, precision, batch_size=256):
+def training(width, steps, precision, batch_size=256, micro_batch_size=None):
     """`fit` on arrays: ResNet-18, LARS around SGD with momentum."""
     keras.config.set_dtype_policy(precision)
     encoder = simclr.ResNet(
         18, width_multiplier=width, stem="cifar", input_shape=(32, 32, 3)
     )
-    model = simclr.SimCLRModel(encoder)
+    model = simclr.SimCLRModel(encoder, micro_batch_size=micro_batch_size)
     model.compile(simclr.LARS(keras.optimizers.SGD(0.1, momentum=0.9)))
     images = smooth_noise(steps * batch_size, 32)
 

@@ -153,12 +153,14 @@ class _Trainer:
         is_tuned,
         workers,
         is_compiled=False,
+        batch_size=256,
         temperature=0.5,
         smallest_crop=0.08,
         **optimizer,
     ):
         self.is_tuned = is_tuned
         self.workers = workers
+        self.batch_size = batch_size
         self.encoder = encoder
         head = SimCLRProjectionHead(features, features, 128)
         self.model = nn.Sequential(encoder, head)
@@ -180,7 +182,7 @@ class _Trainer:
         if not self.is_tuned:
             return torch.utils.data.DataLoader(
                 _Views(images, self.transform),
-                batch_size=_BATCH_SIZE,
+                batch_size=self.batch_size,
                 shuffle=True,
                 drop_last=True,
                 **kwargs,
@@ -189,7 +191,7 @@ class _Trainer:
         order = torch.utils.data.RandomSampler(data)
         return torch.utils.data.DataLoader(
             data,
-            sampler=torch.utils.data.BatchSampler(order, _BATCH_SIZE, True),
+            sampler=torch.utils.data.BatchSampler(order, self.batch_size, True),
             batch_size=None,
             **kwargs,
         )
@@ -203,7 +205,7 @@ class _Trainer:
             self.optimizer.zero_grad()
             if self.scheduler:
                 self.scheduler.step()
-        return len(loader) * _BATCH_SIZE
+        return len(loader) * self.batch_size
 
     def _loss(self, batch):
         if not self.is_tuned:
@@ -215,9 +217,6 @@ class _Trainer:
         return self.criterion(*z.float().chunk(2))
 
 
-_BATCH_SIZE = 256
-
-
 def _optimizer(model, name="SGD", **kwargs):
     if name == "SGD":
         return torch.optim.SGD(model.parameters(), **kwargs)
@@ -227,7 +226,9 @@ def _optimizer(model, name="SGD", **kwargs):
     return LARS([{"params": decay}, rest], weight_decay=1e-6, **kwargs)
 
 
-def training(width, steps, is_tuned, workers, is_compiled=False):
+def training(
+    width, steps, is_tuned, workers, is_compiled=False, batch_size=256
+):
     """Passes over a few batches of images, augmentation included."""
     trainer = _Trainer(
         _encoder(2, width, 3),
@@ -236,9 +237,10 @@ def training(width, steps, is_tuned, workers, is_compiled=False):
         is_tuned=is_tuned,
         workers=workers,
         is_compiled=is_compiled,
+        batch_size=batch_size,
         lr=0.06,
     )
-    images = smooth_noise(steps * _BATCH_SIZE, 32)
+    images = smooth_noise(steps * batch_size, 32)
     loader = trainer.loader(images, persistent_workers=workers > 0)
     return lambda: trainer.run(loader)
 
@@ -304,7 +306,7 @@ class Pretraining:
             smallest_crop=smallest_crop,
             **optimizer,
         )
-        steps = epochs * 2 * (len(self.images) // 2 // _BATCH_SIZE)
+        steps = epochs * 2 * (len(self.images) // 2 // self.trainer.batch_size)
         self.trainer.scheduler = CosineWarmupScheduler(
             self.trainer.optimizer, steps // 10, steps
         )

@@ -7,7 +7,8 @@ unit of work and returns its number of items. Then a line of JSON is printed for
 each line read:
 
     0.5     works for about half a second, at least one unit: items, seconds,
-            CPU seconds, and how far memory rose above where it stood before
+            CPU seconds, the peak of memory, and how far it rose above where
+            it stood before
     PATH    calls the contender's `save(PATH)`
 """
 
@@ -74,6 +75,7 @@ def _obey(work, command):
         "seconds": elapsed,
         "cpu_seconds": time.process_time() - cpu,
         "extra_mib": _memory("VmHWM") - before,
+        "peak_mib": _memory("VmHWM"),
     }
 
 

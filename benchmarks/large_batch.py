@@ -1,0 +1,121 @@
+"""Memory and time of a training step, by batch size and with micro-batches.
+
+    python benchmarks/large_batch.py [--width=1.0] [--largest=8192]
+
+ResNet-18 on 32 px images, two cores. Each contender has a fresh process, and
+one unit of work is a whole step, augmentation included. A plain batch of 64
+works for some seconds before and after each unit: ratios compare what saw the
+same machine.
+"""
+
+import argparse
+import statistics
+
+import processes
+from processes import Contender, ContenderError, Worker
+
+_BATCH_SIZES = (64, 256, 1024, 4096, 8192)
+_LIMIT = 16  # GiB.
+# What a plain step holds, MiB per image at full width, as measured here.
+_WAYS = {
+    "keras_simclr": ("contenders_ours:training", {}, 10.0),
+    "keras_simclr, micro-batches of 64": (
+        "contenders_ours:training",
+        {"micro_batch_size": 64},
+        0.0,
+    ),
+    "lightly, tuned": (
+        "contenders_torch:training",
+        {"is_tuned": True, "workers": 1},
+        10.0,
+    ),
+}
+
+
+def main():
+    """Reads the flags and measures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--width", type=float, default=1.0)
+    parser.add_argument("--largest", type=int, default=_BATCH_SIZES[-1])
+    arguments = parser.parse_args()
+    processes.set_up_environments()
+    run(arguments.width, [x for x in _BATCH_SIZES if x <= arguments.largest])
+
+
+def run(width, batch_sizes):
+    """Measures all ways at all batch sizes, and keeps the table."""
+    plain = _worker("keras_simclr", width, 64)
+    plain.ask()
+    base = [plain.ask(0.0)]  # Warms up.
+    rows = []
+    for batch_size in batch_sizes:
+        for way, (_, _, mib) in _WAYS.items():
+            row = {"batch_size": batch_size, "way": way}
+            rows.append(row)
+            needed = mib * width * batch_size / 1024
+            if needed > _LIMIT:
+                row["failed"] = f"needs about {needed:.0f} GiB"
+                continue
+            worker = _worker(way, width, batch_size)
+            try:
+                _measure(worker, plain, base, row)
+            except ContenderError as error:
+                row["failed"] = f"failed: {error}"
+            worker.close()
+            processes.report(str(row))
+    plain.close()
+    processes.keep(
+        f"Batches of 64 to {batch_sizes[-1]:,}, ResNet-18 of width {width:g}",
+        _table(rows, max(x["peak_mib"] for x in base)),
+        rows=rows,
+        base=base,
+    )
+
+
+def _worker(way, width, batch_size):
+    work, arguments, _ = _WAYS[way]
+    arguments = {**arguments, "width": width, "batch_size": batch_size}
+    if work.startswith("contenders_ours"):
+        arguments["precision"] = "mixed_bfloat16"
+    return Worker(Contender(way, work, {**arguments, "steps": 1}), cores=2)
+
+
+def _measure(worker, plain, base, row):
+    """Turns beside those of the plain batch of 64: five, or one long one."""
+    row["versions"] = worker.ask()["versions"]
+    row["samples"], ratios = [worker.ask(0.0)], []  # The first one warms up.
+    base.append(plain.ask(5.0))
+    for _ in range(5 if row["samples"][0]["seconds"] < 60 else 1):
+        row["samples"].append(worker.ask(5.0))
+        base.append(plain.ask(5.0))
+        before, now, after = (
+            1000 * x["seconds"] / x["items"]
+            for x in (base[-2], row["samples"][-1], base[-1])
+        )
+        ratios.append(2 * now / (before + after))
+        row.setdefault("ms", []).append(now)
+    row["ratio"] = statistics.median(ratios)
+    row["ms"] = statistics.median(row["ms"])
+    row["peak_mib"] = max(x["peak_mib"] for x in row["samples"])
+
+
+def _table(rows, peak):
+    lines = []
+    for row in rows:
+        if "failed" in row:
+            cells = [row["failed"], "", "", ""]
+        else:
+            cells = [
+                f"{row['ms']:.1f}",
+                f"{row['ratio']:.2f}",
+                f"{row['peak_mib']:,.0f}",
+                f"{row['peak_mib'] / peak:.2f}",
+            ]
+        lines.append([f"{row['batch_size']:,}", row["way"], *cells])
+    titles = ["batch", "", "ms an image", "to a plain 64"]
+    titles += ["peak MiB", "to a plain 64"]
+    return processes.markdown(titles, lines)
+
+
+if __name__ == "__main__":
+    main()
