@@ -1,13 +1,16 @@
+import functools
 import pathlib
 import re
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 README = pathlib.Path(__file__).parents[1] / "README.md"
 # The same programs, as small as they can be.
 SMALLER = {
     "batch_size=256": "batch_size=4",
+    "batch_size=1024": "batch_size=4",
     "batch(256": "batch(4",
     "epochs=100": "epochs=1",
     "ResNet(18": "ResNet(10, width_multiplier=0.1",
@@ -24,6 +27,15 @@ def test_programs_run(tmp_path, monkeypatch):
         keras.datasets.cifar10,
         "load_data",
         lambda: ((images, None), (None,) * 2),
+    )
+    monkeypatch.setattr(
+        tf.distribute,
+        "MirroredStrategy",
+        functools.partial(
+            tf.distribute.MirroredStrategy,
+            ["CPU:0", "CPU:1"],
+            cross_device_ops=tf.distribute.ReductionToOneDevice(),
+        ),
     )
     monkeypatch.chdir(tmp_path)
     photos = tmp_path / "photos"
@@ -47,7 +59,7 @@ def test_commands_are_those_of_the_command_line():
     commands = re.findall(
         r"^keras-simclr (.*)$", README.read_text(), re.MULTILINE
     )
-    assert len(commands) == 4
+    assert len(commands) == 7
     for line in commands:
         command, *arguments = line.split()
         values = flags.FlagValues()
