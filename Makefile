@@ -1,12 +1,13 @@
 # make demo: install into .venv and run the demo.
 # make test: install into .venv and run the linter and the tests.
+# make test-versions: the tests on every TensorFlow that is supported: an hour.
 # make coverage: the tests, tracing what they cover: half as long again.
 # make benchmark: measure beside the peers (an hour); see benchmarks/README.md.
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: benchmark coverage demo test
+.PHONY: benchmark coverage demo test test-newest test-versions
 
 demo: .venv/installed
 	$(BIN)/keras-simclr demo
@@ -15,6 +16,18 @@ test: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pytest --numprocesses=2 --durations=10
+
+test-versions: test-2.19 test-2.20 test-2.21 test-newest
+
+test-2.%:
+	$(PYTHON) -m venv .versions/2.$*
+	.versions/2.$*/bin/pip install --quiet --editable '.[test]' 'tensorflow==2.$*.*' 'keras==3.15.*'
+	.versions/2.$*/bin/pytest --numprocesses=2
+
+test-newest:
+	$(PYTHON) -m venv .versions/newest
+	.versions/newest/bin/pip install --quiet --upgrade --editable '.[test]' tensorflow keras
+	.versions/newest/bin/pytest --numprocesses=2
 
 coverage: .venv/installed-test
 	$(BIN)/pytest --numprocesses=2 --cov

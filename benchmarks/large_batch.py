@@ -81,22 +81,28 @@ def _worker(way, width, batch_size):
 
 
 def _measure(worker, plain, base, row):
-    """Turns beside those of the plain batch of 64: five, or one long one."""
+    """Turns between those of the plain batch of 64.
+
+    The first one warms up, unless it takes minutes: then it is the only one.
+    """
     row["versions"] = worker.ask()["versions"]
-    row["samples"], ratios = [worker.ask(0.0)], []  # The first one warms up.
+    turns = []
     base.append(plain.ask(5.0))
-    for _ in range(5 if row["samples"][0]["seconds"] < 60 else 1):
-        row["samples"].append(worker.ask(5.0))
+    while True:
+        turns.append(worker.ask(5.0))
         base.append(plain.ask(5.0))
         before, now, after = (
             1000 * x["seconds"] / x["items"]
-            for x in (base[-2], row["samples"][-1], base[-1])
+            for x in (base[-2], turns[-1], base[-1])
         )
-        ratios.append(2 * now / (before + after))
-        row.setdefault("ms", []).append(now)
-    row["ratio"] = statistics.median(ratios)
-    row["ms"] = statistics.median(row["ms"])
-    row["peak_mib"] = max(x["peak_mib"] for x in row["samples"])
+        turns[-1].update(ms=now, ratio=2 * now / (before + after))
+        first = turns[0]["seconds"]
+        if len(turns) == (1 if first > 180 else 2 if first > 60 else 6):
+            break
+    for name in ("ms", "ratio"):
+        row[name] = statistics.median(x[name] for x in turns[1:] or turns)
+    row["peak_mib"] = max(x["peak_mib"] for x in turns)
+    row["turns"] = turns
 
 
 def _table(rows, peak):
