@@ -97,7 +97,7 @@ def _measure(worker, plain, base, row):
         )
         turns[-1].update(ms=now, ratio=2 * now / (before + after))
         first = turns[0]["seconds"]
-        if len(turns) == (1 if first > 180 else 2 if first > 60 else 6):
+        if len(turns) == (1 if first > 100 else 2 if first > 20 else 6):
             break
     for name in ("ms", "ratio"):
         row[name] = statistics.median(x[name] for x in turns[1:] or turns)

@@ -3,6 +3,7 @@
 import difflib
 import re
 import types
+import warnings
 
 import numpy as np
 import tensorflow as tf
@@ -315,6 +316,130 @@ def _unpack_dictionary(element):
             f"`view_2`. Received: {', '.join(sorted(element)) or 'nothing'}"
         )
     return dict(element)
+
+
+def fit_arguments(arguments, seed):
+    """The arguments of `fit`, with datasets of whole batches for arrays.
+
+    Args:
+        arguments: Dictionary of the arguments of `keras.Model.fit`.
+        seed: Integer that the orders of the images depend on.
+
+    Returns:
+        Dictionary of the same kind.
+
+    Example:
+
+    >>> images = np.zeros((8, 4, 4, 1))
+    >>> len(fit_arguments({"x": images, "batch_size": 4}, seed=0)["x"])
+    2
+    """
+    if not _is_arrays(arguments.get("x")):
+        return arguments
+    call = dict(arguments)
+    arrays = call.pop("x"), call.pop("y", None)
+    batch_size = call.pop("batch_size", None) or 32
+    size = _length(arrays)
+    held_out = int(size * call.pop("validation_split", 0.0))
+    validation = call.get("validation_data")
+    if validation is None and held_out:
+        validation = _slice_of(arrays, slice(size - held_out, None))
+        arrays = _slice_of(arrays, slice(size - held_out))
+    if _is_arrays(validation):
+        if not isinstance(validation, (tuple, list)):
+            validation = (validation,)
+        validation_size = call.pop("validation_batch_size", None) or batch_size
+        call["validation_data"] = _whole_batches(
+            validation, min(validation_size, _length(validation))
+        )
+    call["x"] = _whole_batches(
+        arrays, batch_size, shuffle=call.get("shuffle", True), seed=seed
+    )
+    return call
+
+
+def evaluate_arguments(arguments):
+    """The arguments of `evaluate`, with a dataset for arrays.
+
+    Args:
+        arguments: Dictionary of the arguments of `keras.Model.evaluate`.
+
+    Returns:
+        Dictionary of the same kind.
+
+    Example:
+
+    >>> images = np.zeros((8, 4, 4, 1))
+    >>> evaluate_arguments({"x": images})["x"].element_spec.shape
+    TensorShape([8, 4, 4, 1])
+    """
+    if not _is_arrays(arguments.get("x")):
+        return arguments
+    call = dict(arguments)
+    arrays = call.pop("x"), call.pop("y", None)
+    batch_size = call.pop("batch_size", None) or 32
+    call["x"] = _whole_batches(arrays, min(batch_size, _length(arrays)))
+    return call
+
+
+def one_iterator(x, steps_per_epoch=None, initial_epoch=0, **_):
+    """The data of a `fit` that goes on after some epochs.
+
+    Keras makes two iterators for each epoch of known length, each with an order
+    of its own: here it is one for all of them.
+
+    Args:
+        x: Dataset, made anew.
+        steps_per_epoch: As in `keras.Model.fit`.
+        initial_epoch: The same.
+        **_: Other arguments of `fit`.
+
+    Returns:
+        Dictionary of those arguments of `fit` that change.
+
+    Example:
+
+    >>> one_iterator(tf.data.Dataset.range(3))["steps_per_epoch"]
+    3
+    """
+    if steps_per_epoch is not None:
+        return {"x": x.skip(initial_epoch * steps_per_epoch)}
+    for _ in range(initial_epoch):
+        iter(x)  # Has the order of the next epoch drawn.
+    length = int(x.cardinality())
+    if length <= 0:
+        return {}
+    return {"x": x.repeat(), "steps_per_epoch": length}
+
+
+def _is_arrays(x):
+    parts = [part for part in tf.nest.flatten(x) if part is not None]
+    return bool(parts) and all(hasattr(part, "__array__") for part in parts)
+
+
+def _whole_batches(arrays, batch_size, *, shuffle=False, seed=0):
+    size = _length(arrays)
+    remainder = size % batch_size
+    if remainder and size > batch_size:
+        others = ", others in each epoch" if shuffle else ""
+        warnings.warn(
+            f"{remainder} of {size} images do not fill a batch of {batch_size} "
+            f"and are left out{others}.",
+            stacklevel=5,
+        )
+    return dataset_from_arrays(
+        *arrays, batch_size=batch_size, shuffle=shuffle, seed=seed
+    )
+
+
+def _length(arrays):
+    return len(tf.nest.flatten(arrays)[0])
+
+
+def _slice_of(arrays, rows):
+    return tf.nest.map_structure(
+        lambda array: None if array is None else array[rows], arrays
+    )
 
 
 def check_length(dataset, steps_per_epoch=None):

@@ -135,6 +135,7 @@ def run(output_dir="runs/demo", *, seed=0, epochs=_EPOCHS):
     train, test = digits()
     dataset = dataset_from_arrays(train[0], batch_size=_BATCH_SIZE, seed=seed)
     model = build_model(epochs * len(dataset), seed)
+    print(f"Devices: {runs.describe_devices(model.distribute_strategy)}.")
     print(f"Pretraining on {len(train[0]):,} digits without their labels.")
     runs.pretrain(
         model,

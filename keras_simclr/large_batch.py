@@ -25,6 +25,32 @@ def replica_and_number():
     return replica.replica_id_in_sync_group, replica.num_replicas_in_sync
 
 
+def piece_and_number():
+    """Which piece of the global batch this replica has, and of how many.
+
+    On one machine that is the replica's number. With several, TensorFlow deals
+    the pieces to the machines in turn.
+
+    Returns:
+        Two integers, as `replica_and_number`.
+
+    Example:
+
+    >>> piece_and_number()
+    (0, 1)
+    """
+    replica, number = replica_and_number()
+    strategy = tf.distribute.get_strategy()
+    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        devices = len(strategy.extended.worker_devices)
+        replica = _piece(replica, devices, number // devices)
+    return replica, number
+
+
+def _piece(replica, devices, workers):
+    return replica % devices * workers + replica // devices
+
+
 @tf.custom_gradient
 def from_all_replicas(rows):
     """The rows of all replicas, in the order of the replicas.
@@ -49,11 +75,12 @@ def from_all_replicas(rows):
         return tf.identity(rows), lambda upstream: upstream
     replica = tf.distribute.get_replica_context()
     everything = replica.all_gather(rows, axis=0)
-    own = rows.shape[0]
-    everything = tf.ensure_shape(everything, (number * own, *rows.shape[1:]))
+    own, *rest = rows.shape
+    everything = tf.ensure_shape(everything, (own and number * own, *rest))
 
     def gradient(upstream):
-        return tf.slice(upstream, (place * own, 0), rows.shape)
+        size = tf.shape(rows)
+        return tf.slice(upstream, (place * size[0], 0), size)
 
     return everything, gradient
 
@@ -102,14 +129,14 @@ def cached_gradients(
         contrast: Function `(z_1, z_2) -> (loss, ...)` of all embeddings,
             `(size, D)` each.
         variables: Keras variables that `embed` depends on.
-        averages: Keras variables that `embed` assigns.
+        averages: Keras variables that `embed` may assign.
         size: Number of images.
         micro_batch_size: Images in a part; the last one may be smaller.
 
     Returns:
-        Gradients, one per variable; what `contrast` returned; and, one per
-        average, the mean of what the parts would have assigned. Nothing is
-        assigned.
+        Gradients, one per variable; what `contrast` returned; and, by place
+        in `averages`, the means of what the parts would have assigned.
+        Nothing is assigned.
 
     Raises:
         ValueError: If `embed` adds losses of its own.
@@ -133,59 +160,20 @@ def cached_gradients(
     References:
         - Gao et al. 2021, arXiv:2101.06983.
     """
-    parts = -(-size // micro_batch_size)
-    dtype = keras.config.floatx()
-
-    def bounds(part):
-        start = part * micro_batch_size
-        return start, tf.minimum(start + micro_batch_size, size)
-
-    def loop(body, *values):
-        _, *values = tf.while_loop(
-            lambda part, *_: part < parts,
-            lambda part, *values: (part + 1, *body(part, *values)),
-            (tf.constant(0), *values),
-            parallel_iterations=1,
-        )
-        return values
-
-    def collect(part, z_1, z_2, *sums):
-        with keras.StatelessScope(collect_losses=True) as scope:
-            first, second = embed(*bounds(part))
-        if scope.losses:
-            raise ValueError(
-                "Layers that add losses of their own (`activity_regularizer`, "
-                "`add_loss`) do not work in micro-batches. Leave out "
-                "`micro_batch_size`, or use weight regularizers."
-            )
-        shape[1:] = first.shape[1:]
-        values = [_value_in(scope, average) for average in averages]
-        return (
-            z_1.write(part, tf.cast(first, dtype)),
-            z_2.write(part, tf.cast(second, dtype)),
-            *(total + value for total, value in zip(sums, values, strict=True)),
-        )
-
-    def array():
-        return tf.TensorArray(dtype, parts, infer_shape=False)
-
-    shape = [tf.get_static_value(size)]
-    zeros = [tf.zeros(average.shape, average.dtype) for average in averages]
-    z_1, z_2, *sums = loop(collect, array(), array(), *zeros)
-    means = [total / tf.cast(parts, total.dtype) for total in sums]
-
-    z_1, z_2 = (tf.ensure_shape(z.concat(), shape) for z in (z_1, z_2))
+    parts = _Parts(size, micro_batch_size)
+    z_1, z_2, means = _embeddings(embed, averages, parts)
     with tf.GradientTape() as tape:
         tape.watch((z_1, z_2))
         loss, *rest = contrast(z_1, z_2)
     pull_1, pull_2 = tape.gradient(loss, (z_1, z_2))
 
     def replay(part, *totals):
-        start, stop = bounds(part)
+        start, stop = parts.bounds(part)
         with keras.StatelessScope(), tf.GradientTape() as tape:
             first, second = embed(start, stop)
-            pulled = tf.reduce_sum(tf.cast(first, dtype) * pull_1[start:stop])
-            pulled += tf.reduce_sum(tf.cast(second, dtype) * pull_2[start:stop])
+            first, second = (tf.cast(z, pull_1.dtype) for z in (first, second))
+            pulled = tf.reduce_sum(first * pull_1[start:stop])
+            pulled += tf.reduce_sum(second * pull_2[start:stop])
         gradients = tape.gradient(
             pulled,
             [variable.value for variable in variables],
@@ -194,12 +182,95 @@ def cached_gradients(
         return [x + y for x, y in zip(totals, gradients, strict=True)]
 
     zeros = [tf.zeros(variable.shape, variable.dtype) for variable in variables]
-    return loop(replay, *zeros), (loss, *rest), means
+    return parts.loop(replay, *zeros), (loss, *rest), means
 
 
-def _value_in(scope, variable):
-    value = scope.get_current_value(variable)
-    return variable.value if value is None else value
+def embeddings(embed, *, size, micro_batch_size):
+    """Embeddings of a batch that passes in parts.
+
+    Args:
+        embed: As in `cached_gradients`; it assigns nothing.
+        size: Number of images.
+        micro_batch_size: Images in a part; the last one may be smaller.
+
+    Returns:
+        Two tensors of shape `(size, D)`.
+
+    Example:
+
+    >>> z_1, z_2 = embeddings(
+    ...     lambda start, stop: (tf.eye(3)[start:stop],) * 2,
+    ...     size=3,
+    ...     micro_batch_size=2,
+    ... )
+    >>> bool(np.array_equal(z_2, np.eye(3)))
+    True
+    """
+    z_1, z_2, _ = _embeddings(embed, [], _Parts(size, micro_batch_size))
+    return z_1, z_2
+
+
+class _Parts:
+    """The parts of a batch, one after another."""
+
+    def __init__(self, size, micro_batch_size):
+        self.size = size
+        self.micro_batch_size = micro_batch_size
+        self.number = -(-size // micro_batch_size)
+
+    def bounds(self, part):
+        start = part * self.micro_batch_size
+        return start, tf.minimum(start + self.micro_batch_size, self.size)
+
+    def loop(self, body, *values):
+        """Has `body(part, *values)` change the values in each part."""
+        _, *values = tf.while_loop(
+            lambda part, *_: part < self.number,
+            lambda part, *values: (part + 1, *body(part, *values)),
+            (tf.constant(0), *values),
+            parallel_iterations=1,
+        )
+        return values
+
+
+def _embeddings(embed, averages, parts):
+    dtype = keras.config.floatx()
+    shape = [tf.get_static_value(parts.size)]
+    written = set()  # Places in `averages`.
+
+    def collect(part, z_1, z_2, *sums):
+        sums = list(sums)
+        with keras.StatelessScope(collect_losses=True) as scope:
+            first, second = embed(*parts.bounds(part))
+        if scope.losses:
+            raise ValueError(
+                "Layers that add losses of their own (`activity_regularizer`, "
+                "`add_loss`) do not work in micro-batches. Leave out "
+                "`micro_batch_size`, or use weight regularizers."
+            )
+        shape[1:] = first.shape[1:]
+        for place, average in enumerate(averages):
+            value = scope.get_current_value(average)
+            if value is not None:
+                written.add(place)
+                sums[place] += value
+        return (
+            z_1.write(part, tf.cast(first, dtype)),
+            z_2.write(part, tf.cast(second, dtype)),
+            *sums,
+        )
+
+    def array():
+        return tf.TensorArray(dtype, parts.number, infer_shape=False)
+
+    zeros = [tf.zeros(average.shape, average.dtype) for average in averages]
+    z_1, z_2, *sums = parts.loop(collect, array(), array(), *zeros)
+    z_1, z_2 = (tf.ensure_shape(z.concat(), shape) for z in (z_1, z_2))
+    means = {
+        place: sums[place] / tf.cast(parts.number, sums[place].dtype)
+        for place in sorted(written)
+    }
+    return z_1, z_2, means
 
 
 def largest_micro_batch(step, batch_size):
@@ -224,7 +295,7 @@ def largest_micro_batch(step, batch_size):
     True
     """
     has_limit = _checks.only_cpus()
-    free, before = _free_memory(), _peak_memory()
+    free, before = _free_memory(), _memory()
     size, largest = min(8, batch_size), None
     while True:
         try:
@@ -248,6 +319,12 @@ def _free_memory():
     import psutil
 
     return psutil.virtual_memory().available
+
+
+def _memory():
+    import psutil
+
+    return psutil.Process().memory_info().rss
 
 
 def _peak_memory():
@@ -372,9 +449,10 @@ def check_strategy(strategy, variables):
         ]
     if strangers:
         raise ValueError(
-            "All parts of the model must be made in the strategy's scope: "
-            "with strategy.scope(): encoder = ...; model = "
-            f"SimCLRModel(encoder). Received: {strangers[0]!r} from outside"
+            "Encoder, model and optimizer must be made in the strategy's "
+            "scope: with strategy.scope(): model = SimCLRModel(ResNet(18)); "
+            "model.compile(...). Received: "
+            f"{strangers[0]!r} from outside"
         )
 
 

@@ -20,8 +20,10 @@ from keras_simclr.large_batch import (
     cached_gradients,
     check_optimizer,
     check_strategy,
+    embeddings,
     from_all_replicas,
     nested_layers,
+    piece_and_number,
     prepare,
     replica_and_number,
     share_failure,
@@ -200,10 +202,10 @@ class SimCLRModel(keras.Model):
         """Views of images that follow `start` among the replica's `size`."""
         images = _as_views(images)
         seed = tf.stack([tf.cast(self.seed, tf.int64), tf.cast(step, tf.int64)])
-        place, replicas = replica_and_number()
+        place, replicas = piece_and_number()
         part = None
         if size is not None or replicas > 1:
-            size = size or _size(images)
+            size = _size(images) if size is None else size
             part = place * size + start, replicas * size
         second = self.second_augmentation
         second = self.augmentation if second is None else second
@@ -227,8 +229,9 @@ class SimCLRModel(keras.Model):
                 wrong on several replicas or in micro-batches.
         """
         check_strategy(self.distribute_strategy, self.variables)
-        if optimizer is None:
-            optimizer = _default_optimizer()
+        with self.distribute_strategy.scope():
+            optimizer = keras.optimizers.get(optimizer or _default_optimizer())
+        check_strategy(self.distribute_strategy, optimizer.variables)
         if loss is None:
             loss = NTXent()
         if not callable(loss):
@@ -253,7 +256,8 @@ class SimCLRModel(keras.Model):
                 "leaves out assertions.",
                 stacklevel=2,
             )
-        super().compile(optimizer=optimizer, **kwargs)
+        with self.distribute_strategy.scope():
+            super().compile(optimizer=optimizer, **kwargs)
         self.loss = loss
 
     def _check_execution(self, jit_compile, steps_per_execution=1, **_):
@@ -289,21 +293,22 @@ class SimCLRModel(keras.Model):
                     f"`{name}` has nothing to weigh: contrastive training "
                     f"treats all images alike. Leave out `{name}`."
                 )
-        if _is_arrays(call.get("x")):
-            call = _with_datasets(call, self.seed)
+        call = data.fit_arguments(call, self.seed)
         if isinstance(call.get("x"), tf.data.Dataset):
             data.check_length(call["x"], call.get("steps_per_epoch"))
             element = data.unpack(call["x"].element_spec)
             self._check_element(element)
             self._check_replicas(element)
             call["shuffle"] = False  # Keras warns that it leaves it to us.
-            for _ in range(call.get("initial_epoch", 0)):
-                iter(call["x"])  # Has the order of the next epoch drawn.
-            length = call["x"].cardinality().numpy()
-            if call.get("steps_per_epoch") is None and length > 0:
-                # One iterator for all epochs: Keras makes two for each.
-                call["steps_per_epoch"] = length
-                call["x"] = call["x"].repeat()
+            call.update(data.one_iterator(**call))
+        elif self._replicas > 1:
+            raise ValueError(
+                "Several replicas need arrays or a tf.data.Dataset. Received: "
+                f"x={call.get('x')!r}"
+            )
+        validation = call.get("validation_data")
+        if isinstance(validation, tf.data.Dataset):
+            self._check_replicas(data.unpack(validation.element_spec))
         for name in ("x", "validation_data"):
             if isinstance(call.get(name), tf.data.Dataset):
                 call[name] = data.prepared(call[name])
@@ -323,7 +328,8 @@ class SimCLRModel(keras.Model):
                 f"{text} (epoch {position.epoch}, step {position.step()}). "
                 "The model is as the step before left it."
             ) from None
-        if self.loss_metric.count.numpy() == 0:
+        is_trained = call.get("epochs", 1) > call.get("initial_epoch", 0)
+        if is_trained and self.loss_metric.count.numpy() == 0:
             raise ValueError(
                 "The dataset must hold at least one batch. Received: a dataset "
                 "that ended before the first."
@@ -335,15 +341,28 @@ class SimCLRModel(keras.Model):
         bound = inspect.signature(super().evaluate).bind(*args, **kwargs)
         call = bound.arguments
         call.update(call.pop("kwargs", {}))
-        if _is_arrays(call.get("x")):
-            arrays = call.pop("x"), call.pop("y", None)
-            batch_size = call.pop("batch_size", None) or 32
-            batch_size = min(batch_size, _length(arrays))
-            call["x"] = _whole_batches(arrays, batch_size)
+        call = data.evaluate_arguments(call)
         if isinstance(call.get("x"), tf.data.Dataset):
             self._check_replicas(data.unpack(call["x"].element_spec))
             call["x"] = data.prepared(call["x"])
         return super().evaluate(**call)
+
+    @functools.wraps(keras.Model.train_on_batch)
+    def train_on_batch(self, *args, **kwargs):
+        self._check_alone("train_on_batch")
+        return super().train_on_batch(*args, **kwargs)
+
+    @functools.wraps(keras.Model.test_on_batch)
+    def test_on_batch(self, *args, **kwargs):
+        self._check_alone("test_on_batch")
+        return super().test_on_batch(*args, **kwargs)
+
+    def _check_alone(self, name):
+        if self._replicas > 1:
+            raise ValueError(
+                f"`{name}` gives the whole batch to every replica. Use `fit` "
+                f"or `evaluate`. Received: {self._replicas} replicas"
+            )
 
     def train_step(self, element):
         element = data.unpack(element)
@@ -360,8 +379,16 @@ class SimCLRModel(keras.Model):
     def test_step(self, element):
         element = data.unpack(element)
         with self._checked(element):
-            views = self._two_views(element, _TEST_STEP)
-            loss, found = self._contrast(*self._embed(views, training=False))
+            if self.micro_batch_size is None:
+                views = self._two_views(element, _TEST_STEP)
+                z_1, z_2 = self._embed(views, training=False)
+            else:
+                z_1, z_2 = embeddings(
+                    self._embed_part(element, _TEST_STEP, training=False),
+                    size=_size_of(element),
+                    micro_batch_size=self.micro_batch_size,
+                )
+            loss, found = self._contrast(z_1, z_2)
             _, loss = self._with_penalties(loss)
             return self._report(loss, found)
 
@@ -408,6 +435,8 @@ class SimCLRModel(keras.Model):
         """Refuses global batches that replicas cannot share evenly."""
         check_strategy(self.distribute_strategy, self.variables)
         for name, batch in element.items():
+            if name == "labels":
+                continue
             size = batch.shape[0] if batch.shape.rank else None
             if self._replicas > 1 and (size is None or size % self._replicas):
                 raise ValueError(
@@ -511,32 +540,38 @@ class SimCLRModel(keras.Model):
         return gradients, loss, found
 
     def _cached_gradients(self, element, step):
-        size = _size(next(iter(element.values())))
         parts = (self.encoder, self.projection_head)
         averages = [v for part in parts for v in part.non_trainable_variables]
-
-        def embed(start, stop):
-            part = {name: batch[start:stop] for name, batch in element.items()}
-            views = self._two_views(part, step, start, size)
-            return self._embed(views, training=True)
 
         def contrast(z_1, z_2):
             loss, found = self._contrast(z_1, z_2)
             return self.optimizer.scale_loss(loss), loss, found
 
         gradients, (_, loss, found), means = cached_gradients(
-            embed,
+            self._embed_part(element, step, training=True),
             contrast,
             self.trainable_variables,
             averages,
-            size=size,
+            size=_size_of(element),
             micro_batch_size=self.micro_batch_size,
         )
         replica = tf.distribute.get_replica_context()
-        for average, value in zip(averages, means, strict=True):
+        for place, value in means.items():
             value = replica.all_reduce(tf.distribute.ReduceOp.MEAN, value)
-            average.assign(value)
+            averages[place].assign(value)
         return gradients, loss, found
+
+    def _embed_part(self, element, step, training):
+        """Function that embeds images start to stop of this replica's."""
+        element = {k: v for k, v in element.items() if k != "labels"}
+        size = _size_of(element)
+
+        def embed(start, stop):
+            part = {name: batch[start:stop] for name, batch in element.items()}
+            views = self._two_views(part, step, start, size)
+            return self._embed(views, training=training)
+
+        return embed
 
     def _with_penalties(self, loss):
         """The loss to differentiate in each replica, and the whole loss."""
@@ -732,6 +767,10 @@ def _augment(augmentation, images, seed, part):
     return images
 
 
+def _size_of(element):
+    return _size(element["images" if "images" in element else "view_1"])
+
+
 def _size(batch):
     return batch.shape[0] or tf.shape(batch)[0]
 
@@ -743,60 +782,6 @@ def _call_layer(layer, images, **kwargs):
 
 def _accepts(layer, argument):
     return argument in inspect.signature(layer.call).parameters
-
-
-def _is_arrays(x):
-    parts = [part for part in tf.nest.flatten(x) if part is not None]
-    return bool(parts) and all(hasattr(part, "__array__") for part in parts)
-
-
-def _with_datasets(call, seed):
-    """The arguments of `fit` with datasets of whole batches for arrays."""
-    call = dict(call)
-    arrays = call.pop("x"), call.pop("y", None)
-    batch_size = call.pop("batch_size", None) or 32
-    size = _length(arrays)
-    held_out = int(size * call.pop("validation_split", 0.0))
-    validation = call.get("validation_data")
-    if validation is None and held_out:
-        validation = _rows(arrays, slice(size - held_out, None))
-        arrays = _rows(arrays, slice(size - held_out))
-    if _is_arrays(validation):
-        if not isinstance(validation, (tuple, list)):
-            validation = (validation,)
-        validation_size = call.pop("validation_batch_size", None) or batch_size
-        call["validation_data"] = _whole_batches(
-            validation, min(validation_size, _length(validation))
-        )
-    call["x"] = _whole_batches(
-        arrays, batch_size, shuffle=call.get("shuffle", True), seed=seed
-    )
-    return call
-
-
-def _whole_batches(arrays, batch_size, *, shuffle=False, seed=0):
-    size = _length(arrays)
-    remainder = size % batch_size
-    if remainder and size > batch_size:
-        others = ", others in each epoch" if shuffle else ""
-        warnings.warn(
-            f"{remainder} of {size} images do not fill a batch of {batch_size} "
-            f"and are left out{others}.",
-            stacklevel=5,
-        )
-    return data.dataset_from_arrays(
-        *arrays, batch_size=batch_size, shuffle=shuffle, seed=seed
-    )
-
-
-def _length(arrays):
-    return len(tf.nest.flatten(arrays)[0])
-
-
-def _rows(arrays, rows):
-    return tf.nest.map_structure(
-        lambda array: None if array is None else array[rows], arrays
-    )
 
 
 def _with_callback(callbacks, callback):

@@ -1,5 +1,6 @@
 """The run directory: flags, log, weights and results of one pretraining."""
 
+import collections
 import importlib.metadata
 import json
 import os
@@ -30,7 +31,8 @@ def pretrain(model, dataset, run_dir, *, epochs, flags="", summary=None):
 
     Args:
         model: A compiled `SimCLRModel`.
-        dataset: What `fit` takes.
+        dataset: What `fit` takes. Made anew in each call, with seeded shuffles:
+            otherwise the order of its batches is another.
         run_dir: Directory to write: new, empty, or with an unfinished run.
         epochs: Passes over the dataset.
         flags: Text of `flags.txt`, for `--flagfile`.
@@ -53,43 +55,42 @@ def pretrain(model, dataset, run_dir, *, epochs, flags="", summary=None):
     run_dir = pathlib.Path(run_dir)
     check_can_run(run_dir, flags)
     first = restore(model, run_dir)
-    check_agreement(model.distribute_strategy, first)
-    if not _is_chief(model.distribute_strategy):
-        # All workers must take part in saving; only the chief's is kept.
-        with tempfile.TemporaryDirectory() as directory:
-            return _pretrain(model, dataset, directory, first, epochs)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    _write(run_dir / _FLAGS, flags)
-    update_summary(run_dir, summary or {})
-    return _pretrain(model, dataset, run_dir, first, epochs)
-
-
-def _pretrain(model, dataset, run_dir, first, epochs):
-    run_dir = pathlib.Path(run_dir)
-    logger = keras.callbacks.CSVLogger(run_dir / _LOG, append=first > 0)
+    strategy = model.distribute_strategy
+    check_agreement(strategy, first)
     keeper = Checkpoints(run_dir)
+    callbacks = [keeper]
+    is_chief = strategy.extended.should_checkpoint
+    if is_chief:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        _write(run_dir / _FLAGS, flags)
+        update_summary(run_dir, summary or {})
+        callbacks.insert(0, _logger(run_dir / _LOG, first))
     keeper.epochs = first
     try:
         model.fit(
-            dataset,
-            epochs=epochs,
-            initial_epoch=first,
-            callbacks=[logger, keeper],
+            dataset, epochs=epochs, initial_epoch=first, callbacks=callbacks
         )
     except KeyboardInterrupt:
-        save_model(model, run_dir)
-    finally:
-        if logger.csv_file is not None:
-            logger.csv_file.close()
-    update_summary(
-        run_dir,
-        {
-            "epochs_trained": keeper.epochs,
-            "steps_trained": int(model.optimizer.iterations.numpy()),
-            "finished": keeper.epochs == epochs,
-        },
-    )
+        for callback in callbacks:
+            callback.on_train_end()
+        if is_chief:
+            save_model(model, run_dir)
+    entries = {
+        "epochs_trained": keeper.epochs,
+        "steps_trained": int(model.optimizer.iterations.numpy()),
+        "finished": keeper.epochs == epochs,
+    }
+    if is_chief:
+        update_summary(run_dir, entries)
     return keeper.epochs
+
+
+def _logger(path, first):
+    """Goes on with a log after its first epochs: more may have been logged."""
+    if first and path.exists():
+        lines = path.read_text().splitlines(keepends=True)
+        _write(path, "".join(lines[: first + 1]))
+    return keras.callbacks.CSVLogger(path, append=first > 0)
 
 
 def make_strategy(name):
@@ -147,7 +148,7 @@ _STRATEGIES = {
 
 
 def describe_devices(strategy):
-    """One line about the devices of a strategy.
+    """One line about the devices found, and how many work.
 
     Args:
         strategy: A `tf.distribute.Strategy`.
@@ -158,12 +159,12 @@ def describe_devices(strategy):
     Example:
 
     >>> describe_devices(tf.distribute.get_strategy())
-    '1 replica on CPU'
+    '4 x CPU found; training on 1'
     """
-    number = strategy.num_replicas_in_sync
-    kinds = {x.device_type for x in tf.config.list_logical_devices()}
-    kind = next(x for x in ("TPU", "GPU", "CPU") if x in kinds)
-    return f"{number} replica{'s' * (number > 1)} on {kind}"
+    devices = tf.config.list_logical_devices()
+    kinds = collections.Counter(device.device_type for device in devices)
+    found = ", ".join(f"{n} x {kind}" for kind, n in sorted(kinds.items()))
+    return f"{found} found; training on {strategy.num_replicas_in_sync}"
 
 
 def has_workers(strategy):
@@ -181,11 +182,6 @@ def has_workers(strategy):
     False
     """
     return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
-
-
-def _is_chief(strategy):
-    resolver = strategy.cluster_resolver
-    return resolver is None or not resolver.task_id
 
 
 def check_agreement(strategy, epoch):
@@ -207,11 +203,12 @@ def check_agreement(strategy, epoch):
 
     def share():
         replica = tf.distribute.get_replica_context()
-        return replica.all_reduce("MEAN", tf.constant(float(epoch)))
+        powers = tf.constant([epoch, epoch**2], tf.float64)
+        return replica.all_reduce("MEAN", powers)
 
     means = tf.function(lambda: strategy.run(share))()
-    mean = float(strategy.experimental_local_results(means)[0])
-    if mean != epoch:
+    mean, of_squares = strategy.experimental_local_results(means)[0].numpy()
+    if of_squares > mean**2:
         raise ValueError(
             "All workers must see one run directory, on a disk that they "
             f"share. Received: a checkpoint of epoch {epoch} here, and on "
@@ -282,14 +279,15 @@ class Checkpoints(keras.callbacks.Callback):
     """Keeps the model and, of the last two epochs, all that training needs.
 
     Each file is written beside its place and then renamed: at any time those
-    that are there are complete.
+    that are there are complete. Of several workers only the chief's are kept.
 
     Args:
-        run_dir: Directory to write into.
+        run_dir: Directory to write into; made if it is missing.
 
     Example:
 
     ```python
+    # The dataset made anew each time, and its shuffles with a seed.
     first = simclr.runs.restore(model, "runs/flowers")
     model.fit(
         dataset,
@@ -304,16 +302,28 @@ class Checkpoints(keras.callbacks.Callback):
         super().__init__()
         self.run_dir = pathlib.Path(run_dir)
         self.epochs = 0
+        self._directory = None
+
+    def on_train_begin(self, logs=None):
+        if self.model.distribute_strategy.extended.should_checkpoint:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+        else:  # All workers must take part in saving.
+            self._directory = tempfile.TemporaryDirectory()
+            self.run_dir = pathlib.Path(self._directory.name)
+
+    def on_train_end(self, logs=None):
+        if self._directory is not None:
+            self._directory.cleanup()
 
     def on_epoch_end(self, epoch, logs=None):
-        self.epochs = epoch + 1
-        path = self.run_dir / _CHECKPOINT.format(self.epochs)
+        path = self.run_dir / _CHECKPOINT.format(epoch + 1)
         staged = path.with_name(f"staged-{path.name}")
         self.model.save_weights(staged)
         staged.replace(path)
         save_model(self.model, self.run_dir)
         for old in _checkpoints(self.run_dir)[:-_KEPT]:
             old.unlink()
+        self.epochs = epoch + 1
 
 
 def restore(model, run_dir):

@@ -84,7 +84,6 @@ def train(
     dtype="float32",
     micro_batch_size=None,
     batch_size=32,
-    loss=None,
 ):
     if dtype == "float64":
         keras.config.set_floatx("float64")
@@ -98,9 +97,9 @@ def train(
             micro_batch_size=micro_batch_size,
             seed=3,
         )
-        model.compile(optimizer(), loss)
+        model.compile(optimizer())
     history = model.fit(
-        IMAGES[: 2 * batch_size] if dtype == "float64" else IMAGES[:batch_size],
+        IMAGES[: 4 * batch_size] if dtype == "float64" else IMAGES[:batch_size],
         batch_size=batch_size,
         shuffle=False,
         verbose=0,
@@ -124,6 +123,8 @@ def assert_equal(actual, expected, tolerance):
         ("float32", 1e-5, sgd, 4),
         ("float32", 1e-5, lars, 2),
         ("float32", 1e-5, dull_adamw, 2),
+        # Of a gradient in bfloat16, with its 8 bits, no more can be asked.
+        ("mixed_bfloat16", 0.02, sgd, 2),
         ("mixed_bfloat16", 1e-3, lars, 2),
         ("mixed_bfloat16", 1e-3, dull_adamw, 2),
     ],
@@ -174,6 +175,54 @@ def test_micro_batches_equal_the_batch(replicas, micro_batch_size):
     }
     actual = train(replicas, micro_batch_size=micro_batch_size, **kwargs)
     assert_equal(actual, train(**kwargs), 1e-9)
+
+
+@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
+def test_micro_batches_and_replicas_in_low_precision(dtype):
+    def encoder():
+        return network(groups)
+
+    def head():
+        return keras.Sequential([keras.Input((16,)), keras.layers.Dense(8)])
+
+    kwargs = {"encoder": encoder, "head": head, "dtype": dtype}
+    actual = train(2, micro_batch_size=5, **kwargs)
+    assert_equal(actual, train(**kwargs), 0.02)
+
+
+def test_micro_batches_of_batches_of_any_size():
+    labels = {"of": tf.zeros(11)}  # Any structure: they are not used.
+    elements = {"images": IMAGES[:11], "labels": labels}
+    dataset = tf.data.Dataset.from_tensor_slices(elements).batch(6)
+
+    def results(micro_batch_size):
+        keras.utils.set_random_seed(1)
+        model = simclr.SimCLRModel(
+            network(groups),
+            keras.Sequential([keras.Input((16,)), keras.layers.Dense(8)]),
+            augmentation=light(),
+            micro_batch_size=micro_batch_size,
+        )
+        model.compile(sgd())
+        history = model.fit(dataset, validation_data=dataset, verbose=0).history
+        return history, [variable.numpy() for variable in model.variables]
+
+    # Validation passes in micro-batches, too.
+    assert_equal(results(4), results(None), 1e-4)
+
+
+def test_micro_batches_take_no_losses_of_layers():
+    def encoder():
+        penalty = keras.layers.ActivityRegularization(1.0)
+        return keras.Sequential([network(), penalty])
+
+    message = (
+        "Layers that add losses of their own (`activity_regularizer`, "
+        "`add_loss`) do not work in micro-batches. Leave out "
+        "`micro_batch_size`, or use weight regularizers."
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        train(encoder=encoder, micro_batch_size=8)
 
 
 def in_chunks(model, images, size):
@@ -265,7 +314,7 @@ def test_nan_in_one_replica_is_seen_by_all(place):
         )
         model.compile(sgd())
     before = [variable.numpy() for variable in model.trainable_variables]
-    model.fit(images, batch_size=32, verbose=0)
+    model.fit(images, batch_size=32, shuffle=False, verbose=0)
     after = [variable.numpy() for variable in model.trainable_variables]
     for old, new in zip(before, after, strict=True):
         np.testing.assert_array_equal(old, new)
@@ -419,9 +468,9 @@ def test_execution_that_fails_on_replicas_is_refused(kwargs, message):
 
 def outside(name):
     return (
-        "All parts of the model must be made in the strategy's scope: with "
-        "strategy.scope(): encoder = ...; model = SimCLRModel(encoder). "
-        f"Received: {name!r} from outside"
+        "Encoder, model and optimizer must be made in the strategy's scope: "
+        "with strategy.scope(): model = SimCLRModel(ResNet(18)); "
+        f"model.compile(...). Received: {name!r} from outside"
     )
 
 
@@ -443,6 +492,49 @@ def test_model_from_outside_the_scope_is_refused():
         pytest.raises(ValueError, match=re.escape(message)),
     ):
         model.compile()
+
+
+def test_optimizer_from_outside_the_scope_is_refused():
+    with mirrored(2).scope():
+        model = simclr.SimCLRModel(network(), augmentation=light())
+    model.compile()  # Makes its own, in the scope.
+    optimizer = sgd()
+    message = outside(optimizer.variables[0].path)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        model.compile(optimizer)
+
+
+def test_data_that_replicas_cannot_share_is_refused():
+    with mirrored(2).scope():
+        model = simclr.SimCLRModel(network(), augmentation=light())
+        model.compile(sgd())
+    batches = (IMAGES[:8] for _ in range(2))
+    message = "Several replicas need arrays or a tf.data.Dataset. Received: x="
+    with pytest.raises(ValueError, match=re.escape(message)):
+        model.fit(batches)
+    with pytest.raises(ValueError, match="batches of one size"):
+        model.fit(IMAGES[:16], batch_size=8, validation_data=IMAGES[:3])
+    for name in ("train_on_batch", "test_on_batch"):
+        message = (
+            f"`{name}` gives the whole batch to every replica. Use `fit` or "
+            "`evaluate`. Received: 2 replicas"
+        )
+        with pytest.raises(ValueError, match=re.escape(message)):
+            getattr(model, name)(IMAGES[:8])
+
+
+@pytest.mark.parametrize(
+    ("workers", "devices"), [(1, 4), (2, 1), (2, 2), (4, 2)]
+)
+def test_replicas_know_which_piece_of_the_batch_they_have(workers, devices):
+    number = workers * devices
+    # How tf.distribute shares a batch: in pieces, dealt to workers in turn.
+    pieces = tf.data.Dataset.range(number).batch(number).rebatch(1)
+    for worker in range(workers):
+        dealt = pieces.shard(workers, worker).as_numpy_iterator()
+        for device, piece in enumerate(dealt):
+            replica = worker * devices + device
+            assert large_batch._piece(replica, devices, workers) == piece
 
 
 def test_unknown_batch_size_is_refused_on_replicas():
@@ -495,6 +587,7 @@ def test_largest_micro_batch_is_the_last_that_fits(fits, batch_size, expected):
 def test_largest_micro_batch_leaves_a_quarter_of_memory(monkeypatch):
     taken = [0]
     monkeypatch.setattr(large_batch, "_free_memory", lambda: 1000)
+    monkeypatch.setattr(large_batch, "_memory", lambda: 500)
     monkeypatch.setattr(large_batch, "_peak_memory", lambda: 500 + taken[0])
 
     def step(size):
@@ -557,6 +650,9 @@ def test_whole_step_compiles_with_static_shapes(monkeypatch, is_replica):
     )
     model.compile(lars())
     model.optimizer.build(model.trainable_variables)
+    for layer in large_batch.nested_layers(model):
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.synchronized = is_replica
 
     def step(images):
         if is_replica:
@@ -581,6 +677,56 @@ def test_whole_step_compiles_with_static_shapes(monkeypatch, is_replica):
             f.graph for f in graph._functions.values() if hasattr(f, "graph")
         ]
     assert not {name for name in names if "PyFunc" in name}
+
+
+@pytest.mark.parametrize(
+    ("what", "cause"),
+    [
+        (
+            "gradient",
+            (
+                "a loss that is not a function of all projections alone, or a "
+                "custom gradient that divides by the size of a replica's batch"
+            ),
+        ),
+        (
+            "batch norm",
+            "a moving average that is not the mean over the replicas",
+        ),
+        (
+            "update",
+            (
+                "an optimizer that looks at a replica's own gradients: "
+                "override `update_step`, not `apply`"
+            ),
+        ),
+    ],
+)
+def test_parity_names_what_differs_first(what, cause):
+    order = ["loss", "gradient", "batch norm", "update"]
+    one = {name: [("w", np.ones(2)), ("b", np.ones(1))] for name in order}
+    several = {name: list(values) for name, values in one.items()}
+    for name in order[order.index(what) :]:
+        several[name][1] = ("b", np.full(1, 1.5))
+    message = (
+        f"2 replicas differ from one device, first in the {what} (b, by "
+        f"5.0e-01 of its largest entry). Usual cause: {cause}."
+    )
+    with pytest.raises(AssertionError, match=re.escape(message)):
+        simclr.testing._compare(one, several, 2)
+
+
+def test_parity_overlooks_rounding_errors_only():
+    def results(bias):
+        values = [("w", np.ones(2)), ("b", np.float64([bias]))]
+        return {
+            **dict.fromkeys(("loss", "gradient", "update"), values),
+            "batch norm": [],
+        }
+
+    simclr.testing._compare(results(1e-14), results(-1e-14), 2)
+    with pytest.raises(AssertionError):
+        simclr.testing._compare(results(1e-6), results(-1e-6), 2)
 
 
 @pytest.mark.parametrize("is_exact", [True, False])
@@ -626,25 +772,40 @@ import numpy as np
 import keras_simclr as simclr
 from keras_simclr import runs
 
+directory, name, resumed = sys.argv[1:]
 strategy = runs.make_strategy("auto")
 keras.config.set_floatx("float64")
 keras.config.set_dtype_policy("float64")
-keras.utils.set_random_seed(1)
 images = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 1), "uint8")
-with strategy.scope():
-    encoder = keras.Sequential([
-        keras.Input((8, 8, 1)),
-        keras.layers.Conv2D(4, 3),
-        keras.layers.BatchNormalization(),
-        keras.layers.ReLU(),
-        keras.layers.GlobalAveragePooling2D(),
-    ])
-    flip, noise = simclr.RandomFlip(), simclr.RandomGaussianNoise()
-    model = simclr.SimCLRModel(encoder, augmentation=[flip, noise])
+
+def build_model():
+    keras.utils.set_random_seed(1)
+    with strategy.scope():
+        encoder = keras.Sequential([
+            keras.Input((8, 8, 1)),
+            keras.layers.Conv2D(4, 3),
+            keras.layers.BatchNormalization(),
+            keras.layers.ReLU(),
+            keras.layers.GlobalAveragePooling2D(),
+        ])
+        flip, noise = simclr.RandomFlip(), simclr.RandomGaussianNoise()
+        model = simclr.SimCLRModel(encoder, augmentation=[flip, noise])
     model.compile()
-dataset = simclr.dataset_from_arrays(images, batch_size=8)
-runs.pretrain(model, dataset, sys.argv[1], epochs=2)
-np.savez(sys.argv[2], *(variable.numpy() for variable in model.variables))
+    return model
+
+def dataset():
+    return simclr.dataset_from_arrays(images, batch_size=8)
+
+if resumed == "yes":  # Was stopped after the first of two epochs.
+    runs.pretrain(build_model(), dataset(), directory, epochs=1)
+    if strategy.extended.should_checkpoint:
+        runs.update_summary(directory, {"finished": False})
+    runs.check_agreement(strategy, 1)  # And waits for the chief.
+model = build_model()
+runs.pretrain(model, dataset(), directory, epochs=2)
+validation = simclr.dataset_from_arrays(images[:16], batch_size=8)
+losses = model.evaluate(validation, verbose=0)
+np.savez(name, *(variable.numpy() for variable in model.variables), losses)
 if strategy.num_replicas_in_sync > 1:
     try:
         runs.check_agreement(strategy, strategy.cluster_resolver.task_id)
@@ -677,6 +838,7 @@ def test_two_workers_equal_one_device(tmp_path):
                 _WORKER,
                 tmp_path / run_dir,
                 tmp_path / name,
+                "no" if index is None else "yes",
             ],
             env=environment,
             stderr=subprocess.PIPE,

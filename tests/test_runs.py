@@ -145,6 +145,34 @@ def test_run_goes_on_with_another_number_of_replicas(tmp_path):
         np.testing.assert_allclose(ours.numpy(), right.numpy(), atol=1e-9)
 
 
+def test_steps_per_epoch_go_on_where_they_were(tmp_path):
+    def fit(model, **kwargs):
+        dataset = numbered().repeat()
+        model.fit(dataset, steps_per_epoch=4, verbose=0, **kwargs)
+
+    whole, model = tiny_model(), tiny_model()
+    fit(whole, epochs=3)
+    fit(model, epochs=1, callbacks=[runs.Checkpoints(tmp_path / "run")])
+    resumed = tiny_model()
+    assert runs.restore(resumed, tmp_path / "run") == 1
+    fit(resumed, epochs=3, initial_epoch=1)
+    for ours, right in zip(resumed.variables, whole.variables, strict=True):
+        np.testing.assert_array_equal(ours.numpy(), right.numpy())
+
+
+def test_run_killed_at_its_very_end_is_finished(tmp_path):
+    whole = tiny_model()
+    runs.pretrain(whole, numbered(), tmp_path / "run", epochs=2)
+    runs.update_summary(tmp_path / "run", {"finished": False})
+    log = tmp_path / "run" / "log.csv"
+    content = log.read_text()
+    log.write_text(content + content.splitlines()[-1] + "\n")  # Twice.
+    epochs = runs.pretrain(tiny_model(), numbered(), tmp_path / "run", epochs=2)
+    assert epochs == 2
+    assert summary_of(tmp_path / "run")["finished"]
+    assert log.read_text() == content
+
+
 def test_run_goes_on_with_its_own_flags_only(tmp_path, dataset):
     model = tiny_model()
     interrupt(model, after=3)
