@@ -42,8 +42,8 @@ def augmentation(quick):
             for name, place in (
                 ("keras_simclr", "ours:"),
                 ("albumentations", "torch:albumentations_"),
-                ("kornia", "torch:kornia_"),
                 ("lightly", "torch:lightly_"),
+                ("kornia", "torch:kornia_"),
                 ("torchvision v2", "torch:torchvision_"),
                 ("Keras layers", "keras:layers_"),
                 ("tf.image", "keras:tf_image_"),
@@ -53,7 +53,7 @@ def augmentation(quick):
         _compare(
             f"Augmentation, {size} px from {source} px",
             "views/s",
-            contenders[:4] if quick else contenders,
+            contenders[:3] if quick else contenders,
             cores=1,
             seconds=0.5 if quick else 2.0,
             quick=quick,
@@ -185,6 +185,7 @@ def start_up(quick):
             )
         ],
         seconds=0.0,
+        rounds=0 if quick else 5,
         quick=quick,
     )
 
