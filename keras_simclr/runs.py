@@ -88,7 +88,8 @@ def pretrain(model, dataset, run_dir, *, epochs, flags="", summary=None):
 def _logger(path, first):
     """Goes on with a log after its first epochs: more may have been logged."""
     if first and path.exists():
-        lines = path.read_text().splitlines(keepends=True)
+        with path.open(newline="") as file:  # The log ends lines as CSV does.
+            lines = file.readlines()
         _write(path, "".join(lines[: first + 1]))
     return keras.callbacks.CSVLogger(path, append=first > 0)
 
@@ -423,7 +424,7 @@ def update_summary(run_dir, entries):
 
 def _write(path, text):
     staged = path.with_name(f"staged-{path.name}")
-    staged.write_text(text)
+    staged.write_text(text, newline="")
     staged.replace(path)
 
 

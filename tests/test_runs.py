@@ -112,7 +112,7 @@ def test_resumed_run_equals_one_that_was_not_interrupted(tmp_path):
     for ours, right in zip(resumed.variables, whole.variables, strict=True):
         np.testing.assert_array_equal(ours.numpy(), right.numpy())
     logs = [tmp_path / name / "log.csv" for name in ("run", "whole")]
-    assert logs[0].read_text() == logs[1].read_text()
+    assert logs[0].read_bytes() == logs[1].read_bytes()
     kept = sorted(path.name for path in (tmp_path / "run").glob("epoch-*"))
     assert kept == ["epoch-000003.weights.h5", "epoch-000004.weights.h5"]
 
@@ -165,12 +165,12 @@ def test_run_killed_at_its_very_end_is_finished(tmp_path):
     runs.pretrain(whole, numbered(), tmp_path / "run", epochs=2)
     runs.update_summary(tmp_path / "run", {"finished": False})
     log = tmp_path / "run" / "log.csv"
-    content = log.read_text()
-    log.write_text(content + content.splitlines()[-1] + "\n")  # Twice.
+    content = log.read_bytes()
+    log.write_bytes(content + content.splitlines(keepends=True)[-1])  # Twice.
     epochs = runs.pretrain(tiny_model(), numbered(), tmp_path / "run", epochs=2)
     assert epochs == 2
     assert summary_of(tmp_path / "run")["finished"]
-    assert log.read_text() == content
+    assert log.read_bytes() == content
 
 
 def test_run_goes_on_with_its_own_flags_only(tmp_path, dataset):
