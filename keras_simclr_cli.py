@@ -314,7 +314,8 @@ def _choose(values, name, strategy, choose):
         )
     else:
         choice = choose()
-        print(f"Chosen for this machine: --{name}={choice}.")
+        flag = f"--{name}={choice}" if choice else f"no --{name}"
+        print(f"Chosen for this machine: {flag}.")
     setattr(values, name, choice)
 
 

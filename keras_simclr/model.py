@@ -602,7 +602,11 @@ class SimCLRModel(keras.Model):
 
     def _contrast(self, z_1, z_2):
         """Loss among the projections of all replicas, and what was found."""
-        z_1, z_2 = from_all_replicas(z_1), from_all_replicas(z_2)
+        # Losses compute in it anyway, and machines cannot exchange bfloat16.
+        z_1, z_2 = (
+            from_all_replicas(tf.cast(z, keras.config.floatx()))
+            for z in (z_1, z_2)
+        )
         if isinstance(self.loss, NTXent):
             losses, found = per_anchor(
                 z_1,

@@ -807,6 +807,10 @@ validation = simclr.dataset_from_arrays(images[:16], batch_size=8)
 losses = model.evaluate(validation, verbose=0)
 np.savez(name, *(variable.numpy() for variable in model.variables), losses)
 if strategy.num_replicas_in_sync > 1:
+    keras.config.set_floatx("float32")  # Not all can be exchanged in bfloat16.
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    history = build_model().fit(dataset(), verbose=0).history
+    assert np.isfinite(history["loss"]).all()
     try:
         runs.check_agreement(strategy, strategy.cluster_resolver.task_id)
     except ValueError as error:
