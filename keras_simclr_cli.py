@@ -300,14 +300,14 @@ def _pretrain(values):
 
 def _choose(values, name, strategy, choose):
     """Replaces `auto` by what the unfinished run has, or by a choice."""
-    from keras_simclr import runs
+    from keras_simclr import large_batch, runs
 
     if values[name].value != "auto":
         return
     recorded = runs.recorded_flags(values.output_dir)
     if recorded:
         choice = recorded.get(name)
-    elif runs.has_workers(strategy):
+    elif large_batch.has_workers(strategy):
         raise ValueError(
             f"`{name}` must be the same for all workers. Received: "
             f"{name}='auto'. Run one worker alone to see what it chooses"

@@ -404,7 +404,7 @@ def one_iterator(x, steps_per_epoch=None, initial_epoch=0, **_):
     """
     if steps_per_epoch is not None:
         return {"x": x.skip(initial_epoch * steps_per_epoch)}
-    for _ in range(initial_epoch):
+    for _epoch in range(initial_epoch):
         iter(x)  # Has the order of the next epoch drawn.
     length = int(x.cardinality())
     if length <= 0:

@@ -25,6 +25,23 @@ def replica_and_number():
     return replica.replica_id_in_sync_group, replica.num_replicas_in_sync
 
 
+def has_workers(strategy):
+    """Whether a strategy works in several processes.
+
+    Args:
+        strategy: A `tf.distribute.Strategy`.
+
+    Returns:
+        Boolean.
+
+    Example:
+
+    >>> has_workers(tf.distribute.get_strategy())
+    False
+    """
+    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+
+
 def piece_and_number():
     """Which piece of the global batch this replica has, and of how many.
 
@@ -41,7 +58,7 @@ def piece_and_number():
     """
     replica, number = replica_and_number()
     strategy = tf.distribute.get_strategy()
-    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+    if has_workers(strategy):
         devices = len(strategy.extended.worker_devices)
         replica = _piece(replica, devices, number // devices)
     return replica, number

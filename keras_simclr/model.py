@@ -22,6 +22,7 @@ from keras_simclr.large_batch import (
     check_strategy,
     embeddings,
     from_all_replicas,
+    has_workers,
     nested_layers,
     piece_and_number,
     prepare,
@@ -577,8 +578,8 @@ class SimCLRModel(keras.Model):
         """The loss to differentiate in each replica, and the whole loss."""
         penalty = sum((tf.cast(x, loss.dtype) for x in self.losses), 0.0)
         _, replicas = replica_and_number()
-        # The gradients of all replicas are summed; `loss` takes that into
-        # account, for it looks at this replica's projections only.
+        # The gradients of all replicas are summed; that of `loss` reaches this
+        # replica's projections only, that of a penalty is whole in each.
         target = self.optimizer.scale_loss(loss + penalty / replicas)
         return target, loss + penalty
 
@@ -623,9 +624,7 @@ class SimCLRModel(keras.Model):
         self.loss_metric.update_state(loss, sample_weight=tf.size(found))
         self.accuracy_metric.update_state(found)
         results = {metric.name: metric.result() for metric in self.metrics}
-        if isinstance(
-            self.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy
-        ):
+        if has_workers(self.distribute_strategy):
             # Keras takes the mean over an axis that scalars do not have.
             return {k: tf.reshape(v, [1]) for k, v in results.items()}
         return results

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from keras_simclr import _checks
 from keras_simclr.export import check_is_free
+from keras_simclr.large_batch import has_workers
 
 _MODEL, _LOG, _SUMMARY = "model.keras", "log.csv", "summary.json"
 _FLAGS, _CHECKPOINT = "flags.txt", "epoch-{:06d}.weights.h5"
@@ -62,7 +63,7 @@ def pretrain(model, dataset, run_dir, *, epochs, flags="", summary=None):
     is_chief = strategy.extended.should_checkpoint
     if is_chief:
         run_dir.mkdir(parents=True, exist_ok=True)
-        _write(run_dir / _FLAGS, flags)
+        _write_text(run_dir / _FLAGS, flags)
         update_summary(run_dir, summary or {})
         callbacks.insert(0, _logger(run_dir / _LOG, first))
     keeper.epochs = first
@@ -90,7 +91,7 @@ def _logger(path, first):
     if first and path.exists():
         with path.open(newline="") as file:  # The log ends lines as CSV does.
             lines = file.readlines()
-        _write(path, "".join(lines[: first + 1]))
+        _write_text(path, "".join(lines[: first + 1]))
     return keras.callbacks.CSVLogger(path, append=first > 0)
 
 
@@ -166,23 +167,6 @@ def describe_devices(strategy):
     kinds = collections.Counter(device.device_type for device in devices)
     found = ", ".join(f"{n} x {kind}" for kind, n in sorted(kinds.items()))
     return f"{found} found; training on {strategy.num_replicas_in_sync}"
-
-
-def has_workers(strategy):
-    """Whether a strategy works in several processes.
-
-    Args:
-        strategy: A `tf.distribute.Strategy`.
-
-    Returns:
-        Boolean.
-
-    Example:
-
-    >>> has_workers(tf.distribute.get_strategy())
-    False
-    """
-    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
 
 
 def check_agreement(strategy, epoch):
@@ -318,9 +302,7 @@ class Checkpoints(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         path = self.run_dir / _CHECKPOINT.format(epoch + 1)
-        staged = path.with_name(f"staged-{path.name}")
-        self.model.save_weights(staged)
-        staged.replace(path)
+        _write(path, self.model.save_weights)
         save_model(self.model, self.run_dir)
         for old in _checkpoints(self.run_dir)[:-_KEPT]:
             old.unlink()
@@ -371,10 +353,7 @@ def save_model(model, run_dir):
     save_model(model, "runs/flowers")
     ```
     """
-    path = pathlib.Path(run_dir) / _MODEL
-    staged = path.with_name(f"staged-{_MODEL}")
-    model.save(staged)
-    staged.replace(path)
+    _write(pathlib.Path(run_dir) / _MODEL, model.save)
 
 
 def load_model(run_dir):
@@ -419,12 +398,17 @@ def update_summary(run_dir, entries):
     """
     summary = {**_read_summary(run_dir), **entries}
     path = pathlib.Path(run_dir) / _SUMMARY
-    _write(path, json.dumps(summary, indent=2) + "\n")
+    _write_text(path, json.dumps(summary, indent=2) + "\n")
 
 
-def _write(path, text):
+def _write_text(path, text):
+    _write(path, lambda staged: staged.write_text(text, newline=""))
+
+
+def _write(path, write):
+    """Has a file written beside its place, and puts it there when complete."""
     staged = path.with_name(f"staged-{path.name}")
-    staged.write_text(text, newline="")
+    write(staged)
     staged.replace(path)
 
 

@@ -5,8 +5,8 @@ import sys
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from absl import flags
+from replicas import mirrored
 
 import keras_simclr_cli as cli
 from keras_simclr import large_batch, runs
@@ -217,12 +217,6 @@ def test_chosen_micro_batch_and_strategy_are_used(
         assert len(step(4)) > 0
         return 4
 
-    def two_devices():
-        return tf.distribute.MirroredStrategy(
-            ["CPU:0", "CPU:1"],
-            cross_device_ops=tf.distribute.ReductionToOneDevice(),
-        )
-
     def pretrain(model, *_, flags, **__):
         assert model.micro_batch_size == 4
         assert model.distribute_strategy.num_replicas_in_sync == 2
@@ -230,7 +224,7 @@ def test_chosen_micro_batch_and_strategy_are_used(
         return 1
 
     monkeypatch.setattr(large_batch, "largest_micro_batch", largest)
-    monkeypatch.setitem(runs._STRATEGIES, "mirrored", two_devices)
+    monkeypatch.setitem(runs._STRATEGIES, "mirrored", lambda: mirrored(2))
     monkeypatch.setattr(runs, "pretrain", pretrain)
     arguments = ["--micro_batch_size=auto", "--strategy=mirrored"]
     arguments += [data, f"--output_dir={tmp_path / 'run'}"]
@@ -243,7 +237,7 @@ def test_chosen_micro_batch_and_strategy_are_used(
 def test_workers_must_not_choose_by_themselves(
     data, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(runs, "has_workers", lambda strategy: True)
+    monkeypatch.setattr(large_batch, "has_workers", lambda strategy: True)
     arguments = [*PRETRAIN, data, f"--output_dir={tmp_path / 'run'}"]
     assert cli.main([*arguments, "--precision=auto"]) == 1
     assert capsys.readouterr().err == (

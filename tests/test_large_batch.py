@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from replicas import mirrored
 
 import keras_simclr as simclr
 from keras_simclr import data, large_batch
@@ -22,16 +23,6 @@ def _policy():
     yield
     keras.config.set_floatx("float32")
     keras.config.set_dtype_policy("float32")
-
-
-def mirrored(replicas):
-    """A strategy; a second one of another size would break NCCL's like."""
-    if replicas == 1:
-        return tf.distribute.get_strategy()
-    return tf.distribute.MirroredStrategy(
-        [f"CPU:{number}" for number in range(replicas)],
-        cross_device_ops=tf.distribute.ReductionToOneDevice(),
-    )
 
 
 def network(norm=FusedBatchNormalization, **kwargs):

@@ -1,10 +1,10 @@
-import functools
 import pathlib
 import re
 
 import keras
 import numpy as np
 import tensorflow as tf
+from replicas import mirrored
 
 README = pathlib.Path(__file__).parents[1] / "README.md"
 # The same programs, as small as they can be.
@@ -28,15 +28,8 @@ def test_programs_run(tmp_path, monkeypatch):
         "load_data",
         lambda: ((images, None), (None,) * 2),
     )
-    monkeypatch.setattr(
-        tf.distribute,
-        "MirroredStrategy",
-        functools.partial(
-            tf.distribute.MirroredStrategy,
-            ["CPU:0", "CPU:1"],
-            cross_device_ops=tf.distribute.ReductionToOneDevice(),
-        ),
-    )
+    two = mirrored(2)
+    monkeypatch.setattr(tf.distribute, "MirroredStrategy", lambda: two)
     monkeypatch.chdir(tmp_path)
     photos = tmp_path / "photos"
     photos.mkdir()

@@ -3,7 +3,7 @@ import json
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
+from replicas import mirrored
 
 import keras_simclr as simclr
 from keras_simclr import runs
@@ -133,11 +133,7 @@ def test_run_goes_on_with_another_number_of_replicas(tmp_path):
     model = tiny_model()
     interrupt(model, after=8)
     runs.pretrain(model, numbered(), tmp_path / "run", epochs=2)
-    strategy = tf.distribute.MirroredStrategy(
-        ["CPU:0", "CPU:1"],
-        cross_device_ops=tf.distribute.ReductionToOneDevice(),
-    )
-    with strategy.scope():
+    with mirrored(2).scope():
         resumed = tiny_model()
     runs.pretrain(resumed, numbered(), tmp_path / "run", epochs=2)
     assert resumed.optimizer.iterations.numpy() == 12
