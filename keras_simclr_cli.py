@@ -13,11 +13,13 @@ from absl import flags
 # Flag: (kind, default, help). Flags without a default are required.
 _REQUIRED = object()
 
+_IMAGE_SIZE = 64  # Of views of images that have no one size.
+
 _DATA = {
     "data": (
         "string",
         _REQUIRED,
-        "PATH.npz (arrays images, optionally labels) or tfds:NAME[/CONFIG].",
+        "A folder, PATH.npz (images, perhaps labels) or tfds:NAME[/CONFIG].",
     ),
     "data_dir": (
         "string",
@@ -27,7 +29,17 @@ _DATA = {
     "split": (
         "string",
         "train",
-        "Images to use, as TFDS writes it: train[:90%]. A file has only train.",
+        "Images to use, as TFDS writes it: train[:90%]. Files have only train.",
+    ),
+    "manifest": (
+        "string",
+        None,
+        "What `scan` found in the folder: problem files are left out.",
+    ),
+    "unreadable_limit": (
+        "float",
+        0.01,
+        "Share of a folder's files that may be unreadable.",
     ),
 }
 _RUN_DIR = {
@@ -65,6 +77,11 @@ _COMMANDS = {
                 "float",
                 1.0,
                 "Every layer has this many times the usual channels.",
+            ),
+            "image_size": (
+                "integer",
+                None,
+                "Side of the views, pixels; by default the images', or 64.",
             ),
             "stem": (
                 "string",
@@ -267,10 +284,10 @@ def _pretrain(values):
     _choose(values, "precision", strategy, runs.fastest_precision)
     keras.config.set_dtype_policy(values.precision)
     keras.utils.set_random_seed(values.seed)
-    dataset = data.open_dataset(
-        values.data,
+    dataset = _open(
+        values,
         values.split,
-        data_dir=values.data_dir,
+        data.canvas_for(values.image_size or _IMAGE_SIZE, values.smallest_crop),
         batch_size=values.batch_size,
         seed=values.seed,
     )
@@ -349,20 +366,24 @@ def _build_model(values, dataset, micro_batch_size):
     import keras_simclr as simclr
     from keras_simclr import data
 
-    shape = data.unpack(dataset.element_spec)["images"].shape[1:]
+    element = data.unpack(dataset.element_spec)
+    *sides, channels = element["images"].shape[1:]
+    if values.image_size or "sizes" in element:
+        sides = [values.image_size or _IMAGE_SIZE] * 2
+    shape = (*sides, channels)
     stem = values.stem
     if stem == "auto":
-        stem = "cifar" if max(shape[:2]) <= 32 else "imagenet"
+        stem = "cifar" if max(sides) <= 32 else "imagenet"
     model = simclr.SimCLRModel(
         simclr.ResNet(
             values.depth,
             width_multiplier=values.width_multiplier,
             stem=stem,
-            input_shape=tuple(shape),
+            input_shape=shape,
         ),
         simclr.ProjectionHead(values.projection_layers),
         augmentation=simclr.SimCLRAugmentation(
-            tuple(shape[:2]),
+            tuple(sides),
             strength=values.strength,
             scale=(values.smallest_crop, 1.0),
             flip_rate=values.flip_rate,
@@ -393,16 +414,26 @@ def _build_model(values, dataset, micro_batch_size):
     return model
 
 
-def _open_in_order(values, split):
+def _open(values, split, canvas_size, **kwargs):
     from keras_simclr import data
 
     return data.open_dataset(
         values.data,
         split,
         data_dir=values.data_dir,
-        shuffle=False,
-        drop_remainder=False,
+        canvas_size=canvas_size,
+        manifest=values.manifest,
+        unreadable_limit=values.unreadable_limit,
+        **kwargs,
     )
+
+
+def _open_in_order(values, split, model):
+    from keras_simclr import data
+
+    canvas_size = data.canvas_for(max(model.encoder.input_shape[1:3]))
+    in_order = {"shuffle": False, "drop_remainder": False}
+    return _open(values, split, canvas_size, **in_order)
 
 
 def _evaluate(values):
@@ -410,8 +441,8 @@ def _evaluate(values):
 
     labels = [int(x) if x.isdigit() else x for x in values.labels]
     model = runs.load_model(values.run_dir)
-    train = _open_in_order(values, values.split)
-    test = _open_in_order(values, values.test_split)
+    train = _open_in_order(values, values.split, model)
+    test = _open_in_order(values, values.test_split, model)
     result = evaluation.evaluate(
         model, train, test, labels=labels, seed=values.seed
     )
@@ -431,7 +462,7 @@ def _embed(values):
 
     export.check_is_free(values.output_dir)
     model = runs.load_model(values.run_dir)
-    images = _open_in_order(values, values.split)
+    images = _open_in_order(values, values.split, model)
     features = evaluation.extract_features(model, images)
     path = pathlib.Path(values.output_dir) / "embeddings.npz"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,17 +1,20 @@
 """Datasets of batches for `fit` and the probes, and what they hold."""
 
 import difflib
+import math
+import pathlib
 import re
-import types
 import warnings
 
 import numpy as np
 import tensorflow as tf
 
 from keras_simclr import _checks
+from keras_simclr.decoding import SMALLEST_SIDE, on_canvas, reader
+from keras_simclr.folders import ImageFolder, rows_of_split
 
 _SHOWN = 10  # Rows that an error message lists.
-_KEYS = ("images", "labels", "view_1", "view_2")
+_KEYS = ("images", "labels", "view_1", "view_2", "sizes", "groups")
 
 # Examples that wait, still encoded, to be drawn in random order.
 _SHUFFLE_BUFFER = 16_384
@@ -78,6 +81,7 @@ def dataset_from_tfds(
     split,
     *,
     data_dir=None,
+    canvas_size=512,
     batch_size=256,
     shuffle=True,
     seed=0,
@@ -87,10 +91,12 @@ def dataset_from_tfds(
 
     Args:
         name: Name in TFDS, such as `"cifar10"` or `"NAME/CONFIG"`. It must
-            have a feature `image` of one size; it may have a `label`.
+            have a feature `image`; it may have a `label`.
         split: Split in TFDS's notation, such as `"train[:90%]"`.
         data_dir: Directory of the prepared datasets, or None for TFDS's own.
             What is not there is downloaded and prepared.
+        canvas_size: As in `dataset_from_directory`, for images that are not
+            all of one size.
         batch_size: Images in a batch.
         shuffle: Whether every epoch has another random order.
         seed: Integer the orders depend on.
@@ -99,11 +105,12 @@ def dataset_from_tfds(
 
     Returns:
         A `tf.data.Dataset` of `(images, labels)`, or of `images` if TFDS has no
-        label. Images are uint8.
+        label; of dictionaries, as from `dataset_from_directory`, if the images
+        are not all of one size. Images are uint8.
 
     Raises:
-        ValueError: If TFDS has no such dataset or split, or its images have no
-            fixed size, or the split does not fill a batch.
+        ValueError: If TFDS has no such dataset or split, or the split does not
+            fill a batch.
 
     Example:
 
@@ -129,11 +136,6 @@ def dataset_from_tfds(
             "The dataset needs a feature `image`. Received: "
             f"name={name!r} with features {sorted(features)}"
         )
-    if None in features["image"].shape:
-        raise ValueError(
-            "The dataset's images must have one size. Received: "
-            f"name={name!r} with images of shape {features['image'].shape}"
-        )
     builder.download_and_prepare()
     split_size = _split_size(builder, split)
     what = f"images in split={split!r}"
@@ -148,31 +150,174 @@ def dataset_from_tfds(
         dataset = dataset.shuffle(min(split_size, _SHUFFLE_BUFFER), seed=seed)
 
     def decode(example):
-        images = features["image"].decode_example(example["image"])
-        return (images, example["label"]) if "label" in example else images
+        image = features["image"].decode_example(example["image"])
+        if None not in image.shape:
+            return (image, example["label"]) if "label" in example else image
+        image, size = on_canvas(image, canvas_size)
+        element = {"images": image, "sizes": size}
+        if "label" in example:
+            element["labels"] = example["label"]
+        return element
 
     dataset = dataset.map(decode, num_parallel_calls=tf.data.AUTOTUNE)
     dataset = dataset.batch(batch_size, drop_remainder=drop_remainder)
     return dataset.prefetch(tf.data.AUTOTUNE)
 
 
-def open_dataset(source, split="train", *, data_dir=None, **kwargs):
+def dataset_from_directory(
+    directory,
+    *,
+    canvas_size=512,
+    batch_size=256,
+    shuffle=True,
+    seed=0,
+    drop_remainder=True,
+):
+    """Dataset of batches from the image files in a folder.
+
+    Every JPEG, PNG, BMP, GIF and WebP file in it and its sub-folders is taken,
+    hidden ones left out. Images of any size are put on a square canvas, made
+    smaller where they are larger; the augmentation crops from them. Files that
+    cannot be read are skipped and reported, up to a limit.
+
+    Args:
+        directory: Path of the folder; or a `folders.ImageFolder`, which takes
+            a manifest, a part of the images, and the limit.
+        canvas_size: Height and width of the canvas, pixels. With at least
+            `image_size / sqrt(scale[0])` of the augmentation, no crop of a
+            large image has to be enlarged.
+        batch_size: Images in a batch.
+        shuffle: Whether every epoch has another random order, a function of
+            `seed` and the epoch. If not, the order is that of the paths.
+        seed: Integer the orders depend on.
+        drop_remainder: Whether the images that do not fill a batch wait for
+            the next epoch. An epoch then has as many batches as if all files
+            were readable: some images come twice in place of those that are
+            not.
+
+    Returns:
+        A `tf.data.Dataset` of dictionaries: `images`, uint8 of shape
+        `(batch_size, canvas_size, canvas_size, 3)`; `sizes`, int32 of shape
+        `(batch_size, 2)`, height and width of the image in the upper left;
+        `labels`, if the files are in sub-folders: the places of theirs in
+        `ImageFolder.class_names`; `groups`, if a manifest knows of duplicates.
+
+    Raises:
+        OSError: If there is no such folder, or it may not be read.
+        ValueError: If it holds no image, or fewer than a batch.
+
+    Example:
+
+    ```python
+    dataset = simclr.dataset_from_directory("photos", canvas_size=256)
+    encoder = simclr.ResNet(18, stem="cifar", input_shape=(64, 64, 3))
+    model = simclr.SimCLRModel(encoder)
+    model.compile()
+    model.fit(dataset, epochs=100)
+    ```
+    """
+    _checks.integer("canvas_size", canvas_size, minimum=SMALLEST_SIDE)
+    _checks.integer("batch_size", batch_size, minimum=1)
+    folder = directory
+    if not isinstance(folder, ImageFolder):
+        folder = ImageFolder(directory)
+    size = len(folder.paths)
+    _check_fills_a_batch(size, batch_size, drop_remainder, "images")
+    rides_along = {
+        name: tf.constant(values)
+        for name, values in (
+            ("labels", folder.labels),
+            ("groups", folder.groups),
+        )
+        if values is not None
+    }
+
+    read = reader(folder, min(canvas_size, folder.largest))
+
+    def images(order):
+        # Once more, for what is missing where files are unreadable.
+        return read(tf.tile(order, [2]) if drop_remainder else order)
+
+    def element(place, image, size):
+        others = {k: values[place] for k, values in rides_along.items()}
+        return {"images": image, "sizes": size, **others}
+
+    dataset = _orders(size, shuffle, seed).flat_map(images).map(element)
+    dataset = dataset.batch(batch_size, drop_remainder=drop_remainder)
+    if drop_remainder:
+        batches = size // batch_size
+        dataset = dataset.take(batches).apply(
+            tf.data.experimental.assert_cardinality(batches)
+        )
+    return dataset.prefetch(tf.data.AUTOTUNE)
+
+
+def _orders(size, shuffle, seed):
+    """Dataset of one order of `size` places, another one each time it is read.
+
+    It takes a few bytes per place; `Dataset.shuffle` takes some hundred.
+    """
+    if not shuffle:
+        return tf.data.Dataset.from_tensors(tf.range(size, dtype=tf.int64))
+    epochs = tf.data.Dataset.random(seed, rerandomize_each_iteration=True)
+
+    def order(number):
+        bits = tf.random.stateless_uniform(
+            [size], tf.stack([seed, number]), None, None, tf.int64, alg="philox"
+        )
+        return tf.cast(tf.argsort(bits, stable=True), tf.int64)
+
+    return epochs.take(1).map(order)
+
+
+def canvas_for(image_size, smallest_crop=0.2):
+    """A canvas on which crops have at least the pixels of the views.
+
+    Args:
+        image_size: Side of the views, pixels.
+        smallest_crop: Smallest share of an image's area that is cut out.
+
+    Returns:
+        A power of two: then images of usual sizes, or their half or quarter,
+        in which JPEGs can be decoded, fill most of it.
+
+    Example:
+
+    >>> canvas_for(64), canvas_for(224)
+    (256, 512)
+    """
+    return 2 ** math.ceil(math.log2(image_size / math.sqrt(smallest_crop)))
+
+
+def open_dataset(
+    source,
+    split="train",
+    *,
+    data_dir=None,
+    canvas_size=512,
+    manifest=None,
+    unreadable_limit=0.01,
+    **kwargs,
+):
     """Dataset of batches from what the command line calls `--data`.
 
     Args:
-        source: `"PATH.npz"` with an array `images` and optionally `labels`, or
-            `"tfds:NAME[/CONFIG]"`.
-        split: Split in TFDS's notation, such as `"train[:90%]"`. A file has
-            one split, `train`.
+        source: Path of a folder of images; `"PATH.npz"` with an array `images`
+            and optionally `labels`; or `"tfds:NAME[/CONFIG]"`.
+        split: Split in TFDS's notation, such as `"train[:90%]"`. A file and a
+            folder have one split, `train`.
         data_dir: Directory of the prepared TFDS datasets.
+        canvas_size: As in `dataset_from_directory`.
+        manifest: As in `folders.ImageFolder`.
+        unreadable_limit: The same.
         **kwargs: Further arguments of `dataset_from_arrays`: `batch_size`,
             `shuffle`, `seed`, `drop_remainder`.
 
     Returns:
-        A `tf.data.Dataset` of `images` or `(images, labels)`.
+        A `tf.data.Dataset` of what `unpack` takes.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If there is no such file or folder.
         ValueError: If `source` has another form, or the file other arrays.
 
     Example:
@@ -183,12 +328,22 @@ def open_dataset(source, split="train", *, data_dir=None, **kwargs):
     """
     if source.startswith("tfds:"):
         name = source.removeprefix("tfds:")
-        return dataset_from_tfds(name, split, data_dir=data_dir, **kwargs)
-    if not source.endswith(".npz"):
-        raise ValueError(
-            "`data` must be PATH.npz or tfds:NAME[/CONFIG]. "
-            f"Received: data={source!r}"
+        return dataset_from_tfds(
+            name, split, data_dir=data_dir, canvas_size=canvas_size, **kwargs
         )
+    if not pathlib.Path(source).exists():
+        raise FileNotFoundError(
+            "`data` must be a folder of images, PATH.npz or "
+            f"tfds:NAME[/CONFIG]. Received: data={source!r}, which is not there"
+        )
+    if not source.endswith(".npz"):
+        folder = ImageFolder(
+            source,
+            manifest=manifest,
+            split=split,
+            unreadable_limit=unreadable_limit,
+        )
+        return dataset_from_directory(folder, canvas_size=canvas_size, **kwargs)
     with np.load(source) as arrays:
         arrays = dict(arrays)
     if "images" not in arrays or set(arrays) - {"images", "labels"}:
@@ -196,20 +351,9 @@ def open_dataset(source, split="train", *, data_dir=None, **kwargs):
             "An .npz file must hold `images`, and may hold `labels`. "
             f"Received: {source!r} with {', '.join(sorted(arrays))}"
         )
-    rows = _rows(split, len(arrays["images"]))
+    rows = rows_of_split(split, len(arrays["images"]))
     arrays = {name: array[rows] for name, array in arrays.items()}
     return dataset_from_arrays(**arrays, **kwargs)
-
-
-def _rows(split, size):
-    """Places of a split's images among the `size` images of a file."""
-    import tensorflow_datasets as tfds
-
-    _checks.choice("split", split.split("[")[0], ("train",))
-    instruction = tfds.core.ReadInstruction.from_spec(split)
-    whole = {"train": types.SimpleNamespace(num_examples=size)}
-    (part,) = instruction.to_absolute(whole)
-    return slice(part.from_, part.to)
 
 
 def _check_fills_a_batch(size, batch_size, drop_remainder, what):
@@ -233,12 +377,12 @@ def unpack(element):
 
     Args:
         element: `images`, `(images, labels)`, or a dictionary with `images`
-            (or `view_1` and `view_2`) and optionally `labels`: tensors or
+            (or `view_1` and `view_2`) and optionally `labels`, `sizes` (of
+            `images` on a canvas) and `groups` (of duplicates): tensors or
             their specs.
 
     Returns:
-        Dictionary with some of the keys `images`, `labels`, `view_1`,
-        `view_2`.
+        Such a dictionary.
 
     Raises:
         ValueError: If the element has another form. Two tensors of the same
@@ -272,22 +416,23 @@ def unpack(element):
     return dict(zip(("images", "labels"), parts, strict=False))
 
 
-def images_of(element):
+def images_and_sizes(element):
     """The images of a dataset element, for use without training.
 
     Args:
         element: As `unpack`.
 
     Returns:
-        Tensor.
+        Tensor of images, and tensor of their sizes or None.
 
     Raises:
         ValueError: If there are none.
 
     Example:
 
-    >>> images_of((tf.zeros((4, 8, 8, 3)), tf.zeros(4))).shape
-    TensorShape([4, 8, 8, 3])
+    >>> images, sizes = images_and_sizes((tf.zeros((4, 8, 8, 3)), tf.zeros(4)))
+    >>> images.shape, sizes
+    (TensorShape([4, 8, 8, 3]), None)
     """
     element = unpack(element)
     if "images" not in element:
@@ -295,7 +440,7 @@ def images_of(element):
             "Without training, a dataset element needs `images`. Received: "
             f"{', '.join(sorted(element))}"
         )
-    return element["images"]
+    return element["images"], element.get("sizes")
 
 
 def _as_tensor(part):
@@ -314,6 +459,11 @@ def _unpack_dictionary(element):
         raise ValueError(
             "A dataset element needs either `images`, or `view_1` and "
             f"`view_2`. Received: {', '.join(sorted(element)) or 'nothing'}"
+        )
+    if views and "sizes" in element:
+        raise ValueError(
+            "`sizes` belong to `images`; views fill their canvas. Received: "
+            f"{', '.join(sorted(element))}"
         )
     return dict(element)
 
@@ -504,6 +654,38 @@ def prepared(dataset):
     return dataset.with_options(options)
 
 
+def checked_elements(dataset):
+    """The elements of a dataset of images, for use without training.
+
+    Args:
+        dataset: A `tf.data.Dataset` of batches.
+
+    Yields:
+        Dictionaries, as `unpack` returns them.
+
+    Raises:
+        ValueError: If values are unusable, or files cannot be read.
+
+    Example:
+
+    >>> dataset = tf.data.Dataset.from_tensors(tf.zeros((4, 8, 8, 3)))
+    >>> [sorted(element) for element in checked_elements(dataset)]
+    [['images']]
+    """
+    try:
+        for element in prepared(dataset):
+            element = unpack(element)
+            images, _ = images_and_sizes(element)
+            is_image = images.shape.rank == 4
+            value_checks(images, "images", in_unit_range=is_image)
+            yield element
+    except tf.errors.InvalidArgumentError as error:
+        text = failed_check(error)
+        if text is None:
+            raise
+        raise ValueError(text) from None
+
+
 def value_checks(batch, name, *, in_unit_range):
     """Operations that fail unless the values of a batch are usable.
 
@@ -609,4 +791,9 @@ def failed_check(error):
     'At least two. Received: 1'
     """
     message = re.search(r"assertion failed: \[(.*)\]", str(error))
-    return message and message[1].replace("] [", " ")
+    if message is None:
+        return None
+    text = message[1].replace("] [", " ")
+    # TensorFlow writes the bytes of quotes and of names like C would.
+    text = text.encode("latin-1", "backslashreplace").decode("unicode_escape")
+    return text.encode("latin-1", "replace").decode("utf-8", "replace")

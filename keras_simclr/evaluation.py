@@ -20,6 +20,7 @@ _VALIDATION_SHARE = 0.2
 _FEW_LABELS = 1_000
 _MOST_TO_CHOOSE_ON = 10_000
 _ROWS_AT_ONCE = 1_000
+_PIXELS = 32  # Larger images are averaged to this size for the baseline.
 _SMALL_ARRAY = 1_000_000  # Numbers.
 
 
@@ -142,26 +143,56 @@ def representation(model):
         model: A `SimCLRModel`, or any Keras model.
 
     Returns:
-        Function from a tensor of images to a float32 tensor
-        `(batch, features)`.
+        Function of a tensor of images, and their `sizes` or None, to a
+        float32 tensor `(batch, features)`.
 
     Example:
 
     >>> encoder = simclr.ResNet(10, stem="cifar", input_shape=(8, 8, 1))
     >>> model = simclr.SimCLRModel(encoder)
-    >>> representation(model)(tf.zeros((2, 8, 8, 1))).shape
+    >>> representation(model)(tf.zeros((2, 8, 8, 1)), None).shape
     TensorShape([2, 512])
     """
+    encoder, prepare = model, _view_of(model)
     if isinstance(model, SimCLRModel):
-        encoder, prepare = plain_copy(model.encoder), model.evaluation_view
-    else:
-        encoder, prepare = model, to_float
+        encoder = plain_copy(model.encoder)
     return tf.function(
-        lambda images: tf.cast(
-            encoder(prepare(images), training=False), tf.float32
+        lambda images, sizes: tf.cast(
+            encoder(prepare(images, sizes), training=False), tf.float32
         ),
         reduce_retracing=True,
     )
+
+
+def _view_of(model):
+    """Function from images and sizes to what the encoder sees."""
+    if isinstance(model, SimCLRModel):
+        return model.evaluation_view
+
+    def whole(images, sizes):
+        if sizes is not None:
+            raise ValueError(
+                "Images with `sizes` need a SimCLRModel, which knows how to "
+                f"bring them to its encoder. Received: model={model.name!r}"
+            )
+        return to_float(images)
+
+    return whole
+
+
+def _pixels_of(model):
+    """Function from images and sizes to pixels that a probe can digest."""
+    prepare = _view_of(model)
+
+    def pixels(images, sizes):
+        view = prepare(images, sizes)
+        if view.shape.rank == 4:
+            size = [min(side, _PIXELS) for side in view.shape[1:3]]
+            if size != view.shape[1:3]:
+                view = tf.image.resize(view, size, method="area")
+        return tf.reshape(view, (tf.shape(view)[0], -1))
+
+    return tf.function(pixels, reduce_retracing=True)
 
 
 def _extract(functions, images, batch_size=256):
@@ -173,16 +204,10 @@ def _extract(functions, images, batch_size=256):
         )
     data.check_length(images)
     outputs, labels = [[] for _ in functions], []
-    for element in data.prepared(images):
-        element = data.unpack(element)
-        batch = data.images_of(element)
-        is_image = batch.shape.rank == 4
-        try:
-            data.value_checks(batch, "images", in_unit_range=is_image)
-        except tf.errors.InvalidArgumentError as error:
-            raise ValueError(data.failed_check(error)) from None
+    for element in data.checked_elements(images):
+        batch, sizes = data.images_and_sizes(element)
         for output, function in zip(outputs, functions, strict=True):
-            output.append(function(batch).numpy())
+            output.append(function(batch, sizes).numpy())
         if "labels" in element:
             labels.append(element["labels"].numpy())
     outputs = [np.concatenate(output) for output in outputs]
@@ -424,9 +449,7 @@ def evaluate(model, train, test, *, labels=(10, "all"), draws=5, seed=0):
     6
     """
     functions = {
-        "pixels": lambda images: tf.reshape(
-            to_float(images), (tf.shape(images)[0], -1)
-        ),
+        "pixels": _pixels_of(model),
         "untrained": representation(_untrained_copy(model, seed)),
         "simclr": representation(model),
     }
@@ -467,6 +490,7 @@ def evaluate(model, train, test, *, labels=(10, "all"), draws=5, seed=0):
         "knn": "cosine, k=20, temperature=0.1",
         "linear": "logistic regression, standardised, C chosen of "
         f"{', '.join(f'{c:g}' for c in _INVERSE_PENALTIES)}",
+        "pixels": f"at most {_PIXELS} x {_PIXELS}",
         "train_examples": len(train_labels),
         "test_examples": len(test_labels),
         "seed": seed,

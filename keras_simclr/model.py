@@ -69,6 +69,8 @@ class SimCLRModel(keras.Model):
     Call arguments:
         images: uint8, or float in [0, 1], of shape `(batch, height, width,
             channels)`; or whatever the augmentation takes.
+        sizes: Integers of shape `(batch, 2)`: height and width of images that
+            are padded below and to the right. None: all of the image.
 
     Raises:
         TypeError: If `encoder` is not a Keras model.
@@ -94,8 +96,9 @@ class SimCLRModel(keras.Model):
     that of one device.
 
     Elements of a dataset are `images`, `(images, labels)`, or a dictionary
-    with `images`, or `view_1` and `view_2`, and optionally `labels`. Labels
-    never touch the loss.
+    with `images`, or `view_1` and `view_2`, and optionally `labels`, which
+    never touch the loss; `sizes`, as above; and `groups`, integers of shape
+    `(batch,)`: images with the same number are never each other's negatives.
 
     References:
         - Chen et al. 2020, arXiv:2002.05709, Algorithm 1.
@@ -148,8 +151,8 @@ class SimCLRModel(keras.Model):
     def _replicas(self):
         return self.distribute_strategy.num_replicas_in_sync
 
-    def call(self, images):
-        view = self.evaluation_view(images)
+    def call(self, images, sizes=None):
+        view = self.evaluation_view(images, sizes)
         return tf.cast(
             self.encoder(view, training=False), keras.config.floatx()
         )
@@ -157,11 +160,12 @@ class SimCLRModel(keras.Model):
     def compute_output_shape(self, input_shape):
         return (input_shape[0], self.encoder.output_shape[-1])
 
-    def evaluation_view(self, images):
+    def evaluation_view(self, images, sizes=None):
         """Brings images to what the encoder sees at rest.
 
         Args:
             images: As `call`.
+            sizes: As `call`.
 
         Returns:
             Tensor that fits the encoder; float32 in [0, 1] for images.
@@ -175,15 +179,17 @@ class SimCLRModel(keras.Model):
         """
         view = _as_views(images)
         for layer in as_list(self.augmentation):
-            view = _call_layer(layer, view, training=False)
+            view = _call_layer(layer, view, training=False, sizes=sizes)
+            sizes = None  # Views fill their canvas.
         self._check_view(view, "`augmentation` at rest")
         return view
 
-    def views(self, images, *, step=0):
+    def views(self, images, sizes=None, *, step=0):
         """Makes the two views of training step `step`.
 
         Args:
             images: As `call`. In a replica: the replica's own images.
+            sizes: As `call`.
             step: Integer, `optimizer.iterations` of the step.
 
         Returns:
@@ -197,9 +203,9 @@ class SimCLRModel(keras.Model):
         >>> view_1.shape
         TensorShape([2, 8, 8, 3])
         """
-        return self._views(images, step)
+        return self._views(images, sizes, step)
 
-    def _views(self, images, step, start=0, size=None):
+    def _views(self, images, sizes, step, start=0, size=None):
         """Views of images that follow `start` among the replica's `size`."""
         images = _as_views(images)
         seed = tf.stack([tf.cast(self.seed, tf.int64), tf.cast(step, tf.int64)])
@@ -211,7 +217,7 @@ class SimCLRModel(keras.Model):
         second = self.second_augmentation
         second = self.augmentation if second is None else second
         return tuple(
-            _augment(augmentation, images, fold_seed(seed, view), part)
+            _augment(augmentation, images, sizes, fold_seed(seed, view), part)
             for view, augmentation in enumerate((self.augmentation, second))
         )
 
@@ -389,12 +395,12 @@ class SimCLRModel(keras.Model):
                     size=_size_of(element),
                     micro_batch_size=self.micro_batch_size,
                 )
-            loss, found = self._contrast(z_1, z_2)
+            loss, found = self._contrast(z_1, z_2, element)
             _, loss = self._with_penalties(loss)
             return self._report(loss, found)
 
     def predict_step(self, element):
-        return self(data.images_of(element))
+        return self(*data.images_and_sizes(element))
 
     def _checked(self, element):
         """Context in which nothing runs before the values are checked."""
@@ -402,14 +408,15 @@ class SimCLRModel(keras.Model):
         if self.jit_compile:
             return contextlib.nullcontext()
         checks = []
-        for name in ("images", "view_1", "view_2"):
-            if name in element:
-                checks.append(_assert_negatives(element[name]))
-                checks += data.value_checks(
-                    element[name],
-                    name,
-                    in_unit_range=name == "images" and self._sees_images,
-                )
+        for name, batch in _pictures(element):
+            checks.append(_assert_negatives(batch))
+            checks += data.value_checks(
+                batch,
+                name,
+                in_unit_range=name == "images" and self._sees_images,
+            )
+        if "sizes" in element:
+            checks.append(_assert_sizes(element["sizes"], element["images"]))
         return tf.control_dependencies(checks)
 
     @property
@@ -418,10 +425,8 @@ class SimCLRModel(keras.Model):
 
     def _check_element(self, element):
         """Refuses what structure, dtype and static shape show."""
-        for name, batch in element.items():
-            if name == "labels":
-                continue
-            _, replicas = replica_and_number()
+        _, replicas = replica_and_number()
+        for name, batch in _pictures(element):
             if batch.shape.rank and batch.shape[0] == 1 and replicas == 1:
                 raise ValueError(
                     "A contrastive batch needs at least two images: every "
@@ -431,6 +436,29 @@ class SimCLRModel(keras.Model):
         if "images" in element and self._sees_images:
             _check_images(element["images"])
             self._check_channels(element["images"].shape)
+        if "sizes" in element:
+            self._check_sizes(element["sizes"])
+        if "groups" in element:
+            self._check_groups(element["groups"])
+
+    def _check_sizes(self, sizes):
+        _check_integers("sizes", sizes, (None, 2))
+        for name in ("augmentation", "second_augmentation"):
+            for layer in as_list(getattr(self, name))[:1]:
+                if not _accepts(layer, "sizes"):
+                    raise ValueError(
+                        "`sizes` need an augmentation whose first layer takes "
+                        "them: SimCLRAugmentation or RandomResizedCrop. "
+                        f"Received: {layer.name} as the first of `{name}`"
+                    )
+
+    def _check_groups(self, groups):
+        _check_integers("groups", groups, (None,))
+        if self.compiled and not isinstance(self.loss, NTXent):
+            raise ValueError(
+                "`groups` need the loss NTXent, which leaves them out of the "
+                f"negatives. Received: loss={self.loss!r}"
+            )
 
     def _check_replicas(self, element):
         """Refuses global batches that replicas cannot share evenly."""
@@ -526,7 +554,8 @@ class SimCLRModel(keras.Model):
         if self.micro_batch_size is None:
             views = self._two_views(element, step)
             with tf.GradientTape() as tape:
-                loss, found = self._contrast(*self._embed(views, training=True))
+                z_1, z_2 = self._embed(views, training=True)
+                loss, found = self._contrast(z_1, z_2, element)
                 target, loss = self._with_penalties(loss)
             return tape.gradient(target, self.trainable_variables), loss, found
         gradients, loss, found = self._cached_gradients(element, step)
@@ -545,7 +574,7 @@ class SimCLRModel(keras.Model):
         averages = [v for part in parts for v in part.non_trainable_variables]
 
         def contrast(z_1, z_2):
-            loss, found = self._contrast(z_1, z_2)
+            loss, found = self._contrast(z_1, z_2, element)
             return self.optimizer.scale_loss(loss), loss, found
 
         gradients, (_, loss, found), means = cached_gradients(
@@ -564,7 +593,8 @@ class SimCLRModel(keras.Model):
 
     def _embed_part(self, element, step, training):
         """Function that embeds images start to stop of this replica's."""
-        element = {k: v for k, v in element.items() if k != "labels"}
+        used = ("images", "view_1", "view_2", "sizes")
+        element = {k: v for k, v in element.items() if k in used}
         size = _size_of(element)
 
         def embed(start, stop):
@@ -589,7 +619,8 @@ class SimCLRModel(keras.Model):
             views = _as_views(element["view_1"]), _as_views(element["view_2"])
         else:
             names = ("`augmentation`", "`second_augmentation`")
-            views = self._views(element["images"], step, start, size)
+            images, sizes = element["images"], element.get("sizes")
+            views = self._views(images, sizes, step, start, size)
         for name, view in zip(names, views, strict=True):
             self._check_view(view, name)
         return views
@@ -601,8 +632,11 @@ class SimCLRModel(keras.Model):
         projections = self.projection_head(representations, training=training)
         return tf.split(projections, 2, axis=0)  # (N, D) each
 
-    def _contrast(self, z_1, z_2):
+    def _contrast(self, z_1, z_2, element):
         """Loss among the projections of all replicas, and what was found."""
+        groups = element.get("groups")
+        if groups is not None:
+            groups = from_all_replicas(groups)
         # Losses compute in it anyway, and machines cannot exchange bfloat16.
         z_1, z_2 = (
             from_all_replicas(tf.cast(z, keras.config.floatx()))
@@ -614,6 +648,7 @@ class SimCLRModel(keras.Model):
                 z_2,
                 temperature=self.loss.temperature,
                 block_size=self.loss.block_size,
+                groups=groups,
             )
             return mean(losses), found
         _, found = per_anchor(tf.stop_gradient(z_1), tf.stop_gradient(z_2))
@@ -716,6 +751,23 @@ def _default_optimizer():
     return LARS(inner, trust_coefficient=0.02)
 
 
+def _pictures(element):
+    """Names and batches of what the views are made of, or of the views."""
+    names = ("images", "view_1", "view_2")
+    return [(name, element[name]) for name in names if name in element]
+
+
+def _check_integers(name, batch, shape):
+    if not batch.dtype.is_integer or not batch.shape.is_compatible_with(shape):
+        expected = ", ".join("batch" if x is None else str(x) for x in shape)
+        comma = "," * (len(shape) == 1)
+        raise ValueError(
+            f"`{name}` must be integers of shape ({expected}{comma}). "
+            f"Received: {name} of shape {batch.shape} and dtype "
+            f"{batch.dtype.name}"
+        )
+
+
 def _check_images(images):
     shape = images.shape
     if shape.rank != 4:
@@ -743,6 +795,19 @@ def _assert_negatives(batch):
     return data.check(size >= 2, text, size)
 
 
+def _assert_sizes(sizes, images):
+    canvas = tf.cast(tf.shape(images)[1:3], sizes.dtype)
+    return data.check(
+        tf.reduce_all((sizes >= 1) & (sizes <= canvas)),
+        "`sizes` must lie between 1 and the size of the canvas. Received: from",
+        tf.reduce_min(sizes),
+        "to",
+        tf.reduce_max(sizes),
+        "on a canvas of",
+        canvas,
+    )
+
+
 def as_list(augmentation):
     """The layers of an augmentation, which may be one, a list, or None."""
     if augmentation is None:
@@ -758,15 +823,16 @@ def _as_views(images):
     return to_float(images) if images.shape.rank == 4 else images
 
 
-def _augment(augmentation, images, seed, part):
+def _augment(augmentation, images, sizes, seed, part):
     for place, layer in enumerate(as_list(augmentation)):
         sub_seed = fold_seed(seed, place)
         if part is not None and not _accepts(layer, "part"):
             # Not what one device would draw, but not the same in each part.
             sub_seed = fold_seed(sub_seed, part[0])
         images = _call_layer(
-            layer, images, training=True, seed=sub_seed, part=part
+            layer, images, training=True, seed=sub_seed, part=part, sizes=sizes
         )
+        sizes = None  # Views fill their canvas.
     return images
 
 

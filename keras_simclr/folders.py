@@ -1,0 +1,169 @@
+"""Folders of images: what is in them, and what is wrong with it."""
+
+import logging
+import os
+import pathlib
+import types
+
+import numpy as np
+
+from keras_simclr import _checks
+
+_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
+_SHOWN = 10  # Files that an error message lists.
+
+_logger = logging.getLogger("keras_simclr")
+
+
+class ImageFolder:
+    """The image files of a folder, or a part of them.
+
+    Args:
+        directory: Path of the folder.
+        manifest: Path of its manifest, which `scan` wrote, or None. With it,
+            files with problems are left out beforehand, and duplicates of an
+            image are not its negatives.
+        split: `"train"`, all images, or a part of them in TFDS's notation,
+            such as `"train[:90%]"`, taken from a random order that is always
+            the same.
+        unreadable_limit: Share of the files that may be unreadable, 0 to 1.
+            With more, reading stops with a list of them.
+
+    Attributes:
+        paths: List of paths relative to the folder, sorted.
+        labels: int64 array, the place of each file's sub-folder in
+            `class_names`; or None if files lie beside the sub-folders, or
+            there are fewer than two of them.
+        class_names: Tuple of the names of the sub-folders, or empty.
+        groups: int64 array, equal for duplicates; or None if there are none,
+            or no manifest.
+        largest: Longest side of an image, pixels; infinite without a manifest.
+        skipped: Dictionary from the paths that could not be read, so far, to
+            the reason.
+
+    Raises:
+        OSError: If there is no such folder, or it may not be read.
+        ValueError: If it holds no image, or `split` is another.
+
+    Example:
+
+    ```python
+    folder = simclr.folders.ImageFolder("photos", split="train[:90%]")
+    dataset = simclr.dataset_from_directory(folder)
+    ```
+    """
+
+    def __init__(
+        self,
+        directory,
+        *,
+        manifest=None,
+        split="train",
+        unreadable_limit=0.01,
+    ):
+        self.directory = pathlib.Path(directory)
+        self.unreadable_limit = _checks.probability(
+            "unreadable_limit", unreadable_limit
+        )
+        self.groups, self.largest, self.skipped = None, float("inf"), {}
+        if manifest is None:
+            self.paths = find_images(directory)
+        else:
+            listed = read_manifest(manifest)
+            self.paths, self.groups = listed.paths, listed.groups
+            self.largest = int(max(listed.widths.max(), listed.heights.max()))
+        self.labels, self.class_names = class_labels(self.paths)
+        rows = rows_of_split(split, len(self.paths))
+        if rows != slice(0, len(self.paths)):
+            shuffled = np.random.default_rng(0).permutation(len(self.paths))
+            self._keep(np.sort(shuffled[rows]))
+        if self.groups is not None:
+            has_duplicates = len(np.unique(self.groups)) < len(self.groups)
+            self.groups = self.groups if has_duplicates else None
+
+    def _keep(self, places):
+        self.paths = [self.paths[place] for place in places]
+        if self.labels is not None:
+            self.labels = self.labels[places]
+        if self.groups is not None:
+            self.groups = self.groups[places]
+
+    def skip(self, places):
+        """Notes and reports files as skipped.
+
+        Args:
+            places: Places in `paths`.
+
+        Returns:
+            Error message if there are too many by now, else an empty string.
+        """
+        for place in places:
+            path = self.paths[place]
+            if path not in self.skipped:
+                reason = why_unreadable(self.directory / path)
+                self.skipped[path] = reason
+                _logger.warning("Skipped %r: %s", path, reason)
+            if len(self.skipped) > self.unreadable_limit * len(self.paths):
+                return self._complaint()
+        return ""
+
+    def _complaint(self):
+        listing = [f"{p!r} ({why})" for p, why in self.skipped.items()]
+        more = ", ..." * (len(listing) > _SHOWN)
+        return (
+            f"At most {self.unreadable_limit:.2%} of the files may be "
+            f"unreadable. Received: {len(listing)} of {len(self.paths)} so "
+            f"far: {', '.join(listing[:_SHOWN])}{more}. Scan the folder and "
+            "use its manifest, or raise `unreadable_limit`"
+        )
+
+
+def rows_of_split(split, size):
+    """Places of a split's images among those of a file or folder.
+
+    Args:
+        split: `"train"`, or a part of it in TFDS's notation.
+        size: Number of images.
+
+    Returns:
+        A slice.
+
+    Raises:
+        ValueError: If there is no such split.
+
+    Example:
+
+    >>> rows_of_split("train[:90%]", 50)
+    slice(0, 45, None)
+    """
+    import tensorflow_datasets as tfds
+
+    _checks.choice("split", split.split("[")[0], ("train",))
+    instruction = tfds.core.ReadInstruction.from_spec(split)
+    whole = {"train": types.SimpleNamespace(num_examples=size)}
+    (part,) = instruction.to_absolute(whole)
+    return slice(part.from_, part.to)
+
+
+def find_images(directory):
+    found = []
+    for root, _, files in os.walk(directory):
+        for name in files:
+            if name.lower().endswith(_EXTENSIONS) and not name.startswith("."):
+                found.append(
+                    os.path.relpath(os.path.join(root, name), directory)
+                )
+    return sorted(found)
+
+
+def class_labels(paths):
+    parts = [path.split(os.sep) for path in paths]
+    names = sorted({p[0] for p in parts})
+    if any(len(p) < 2 for p in parts) or len(names) < 2:
+        return None, ()
+    places = {n: i for i, n in enumerate(names)}
+    return np.array([places[p[0]] for p in parts], "int64"), tuple(names)
+
+
+def why_unreadable(path):
+    return "broken"

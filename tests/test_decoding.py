@@ -1,0 +1,187 @@
+import io
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import pytest
+import tensorflow as tf
+
+from keras_simclr import decoding
+
+CANVAS = 32
+
+
+@pytest.fixture(scope="module")
+def decode():
+    signature = [tf.TensorSpec([], tf.string)]
+    return tf.function(
+        lambda contents: decoding.decode(contents, CANVAS),
+        input_signature=signature,
+        autograph=False,
+    )
+
+
+def picture(width=24, height=16, mode="RGB"):
+    """Smooth, so that JPEG keeps it, and different in its four corners."""
+    y, x = np.mgrid[:height, :width]
+    planes = [255 * x / width, 255 * y / height, 128 + 0 * x]
+    pixels = np.stack(planes, axis=-1).astype("uint8")
+    return PIL.Image.fromarray(pixels).convert(mode)
+
+
+def contents(image, file_format, **kwargs):
+    file = io.BytesIO()
+    image.save(file, file_format, **kwargs)
+    return file.getvalue()
+
+
+def on_canvas(image):
+    """What Pillow makes of it, as an array."""
+    canvas = np.zeros((CANVAS, CANVAS, 3), "uint8")
+    pixels = np.asarray(image.convert("RGB"))
+    canvas[: pixels.shape[0], : pixels.shape[1]] = pixels
+    return canvas
+
+
+def check(decode, data, size=(16, 24), tolerance=0):
+    canvas, found = decode(data)
+    np.testing.assert_array_equal(found, size)
+    expected = on_canvas(PIL.Image.open(io.BytesIO(data)))
+    difference = canvas.numpy().astype(int) - expected
+    assert abs(difference).max() <= tolerance
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "CMYK"])
+@pytest.mark.parametrize("file_format", ["PNG", "BMP", "GIF", "WEBP", "JPEG"])
+def test_every_format_is_read_as_pillow_reads_it(decode, file_format, mode):
+    no_such = [("PNG", "CMYK"), ("GIF", "CMYK"), ("BMP", "CMYK"), ("JPEG", "P")]
+    if (file_format, mode) in no_such:
+        pytest.skip("the format has no such mode")
+    lossless = {"lossless": True} if file_format == "WEBP" else {}
+    data = contents(picture(mode=mode), file_format, **lossless)
+    # Inverse transforms of JPEG may round differently.
+    check(decode, data, tolerance=3 if file_format == "JPEG" else 0)
+
+
+def test_first_picture_of_an_animation_is_read(decode):
+    others = [picture().rotate(180)]
+    data = contents(picture(), "GIF", save_all=True, append_images=others)
+    check(decode, data)
+
+
+def test_16_bits_of_gray_become_8(decode):
+    deep = PIL.Image.fromarray(
+        np.arange(8 * 8, dtype="uint16").reshape(8, 8) * 1000
+    )
+    canvas, _ = decode(contents(deep, "PNG"))
+    expected = np.asarray(deep) >> 8
+    np.testing.assert_array_equal(canvas[:8, :8, 0], expected)
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "WEBP", "GIF"])
+def test_transparent_pixels_are_white(decode, file_format):
+    image = picture(mode="RGBA")
+    alpha = np.zeros((16, 24), "uint8")
+    alpha[:, 12:] = 255
+    image.putalpha(PIL.Image.fromarray(alpha))
+    lossless = {"lossless": True} if file_format == "WEBP" else {}
+    canvas, _ = decode(contents(image, file_format, **lossless))
+    assert (canvas[:16, :12].numpy() == 255).all()
+    opaque = on_canvas(image)[:16, 12:24].astype(int)
+    tolerance = 40 if file_format == "GIF" else 0  # Of its palette.
+    assert abs(canvas[:16, 12:24].numpy() - opaque).max() <= tolerance
+
+
+@pytest.mark.parametrize("mode", ["P", "L"])
+def test_a_transparent_colour_is_white(decode, mode):
+    image = picture(mode=mode)
+    image.putpixel((0, 0), 3)
+    data = contents(image, "PNG", transparency=3)
+    canvas, _ = decode(data)
+    transparent = np.asarray(image) == 3
+    assert (canvas[:16, :24].numpy()[transparent] == 255).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_are_turned_upright(decode, orientation):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    for file_format, options in (
+        ("JPEG", {"quality": 95}),
+        ("WEBP", {"lossless": True}),
+    ):
+        data = contents(picture(), file_format, exif=exif, **options)
+        turned = PIL.ImageOps.exif_transpose(PIL.Image.open(io.BytesIO(data)))
+        canvas, size = decode(data)
+        np.testing.assert_array_equal(size, turned.size[::-1])
+        difference = canvas.numpy().astype(int) - on_canvas(turned)
+        assert abs(difference).max() <= (10 if file_format == "JPEG" else 0)
+
+
+def test_broken_notes_of_the_camera_do_no_harm(decode):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    data = contents(picture(), "JPEG", exif=exif)
+    start = data.index(b"Exif") + 6
+    canvas, size = decode(data[:start] + b"\xff" * 12 + data[start + 12 :])
+    np.testing.assert_array_equal(size, (16, 24))
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "size", "file_format"),
+    [
+        (64, 32, (16, 32), "PNG"),
+        (64, 32, (16, 32), "JPEG"),
+        (64, 32, (16, 32), "BMP"),
+        (30, 300, (32, 3), "PNG"),
+        (33, 20, (19, 32), "PNG"),
+    ],
+)
+def test_larger_pictures_are_shrunk_to_the_canvas(
+    decode, width, height, size, file_format
+):
+    data = contents(picture(width, height), file_format)
+    canvas, found = decode(data)
+    np.testing.assert_array_equal(found, size)
+    box = PIL.Image.Resampling.BOX
+    shrunk = PIL.Image.open(io.BytesIO(data)).resize(size[::-1], box)
+    difference = canvas.numpy().astype(int) - on_canvas(shrunk)
+    assert abs(difference).max() <= 8
+
+
+@pytest.mark.parametrize(
+    ("longest", "expected"),
+    [(40, 32), (51, 32), (52, 26), (64, 32), (103, 32), (104, 26), (208, 26)],
+)
+def test_jpegs_are_decoded_at_the_scale_that_fits(decode, longest, expected):
+    """From 0.8 canvases on, and not below."""
+    _, size = decode(contents(picture(longest, longest // 2), "JPEG"))
+    assert int(size[1]) == expected
+
+
+def png_that_claims(width, height):
+    data = bytearray(contents(picture(), "PNG"))
+    data[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"<html></html>",
+        contents(picture(), "JPEG")[:-40],
+        contents(picture(), "PNG")[:-40],
+        contents(picture(), "BMP")[:-40],
+        contents(picture(), "WEBP")[:-40],
+        contents(picture(7, 300), "PNG"),
+        contents(picture(300, 7), "JPEG"),
+        contents(picture(), "TIFF"),
+        png_that_claims(16_000, 16_000),
+        png_that_claims(0, 16),
+    ],
+    ids=repr,
+)
+def test_what_is_no_usable_image_is_an_error(decode, data):
+    with pytest.raises(tf.errors.OpError):
+        decode(data)
