@@ -159,8 +159,13 @@ _COMMANDS = {
         },
     ),
     "embed": (
-        "Writes the representations of images to embeddings.npz.",
-        {**_RUN_DIR, **_DATA, **_OUTPUT_DIR},
+        "Writes the representations of images as a table.",
+        {
+            **_RUN_DIR,
+            **_DATA,
+            **_OUTPUT_DIR,
+            "format": ("string", "npz", "Of the table: npz, csv or parquet."),
+        },
     ),
     "export": (
         "Writes a run's encoder as .keras and as a SavedModel for TF Hub.",
@@ -284,7 +289,7 @@ def _pretrain(values):
     _choose(values, "precision", strategy, runs.fastest_precision)
     keras.config.set_dtype_policy(values.precision)
     keras.utils.set_random_seed(values.seed)
-    dataset = _open(
+    _, dataset = _open(
         values,
         values.split,
         data.canvas_for(values.image_size or _IMAGE_SIZE, values.smallest_crop),
@@ -415,15 +420,24 @@ def _build_model(values, dataset, micro_batch_size):
 
 
 def _open(values, split, canvas_size, **kwargs):
-    from keras_simclr import data
+    """What `--data` holds: a folder, or else its name; and its dataset."""
+    import pathlib
 
-    return data.open_dataset(
-        values.data,
+    from keras_simclr import data, folders
+
+    source = values.data
+    if pathlib.Path(source).is_dir():
+        source = folders.ImageFolder(
+            source,
+            manifest=values.manifest,
+            split=split,
+            unreadable_limit=values.unreadable_limit,
+        )
+    return source, data.open_dataset(
+        source,
         split,
         data_dir=values.data_dir,
         canvas_size=canvas_size,
-        manifest=values.manifest,
-        unreadable_limit=values.unreadable_limit,
         **kwargs,
     )
 
@@ -441,8 +455,8 @@ def _evaluate(values):
 
     labels = [int(x) if x.isdigit() else x for x in values.labels]
     model = runs.load_model(values.run_dir)
-    train = _open_in_order(values, values.split, model)
-    test = _open_in_order(values, values.test_split, model)
+    _, train = _open_in_order(values, values.split, model)
+    _, test = _open_in_order(values, values.test_split, model)
     result = evaluation.evaluate(
         model, train, test, labels=labels, seed=values.seed
     )
@@ -454,20 +468,30 @@ def _evaluate(values):
 
 
 def _embed(values):
+    import csv
     import pathlib
 
-    import numpy as np
-
-    from keras_simclr import evaluation, export, runs
+    from keras_simclr import embedding, export, folders, runs
 
     export.check_is_free(values.output_dir)
+    output_dir = pathlib.Path(values.output_dir)
+    staged = output_dir / f"staged.{values.format}"
+    path = output_dir / f"embeddings.{values.format}"
     model = runs.load_model(values.run_dir)
-    images = _open_in_order(values, values.split, model)
-    features = evaluation.extract_features(model, images)
-    path = pathlib.Path(values.output_dir) / "embeddings.npz"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(path, representations=features)
-    print(f"{path} holds `representations` of shape {features.shape}.")
+    source, images = _open_in_order(values, values.split, model)
+    is_folder = isinstance(source, folders.ImageFolder)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    count = embedding.write_embeddings(
+        model, images, staged, source.readable() if is_folder else None
+    )
+    staged.replace(path)
+    print(f"{path} holds {count} representations.")
+    if is_folder:
+        others = output_dir / "skipped.csv"
+        with others.open("w", newline="", errors="backslashreplace") as file:
+            rows = [("path", "reason"), *source.skipped.items()]
+            csv.writer(file).writerows(rows)
+        print(f"{others} lists {len(source.skipped)} other files.")
 
 
 def _export(values):

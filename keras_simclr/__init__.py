@@ -26,7 +26,7 @@ if _os.environ.get(
         "KERAS_BACKEND=tensorflow and unset TF_USE_LEGACY_KERAS."
     )
 
-from keras_simclr import testing as testing
+from keras_simclr import folders as folders, testing as testing
 from keras_simclr.augmentations import (
     RandomColorDistortion as RandomColorDistortion,
     RandomFlip as RandomFlip,
@@ -38,6 +38,7 @@ from keras_simclr.augmentations import (
 )
 from keras_simclr.data import (
     dataset_from_arrays as dataset_from_arrays,
+    dataset_from_directory as dataset_from_directory,
     dataset_from_tfds as dataset_from_tfds,
 )
 from keras_simclr.evaluation import (

@@ -2,7 +2,6 @@
 
 import difflib
 import math
-import pathlib
 import re
 import warnings
 
@@ -295,21 +294,17 @@ def open_dataset(
     *,
     data_dir=None,
     canvas_size=512,
-    manifest=None,
-    unreadable_limit=0.01,
     **kwargs,
 ):
     """Dataset of batches from what the command line calls `--data`.
 
     Args:
-        source: Path of a folder of images; `"PATH.npz"` with an array `images`
-            and optionally `labels`; or `"tfds:NAME[/CONFIG]"`.
-        split: Split in TFDS's notation, such as `"train[:90%]"`. A file and a
-            folder have one split, `train`.
+        source: `"PATH.npz"` with an array `images` and optionally `labels`;
+            `"tfds:NAME[/CONFIG]"`; or a `folders.ImageFolder`.
+        split: Split in TFDS's notation, such as `"train[:90%]"`. A file has
+            one split, `train`; a folder has its own.
         data_dir: Directory of the prepared TFDS datasets.
         canvas_size: As in `dataset_from_directory`.
-        manifest: As in `folders.ImageFolder`.
-        unreadable_limit: The same.
         **kwargs: Further arguments of `dataset_from_arrays`: `batch_size`,
             `shuffle`, `seed`, `drop_remainder`.
 
@@ -317,7 +312,7 @@ def open_dataset(
         A `tf.data.Dataset` of what `unpack` takes.
 
     Raises:
-        FileNotFoundError: If there is no such file or folder.
+        FileNotFoundError: If there is no such file.
         ValueError: If `source` has another form, or the file other arrays.
 
     Example:
@@ -326,24 +321,18 @@ def open_dataset(
     dataset = open_dataset("flowers.npz", "train[:90%]", batch_size=64)
     ```
     """
+    if isinstance(source, ImageFolder):
+        return dataset_from_directory(source, canvas_size=canvas_size, **kwargs)
     if source.startswith("tfds:"):
         name = source.removeprefix("tfds:")
         return dataset_from_tfds(
             name, split, data_dir=data_dir, canvas_size=canvas_size, **kwargs
         )
-    if not pathlib.Path(source).exists():
-        raise FileNotFoundError(
-            "`data` must be a folder of images, PATH.npz or "
-            f"tfds:NAME[/CONFIG]. Received: data={source!r}, which is not there"
-        )
     if not source.endswith(".npz"):
-        folder = ImageFolder(
-            source,
-            manifest=manifest,
-            split=split,
-            unreadable_limit=unreadable_limit,
+        raise ValueError(
+            "`data` must be an existing folder of images, PATH.npz or "
+            f"tfds:NAME[/CONFIG]. Received: data={source!r}"
         )
-        return dataset_from_directory(folder, canvas_size=canvas_size, **kwargs)
     with np.load(source) as arrays:
         arrays = dict(arrays)
     if "images" not in arrays or set(arrays) - {"images", "labels"}:
@@ -794,6 +783,6 @@ def failed_check(error):
     if message is None:
         return None
     text = message[1].replace("] [", " ")
-    # TensorFlow writes the bytes of quotes and of names like C would.
-    text = text.encode("latin-1", "backslashreplace").decode("unicode_escape")
-    return text.encode("latin-1", "replace").decode("utf-8", "replace")
+    # TensorFlow escapes quotes as C does.
+    text = text.encode().decode("unicode_escape").encode("latin-1", "replace")
+    return text.decode(errors="replace")

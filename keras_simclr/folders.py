@@ -107,8 +107,16 @@ class ImageFolder:
                 return self._complaint()
         return ""
 
+    def readable(self):
+        """The paths of the images that a dataset in order has, as it goes.
+
+        Yields:
+            Strings: `paths` without those that were skipped until then.
+        """
+        return (path for path in self.paths if path not in self.skipped)
+
     def _complaint(self):
-        listing = [f"{p!r} ({why})" for p, why in self.skipped.items()]
+        listing = [f"{p} ({why})" for p, why in self.skipped.items()]
         more = ", ..." * (len(listing) > _SHOWN)
         return (
             f"At most {self.unreadable_limit:.2%} of the files may be "

@@ -1,0 +1,129 @@
+"""Representations of many images as a table in a file."""
+
+import contextlib
+import csv
+import itertools
+import shutil
+import tempfile
+import zipfile
+
+import numpy as np
+
+from keras_simclr import _checks, data
+from keras_simclr.evaluation import representation
+
+FORMATS = ("csv", "npz", "parquet")
+
+
+def write_embeddings(model, dataset, path, names=None):
+    """Writes the representation of every image as a row, batch by batch.
+
+    CSV has columns `h0`, `h1`, ..., Parquet a column `representation` of lists,
+    NPZ an array `representations` of shape `(N, features)`; all float32. Where
+    the images have names, these are the first column, `path`, or an array
+    `paths`.
+
+    Args:
+        model: A `SimCLRModel`, or any Keras model from images to
+            representations.
+        dataset: A `tf.data.Dataset` of batches.
+        path: `pathlib.Path` to write, which ends in .csv, .npz or .parquet.
+        names: Iterator over the names of the images, or None.
+
+    Returns:
+        Number of rows.
+
+    Raises:
+        ValueError: If the path has another ending, or images are unusable.
+
+    Example:
+
+    ```python
+    folder = simclr.folders.ImageFolder("photos")
+    dataset = simclr.dataset_from_directory(
+        folder, shuffle=False, drop_remainder=False
+    )
+    path = pathlib.Path("photos.parquet")
+    write_embeddings(model, dataset, path, folder.readable())
+    ```
+    """
+    write = {"csv": _csv, "npz": _npz, "parquet": _parquet}
+    ending = _checks.choice("format", path.suffix[1:], FORMATS)
+    represent = representation(model)
+
+    def batches():
+        for element in data.checked_elements(dataset):
+            rows = represent(*data.images_and_sizes(element)).numpy()
+            given = names and list(itertools.islice(names, len(rows)))
+            yield given, rows
+
+    return write[ending](path, batches())
+
+
+def _csv(path, batches):
+    count = 0
+    with path.open("w", newline="", errors="backslashreplace") as file:
+        table = csv.writer(file)
+        for names, rows in batches:
+            if count == 0:
+                columns = [f"h{i}" for i in range(rows.shape[1])]
+                table.writerow(["path"] * bool(names) + columns)
+            for place, row in enumerate(rows):
+                table.writerow([*(names or ())[place : place + 1], *row])
+            count += len(rows)
+    return count
+
+
+def _parquet(path, batches):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    count = 0
+    with contextlib.ExitStack() as stack:
+        for names, rows in batches:
+            lists = pa.FixedSizeListArray.from_arrays(
+                pa.array(rows.ravel()), rows.shape[1]
+            )
+            columns = {"path": _valid(names)} if names else {}
+            table = pa.table({**columns, "representation": lists})
+            if count == 0:
+                writer = pq.ParquetWriter(path, table.schema)
+                stack.enter_context(writer)
+            writer.write_table(table)
+            count += len(rows)
+    return count
+
+
+def _npz(path, batches):
+    count, width, paths = 0, 0, []
+    with tempfile.TemporaryFile(dir=path.parent) as raw:
+        for names, rows in batches:
+            raw.write(rows.tobytes())
+            count, width = count + len(rows), rows.shape[1]
+            paths += names or ()
+        raw.seek(0)
+        with zipfile.ZipFile(path, "w") as archive:
+            with archive.open(
+                "representations.npy", "w", force_zip64=True
+            ) as file:
+                header = {
+                    "descr": np.dtype("float32").str,
+                    "fortran_order": False,
+                    "shape": (count, width),
+                }
+                np.lib.format.write_array_header_1_0(file, header)
+                shutil.copyfileobj(raw, file)
+            if paths:
+                with archive.open("paths.npy", "w", force_zip64=True) as file:
+                    np.save(file, np.array(_valid(paths)))
+    return count
+
+
+def _valid(names):
+    """Names with an escape for each byte that is not UTF-8."""
+    return [
+        name.encode("utf-8", "surrogateescape").decode(
+            "utf-8", "backslashreplace"
+        )
+        for name in names
+    ]

@@ -1,0 +1,203 @@
+import logging
+import os
+
+import numpy as np
+import PIL.Image
+import pytest
+import tensorflow as tf
+
+import keras_simclr as simclr
+from keras_simclr import folders
+
+
+def write_image(path, number, size=(12, 10)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.full((*size, 3), number, "uint8")
+    PIL.Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def directory(tmp_path):
+    """20 images in 2 sub-folders; each is filled with its place."""
+    for number in range(20):
+        name = f"{'cats' if number < 10 else 'dogs'}/{number:02}.png"
+        write_image(tmp_path / name, number)
+    return tmp_path
+
+
+def numbers(dataset):
+    return [int(x) for batch in dataset for x in batch["images"][:, 0, 0, 0]]
+
+
+def in_order(source, **kwargs):
+    return simclr.dataset_from_directory(
+        source,
+        canvas_size=16,
+        batch_size=8,
+        shuffle=False,
+        drop_remainder=False,
+        **kwargs,
+    )
+
+
+def shuffled(source, **kwargs):
+    return simclr.dataset_from_directory(
+        source, **{"canvas_size": 16, "batch_size": 5, **kwargs}
+    )
+
+
+def test_elements_are_images_with_their_sizes_and_labels(directory):
+    write_image(directory / "cats" / "00.png", 0, size=(32, 8))
+    first = next(iter(in_order(directory)))
+    assert sorted(first) == ["images", "labels", "sizes"]
+    assert first["images"].shape == (8, 16, 16, 3)
+    np.testing.assert_array_equal(first["sizes"][:2], [[16, 4], [12, 10]])
+    canvas = first["images"][1].numpy()
+    assert (canvas[:12, :10] == 1).all()
+    assert canvas.sum() == 12 * 10 * 3
+    labels = np.concatenate([b["labels"] for b in in_order(directory)])
+    np.testing.assert_array_equal(labels, np.repeat([0, 1], 10))
+
+
+def test_order_without_shuffling_is_that_of_the_paths(directory):
+    assert numbers(in_order(directory)) == list(range(20))
+
+
+def test_every_epoch_has_another_order_of_all_images(directory):
+    dataset = shuffled(directory)
+    first, second = numbers(dataset), numbers(dataset)
+    assert first != second
+    assert sorted(first) == sorted(second) == list(range(20))
+    assert len(dataset) == 4
+
+
+def test_orders_are_a_function_of_seed_and_epoch(directory):
+    dataset = shuffled(directory, seed=1)
+    epochs = [numbers(dataset) for _ in range(3)]
+    assert numbers(shuffled(directory, seed=1).repeat(3)) == sum(epochs, [])
+    again = shuffled(directory, seed=1)
+    iter(again)
+    assert numbers(again) == epochs[1]
+    assert numbers(shuffled(directory, seed=2)) != epochs[0]
+
+
+def test_files_beside_sub_folders_mean_no_labels(directory):
+    write_image(directory / "00.png", 0)
+    assert folders.ImageFolder(directory).labels is None
+    assert sorted(next(iter(in_order(directory)))) == ["images", "sizes"]
+
+
+def test_splits_share_nothing_and_hold_all_classes(directory):
+    train = folders.ImageFolder(directory, split="train[:80%]")
+    test = folders.ImageFolder(directory, split="train[80%:]")
+    assert (len(train.paths), len(test.paths)) == (16, 4)
+    whole = folders.ImageFolder(directory)
+    assert sorted(train.paths + test.paths) == whole.paths
+    assert train.class_names == test.class_names == ("cats", "dogs")
+    for folder in (train, test):
+        assert set(folder.labels) == {0, 1}
+        expected = [["cats", "dogs"].index(p[:4]) for p in folder.paths]
+        np.testing.assert_array_equal(folder.labels, expected)
+
+
+def test_unreadable_files_are_skipped_and_reported_once(directory, caplog):
+    (directory / "cats" / "03.png").write_bytes(b"")
+    (directory / "dogs" / "19.png").write_bytes(b"<html>")
+    folder = folders.ImageFolder(directory, unreadable_limit=0.1)
+    dataset = in_order(folder)
+    with caplog.at_level(logging.WARNING, logger="keras_simclr"):
+        for _ in range(2):
+            expected = [x for x in range(20) if x not in (3, 19)]
+            assert numbers(dataset) == expected
+    assert folder.skipped == {
+        os.path.join("cats", "03.png"): "empty",
+        os.path.join("dogs", "19.png"): "no image that can be read",
+    }
+    assert len(caplog.messages) == 2
+    assert list(folder.readable()) == [folder.paths[x] for x in expected]
+
+
+def test_an_epoch_has_its_length_whatever_is_unreadable(directory):
+    (directory / "cats" / "03.png").write_bytes(b"")
+    folder = folders.ImageFolder(directory, unreadable_limit=0.1)
+    dataset = shuffled(folder)
+    for _ in range(3):
+        found = numbers(dataset)
+        assert len(found) == 20
+        assert set(found) == set(range(20)) - {3}
+
+
+def test_a_file_that_vanishes_is_skipped(directory):
+    folder = folders.ImageFolder(directory, unreadable_limit=0.1)
+    dataset = in_order(folder)
+    (directory / "cats" / "03.png").unlink()
+    assert 3 not in numbers(dataset)
+    assert list(folder.skipped.values()) == ["No such file or directory"]
+
+
+def test_too_many_unreadable_files_end_training_with_a_list(directory):
+    names = ["cats/it's é.png", "dogs/a.png"]
+    for name in names:
+        (directory / name).write_bytes(b"")
+    encoder = simclr.ResNet(
+        10, width_multiplier=0.25, stem="cifar", input_shape=(8, 8, 3)
+    )
+    model = simclr.SimCLRModel(encoder)
+    model.compile(run_eagerly=True)
+    folder = folders.ImageFolder(directory, unreadable_limit=0.05)
+    message = (
+        "At most 5.00% of the files may be unreadable. Received: 2 of 22 so "
+        "far: cats/it's é.png (empty), dogs/a.png (empty). Scan the folder and "
+        "use its manifest, or raise `unreadable_limit`"
+    )
+    with pytest.raises(ValueError) as info:
+        simclr.extract_features(model, in_order(folder))
+    assert str(info.value) == message
+    weights = model.get_weights()
+    folder = folders.ImageFolder(directory, unreadable_limit=0)
+    with pytest.raises(ValueError, match=r"At most 0.00% .* \(epoch 1, step"):
+        model.fit(shuffled(folder, batch_size=22), epochs=2, verbose=0)
+    for before, after in zip(weights, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_only_unreadable_files_are_an_error(directory):
+    for path in directory.rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(tf.errors.InvalidArgumentError, match="may be unread"):
+        numbers(in_order(directory))
+
+
+def test_fewer_images_than_a_batch_are_refused(directory):
+    with pytest.raises(ValueError) as info:
+        simclr.dataset_from_directory(directory, batch_size=21)
+    assert str(info.value) == (
+        "The images must fill at least one batch. Received: 20 images, "
+        "batch_size=21. Use a smaller batch."
+    )
+
+
+def test_images_of_a_folder_become_the_views_of_images_alone(directory):
+    """A canvas with sizes is as good as each image by itself."""
+    rng = np.random.default_rng(0)
+    pixels = [
+        rng.integers(0, 256, s, "uint8") for s in ((9, 16, 3), (14, 8, 3))
+    ]
+    for number, image in enumerate(pixels):
+        PIL.Image.fromarray(image).save(directory / f"{number}.png")
+    for sub_folder in ("cats", "dogs"):
+        for path in (directory / sub_folder).iterdir():
+            path.unlink()
+    (element,) = in_order(directory)
+    encoder = simclr.ResNet(
+        10, width_multiplier=0.25, stem="cifar", input_shape=(8, 8, 3)
+    )
+    model = simclr.SimCLRModel(encoder)
+    view = model.evaluation_view(element["images"], element["sizes"])
+    for place, image in enumerate(pixels):
+        alone = model.evaluation_view(image[None])
+        np.testing.assert_allclose(view[place], alone[0], atol=1e-6)
+    features = simclr.extract_features(model, in_order(directory))
+    whole = shuffled(directory, shuffle=False, batch_size=2)
+    predicted = model.predict(whole, verbose=0)
+    np.testing.assert_allclose(features, predicted, rtol=1e-4, atol=1e-5)
