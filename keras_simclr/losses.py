@@ -12,7 +12,7 @@ from keras_simclr import _checks
 _BLOCK_SIZE = 512
 
 
-def nt_xent(z_1, z_2, *, temperature=0.1, block_size=None):
+def nt_xent(z_1, z_2, *, temperature=0.1, block_size=None, groups=None):
     """Normalized temperature-scaled cross-entropy between two sets of views.
 
     Each of the 2N projections is an anchor: the other view of its image is to
@@ -32,6 +32,9 @@ def nt_xent(z_1, z_2, *, temperature=0.1, block_size=None):
             CIFAR-10.
         block_size: Anchors per block; None takes 512, or all 2N if fewer.
             It changes memory and speed, not the result.
+        groups: Integers, shape `(N,)`, or None. Images with equal numbers, such
+            as near-duplicates, are never each other's negatives: of their
+            projections only the anchor's positive stays in the sum.
 
     Returns:
         Scalar tensor, float32 (or float64): 0 at best, `log(2N - 1)` when all
@@ -39,14 +42,16 @@ def nt_xent(z_1, z_2, *, temperature=0.1, block_size=None):
 
     Raises:
         ValueError: If `temperature` is not positive, `block_size` is no
-            integer of at least 1, or the shapes differ or hold fewer than two
-            images.
+            integer of at least 1, the shapes differ or hold fewer than two
+            images, or `groups` is not one integer per image.
 
     Example:
 
     >>> z = tf.eye(4)
     >>> round(float(nt_xent(z, z, temperature=1.0)), 4)
     1.1654
+    >>> round(float(nt_xent(z, z, temperature=1.0, groups=[0, 0, 1, 2])), 4)
+    1.0351
 
     References:
         - Chen et al. 2020, arXiv:2002.05709, equation 1 and Algorithm 1.
@@ -57,7 +62,11 @@ def nt_xent(z_1, z_2, *, temperature=0.1, block_size=None):
         1e9, which float16 cannot hold.
     """
     losses, _ = per_anchor(
-        z_1, z_2, temperature=temperature, block_size=block_size
+        z_1,
+        z_2,
+        temperature=temperature,
+        block_size=block_size,
+        groups=groups,
     )
     return mean(losses)
 
@@ -79,7 +88,7 @@ def mean(losses):
     return tf.reduce_sum(losses / tf.cast(tf.size(losses), losses.dtype))
 
 
-def per_anchor(z_1, z_2, *, temperature=0.1, block_size=None):
+def per_anchor(z_1, z_2, *, temperature=0.1, block_size=None, groups=None):
     """Loss of every anchor, and whether its positive was found, in one pass.
 
     Args:
@@ -87,11 +96,12 @@ def per_anchor(z_1, z_2, *, temperature=0.1, block_size=None):
         z_2: Projections of the second views, shape `(N, D)`.
         temperature: Positive number.
         block_size: Anchors per block, or None.
+        groups: Integers, shape `(N,)`, or None: see `nt_xent`.
 
     Returns:
         Two tensors of shape `(2N,)`, anchors from `z_1` first: the losses, and
         booleans that are true where the positive is the most similar of the
-        2N - 1 candidates.
+        candidates: the 2N - 1 others, or those of them that `groups` leaves.
 
     Raises:
         ValueError: As `nt_xent`.
@@ -107,6 +117,8 @@ def per_anchor(z_1, z_2, *, temperature=0.1, block_size=None):
     block_size = check_block_size(block_size) or _BLOCK_SIZE
     z_1, z_2 = tf.convert_to_tensor(z_1), tf.convert_to_tensor(z_2)
     _check_shapes(z_1.shape, z_2.shape)
+    if groups is not None:
+        groups = _blocks(_anchor_groups(groups, z_1), block_size)
     z = tf.concat([_normalize(z_1), _normalize(z_2)], axis=0)  # (2N, D)
     # At most 2**126: float32 flushes a smaller scale to 0, and 0 * inf is nan.
     scale = tf.constant(1 / min(temperature, 2.0**126), z.dtype)
@@ -126,15 +138,13 @@ def per_anchor(z_1, z_2, *, temperature=0.1, block_size=None):
     @tf.custom_gradient
     def contrast(z):
         z = tf.stop_gradient(z)  # No tape looks inside.
-        states = [forward(z, scale, block_size, share) for share in shares]
+        inputs = z, groups, scale, block_size
+        states = [forward(*inputs, share) for share in shares]
         losses, found, *sums = _merged(z, scale, states)
 
         def gradient(upstream, _):
             return tf.add_n(
-                [
-                    backward(upstream, z, scale, block_size, share, *sums)
-                    for share in shares
-                ]
+                [backward(upstream, *inputs, share, *sums) for share in shares]
             )
 
         return (losses, found), gradient
@@ -144,7 +154,7 @@ def per_anchor(z_1, z_2, *, temperature=0.1, block_size=None):
 
 
 @tf.function(jit_compile=True, autograph=False)
-def _forward(z, scale, block_size, share):
+def _forward(z, groups, scale, block_size, share):
     """What a share of the pairs tells about each anchor.
 
     Returns:
@@ -173,13 +183,11 @@ def _forward(z, scale, block_size, share):
 
     def step(i, j, positives, *state):
         first, second = _places(z, i), _places(z, j)
-        distance = second[:, None] - first
-        similarities = tf.matmul(z[j], z[i], transpose_b=True)
-        # Each pair counts once, its two places in order; none is padding.
-        valid = (distance > 0) & (second[:, None] < size)
+        similarities, valid, positive = _tile(z, groups, size, i, j)
+        valid &= second[:, None] < size  # None is padding.
         outside = tf.constant(-np.inf, z.dtype)
         similarities = tf.where(valid, similarities, outside)
-        positive = tf.where(distance == size // 2, similarities, 0)
+        positive = tf.where(positive, similarities, 0)
         positive = tf.reduce_sum(positive, axis=0)[None]
         positives = tf.tensor_scatter_nd_add(positives, [[i]], positive)
         state = merge(i, state, similarities, second)
@@ -211,7 +219,7 @@ def _merged(z, scale, states):
 
 
 @tf.function(jit_compile=True, autograph=False)
-def _backward(upstream, z, scale, block_size, share, largest, total):
+def _backward(upstream, z, groups, scale, block_size, share, largest, total):
     """Gradient with respect to z of the losses' sum weighted by upstream.
 
     That part of it that a share of the pairs contributes.
@@ -225,8 +233,7 @@ def _backward(upstream, z, scale, block_size, share, largest, total):
     z = _blocks(z, block_size)  # (blocks, anchors, D)
 
     def step(i, j, gradient):
-        distance = _places(z, j)[:, None] - _places(z, i)
-        similarities = tf.matmul(z[j], z[i], transpose_b=True)
+        similarities, valid, positive = _tile(z, groups, size, i, j)
 
         def softmax(weight, largest):
             # Never above 1, however another product rounds.
@@ -235,9 +242,9 @@ def _backward(upstream, z, scale, block_size, share, largest, total):
 
         push = softmax(weight[j], largest[j])
         push += softmax(tf.transpose(weight[i]), tf.transpose(largest[i]))
-        push = tf.where(distance > 0, push, 0)
+        push = tf.where(valid, push, 0)
         # Here, not at the end: what is left is small where the loss is.
-        push -= tf.where(distance == size // 2, tf.transpose(pull[i]), 0)
+        push -= tf.where(positive, tf.transpose(pull[i]), 0)
         first = tf.matmul(push, z[j], transpose_a=True)
         second = tf.matmul(push, z[i])
         return [
@@ -248,6 +255,18 @@ def _backward(upstream, z, scale, block_size, share, largest, total):
 
     (gradient,) = _over_pairs(step, z, [tf.zeros_like(z)], share)
     return tf.reshape(gradient, [-1, z.shape[2]])[:size] * scale
+
+
+def _tile(z, groups, size, i, j):
+    """Similarities of blocks j (rows) and i (columns), valid or not, positive.
+
+    Valid are the pairs that count: each once, its two places in order.
+    """
+    distance = _places(z, j)[:, None] - _places(z, i)
+    valid, positive = distance > 0, distance == size // 2
+    if groups is not None:
+        valid &= positive | (groups[j] != tf.transpose(groups[i]))
+    return tf.matmul(z[j], z[i], transpose_b=True), valid, positive
 
 
 def _blocks(rows, block_size):
@@ -320,6 +339,23 @@ def _check_shapes(first, second):
         )
 
 
+def _anchor_groups(groups, z_1):
+    """Groups of the 2N anchors, shape `(2N, 1)`; raises if they are not N."""
+    groups = tf.convert_to_tensor(groups)
+    shape, images = groups.shape, z_1.shape[:1]
+    if not groups.dtype.is_integer or not (
+        shape.rank == 1 and shape.is_compatible_with(images)
+    ):
+        raise ValueError(
+            "`groups` must be integers of shape (N,), one for each image. "
+            f"Received: groups of shape {shape} and dtype {groups.dtype.name}, "
+            f"z_1 of shape {z_1.shape}"
+        )
+    # It fails where a length that only the run knows is not N.
+    groups = tf.reshape(groups, [tf.shape(z_1)[0], 1])
+    return tf.concat([groups, groups], axis=0)
+
+
 def _normalize(z):
     if z.dtype != tf.float64:
         z = tf.cast(z, tf.float32)
@@ -341,6 +377,8 @@ class NTXent(keras.losses.Loss):
     Call arguments:
         z_1: Projections of the first views, shape `(N, D)`.
         z_2: Projections of the second views, shape `(N, D)`.
+        groups: Integers, shape `(N,)`, or None: see `nt_xent`. Only `call`
+            takes them: the object itself has no place for them in Keras.
 
     Raises:
         ValueError: If `temperature` is not a positive number, or `block_size`
@@ -361,12 +399,13 @@ class NTXent(keras.losses.Loss):
         self.temperature = check_temperature(temperature)
         self.block_size = check_block_size(block_size)
 
-    def call(self, z_1, z_2):
+    def call(self, z_1, z_2, *, groups=None):
         return nt_xent(
             z_1,
             z_2,
             temperature=self.temperature,
             block_size=self.block_size,
+            groups=groups,
         )
 
     def get_config(self):

@@ -15,7 +15,16 @@ def interleave(z_1, z_2):
     return np.asarray(rows, "float64")
 
 
-def nt_xent(z_1, z_2, temperature):
+def candidates(i, size, groups):
+    """Rows that anchor i is compared with, in `interleave`'s order."""
+    others = [k for k in range(size) if k != i]
+    if groups is None:
+        return others
+    own = i // 2
+    return [k for k in others if k // 2 == own or groups[k // 2] != groups[own]]
+
+
+def anchor_losses(z_1, z_2, temperature, groups=None):
     """Algorithm 1 of the paper (arXiv:2002.05709), line by line."""
     z = interleave(z_1, z_2)
     size = len(z)
@@ -23,24 +32,28 @@ def nt_xent(z_1, z_2, temperature):
 
     def loss(i, j):
         # Both sides of the fraction are divided by exp(largest / temperature).
-        others = [s[i][k] / temperature for k in range(size) if k != i]
+        others = [s[i][k] / temperature for k in candidates(i, size, groups)]
         largest = max(others)
         total = sum(math.exp(other - largest) for other in others)
         return math.log(total) + largest - s[i][j] / temperature
 
     pairs = [(2 * k, 2 * k + 1) for k in range(size // 2)]
-    return sum(loss(i, j) + loss(j, i) for i, j in pairs) / size
+    # `per_anchor` lists the anchors of the first view, then of the second.
+    return [loss(i, j) for i, j in pairs] + [loss(j, i) for i, j in pairs]
 
 
-def positives_found(z_1, z_2):
-    """Whether the positive is the nearest of the 2N - 1 other projections."""
+def nt_xent(z_1, z_2, temperature, groups=None):
+    return float(np.mean(anchor_losses(z_1, z_2, temperature, groups)))
+
+
+def positives_found(z_1, z_2, groups=None):
+    """Whether the positive is the nearest of the anchor's candidates."""
     z = interleave(z_1, z_2)
     found = []
     for i in range(len(z)):
-        others = [k for k in range(len(z)) if k != i]
+        others = candidates(i, len(z), groups)
         nearest = max(others, key=lambda k: cosine(z[i], z[k]))
         found.append(nearest // 2 == i // 2)
-    # `per_anchor` lists the anchors of the first view, then of the second.
     return found[0::2] + found[1::2]
 
 

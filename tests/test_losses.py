@@ -1,3 +1,4 @@
+import functools
 import os
 import re
 
@@ -193,12 +194,16 @@ def test_loss_of_a_batch_of_unknown_size_is_the_same():
     np.testing.assert_allclose(in_graph(*z), simclr.nt_xent(*z), rtol=1e-12)
 
 
-def weighted(z, weights, block_size, temperature=0.3):
+def weighted(z, weights, block_size, temperature=0.3, groups=None):
     """Losses, positives found, gradient of the losses' weighted sum."""
     with tf.GradientTape() as tape:
         tape.watch(z)
         losses, found = per_anchor(
-            z[0], z[1], temperature=temperature, block_size=block_size
+            z[0],
+            z[1],
+            temperature=temperature,
+            block_size=block_size,
+            groups=groups,
         )
         total = tf.reduce_sum(losses * weights)
     return losses, found, tape.gradient(total, z)
@@ -299,6 +304,98 @@ def test_number_of_cores_does_not_matter(monkeypatch, cores, block_size):
         np.testing.assert_allclose(ours, right, rtol=1e-9, atol=1e-12)
 
 
+# Equal in their lower 32 bits, the last two are not the same group.
+GROUPS = [
+    [3, 0, 3, 1, 0],
+    [-1, -1, -1, 2, 2],
+    [7, 7, 7, 7, 7],
+    [2**40, 5, 5, 2**40, 2**40 + 2**33],
+]
+
+
+@functools.cache
+def expected_of_groups(groups):
+    """`weighted` by the oracle, on `noisy_pairs(5, 4)`."""
+    z, weights = (each.numpy() for each in noisy_pairs(5, 4))
+
+    def losses(z):
+        return np.array(oracles.anchor_losses(*z, 0.3, groups))
+
+    gradient = oracles.central_differences(lambda z: losses(z) @ weights, z)
+    return losses(z), oracles.positives_found(*z, groups), gradient
+
+
+def assert_equals_the_oracle(actual, groups, rtol=1e-6, atol=1e-8):
+    losses, found, gradient = expected_of_groups(tuple(groups))
+    np.testing.assert_allclose(actual[0], losses, rtol=rtol, atol=atol)
+    assert actual[1].numpy().tolist() == found
+    np.testing.assert_allclose(actual[2], gradient, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("groups", GROUPS)
+@pytest.mark.parametrize("block_size", [None, 3, 4, 5])
+def test_images_of_a_group_are_no_negatives(block_size, groups):
+    z, weights = noisy_pairs(5, 4)
+    ids = np.int64(groups)
+    actual = weighted(z, weights, block_size, groups=ids)
+    assert_equals_the_oracle(actual, groups)
+
+
+@pytest.mark.parametrize("block_size", [None, 4])
+def test_groups_in_float32_equal_the_oracle(block_size):
+    z, weights = (tf.cast(each, tf.float32) for each in noisy_pairs(5, 4))
+    actual = weighted(z, weights, block_size, groups=GROUPS[0])
+    assert_equals_the_oracle(actual, GROUPS[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("count", "jit_compile"), [(5, False), (None, False), (None, True)]
+)
+def test_groups_in_a_graph_equal_the_oracle(count, jit_compile):
+    compiled = tf.function(
+        lambda z, weights, groups: weighted(z, weights, 4, groups=groups),
+        input_signature=[
+            tf.TensorSpec((2, count, 4), tf.float64),
+            tf.TensorSpec((None,), tf.float64),
+            tf.TensorSpec((None,), tf.int32),
+        ],
+        jit_compile=jit_compile,
+    )
+    actual = compiled(*noisy_pairs(5, 4), tf.constant(GROUPS[0]))
+    assert_equals_the_oracle(actual, GROUPS[0])
+
+
+@pytest.mark.parametrize("block_size", [None, 4])
+def test_groups_that_all_differ_change_nothing(block_size):
+    z, weights = noisy_pairs(5, 4)
+    actual = weighted(z, weights, block_size, groups=[4, 2, 0, 3, 1])
+    expected = weighted(z, weights, block_size)
+    for ours, right in zip(actual, expected, strict=True):
+        np.testing.assert_array_equal(ours, right)
+
+
+@pytest.mark.parametrize("temperature", [1.2e-38, 0.1, 3.4e38])
+@pytest.mark.parametrize("block_size", [None, 4])
+def test_images_of_one_group_have_no_loss(block_size, temperature):
+    z, weights = (tf.cast(each, tf.float32) for each in noisy_pairs(5, 4))
+    losses, found, gradient = weighted(
+        z, weights, block_size, temperature, groups=[7] * 5
+    )
+    assert found.numpy().all()
+    np.testing.assert_array_equal(losses, np.zeros(10))
+    np.testing.assert_array_equal(gradient, np.zeros((2, 5, 4)))
+
+
+def test_as_many_groups_as_images_are_needed_while_running():
+    z = tf.TensorSpec((None, 8), tf.float64)
+    in_graph = tf.function(
+        lambda z_1, z_2, groups: simclr.nt_xent(z_1, z_2, groups=groups),
+        input_signature=[z, z, tf.TensorSpec((None,), tf.int32)],
+    )
+    with pytest.raises(tf.errors.InvalidArgumentError, match="with 4 values"):
+        in_graph(*projections(5), tf.range(4))
+
+
 def test_blocks_take_less_than_three_products_and_no_matrix_of_all_pairs(
     monkeypatch,
 ):
@@ -324,6 +421,13 @@ def test_loss_object_equals_the_function():
     z = projections(dtype="float32")
     loss = simclr.NTXent(0.3)(*z)
     assert float(loss) == float(simclr.nt_xent(*z, temperature=0.3))
+
+
+def test_loss_object_takes_groups():
+    z, groups = projections(4), [0, 1, 1, 2]
+    loss = simclr.NTXent(0.3).call(*z, groups=groups)
+    expected = oracles.nt_xent(*z, 0.3, groups)
+    np.testing.assert_allclose(loss, expected, rtol=1e-9)
 
 
 def test_loss_object_comes_back_from_its_config():
@@ -383,4 +487,27 @@ def test_one_image_is_refused():
     assert str(error.value) == (
         "A contrastive loss needs at least two images: every other image of "
         "the batch is a negative. Received: z_1 of shape (1, 8)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("groups", "shape", "dtype"),
+    [
+        (np.zeros(3, "int64"), "(3,)", "int64"),
+        (np.zeros((4, 1), "int32"), "(4, 1)", "int32"),
+        (np.int32(0), "()", "int32"),
+        (np.zeros(4, "float32"), "(4,)", "float32"),
+        (np.zeros(4, "bool"), "(4,)", "bool"),
+        (["a", "b", "c", "d"], "(4,)", "string"),
+    ],
+)
+def test_groups_that_are_not_an_integer_per_image_are_refused(
+    groups, shape, dtype
+):
+    with pytest.raises(ValueError) as error:
+        simclr.nt_xent(*projections(4), groups=groups)
+    assert str(error.value) == (
+        "`groups` must be integers of shape (N,), one for each image. "
+        f"Received: groups of shape {shape} and dtype {dtype}, "
+        "z_1 of shape (4, 8)"
     )
