@@ -75,6 +75,7 @@ def train(
     dtype="float32",
     micro_batch_size=None,
     batch_size=32,
+    others=None,
 ):
     if dtype == "float64":
         keras.config.set_floatx("float64")
@@ -89,8 +90,10 @@ def train(
             seed=3,
         )
         model.compile(optimizer())
+    size = 4 * batch_size if dtype == "float64" else batch_size
+    arrays = {"images": IMAGES, **(others or {})}
     history = model.fit(
-        IMAGES[: 4 * batch_size] if dtype == "float64" else IMAGES[:batch_size],
+        {name: array[:size] for name, array in arrays.items()},
         batch_size=batch_size,
         shuffle=False,
         verbose=0,
@@ -166,6 +169,29 @@ def test_micro_batches_equal_the_batch(replicas, micro_batch_size):
     }
     actual = train(replicas, micro_batch_size=micro_batch_size, **kwargs)
     assert_equal(actual, train(**kwargs), 1e-9)
+
+
+def test_sizes_and_groups_reach_replicas_and_micro_batches():
+    rng = np.random.default_rng(1)
+    others = {
+        "sizes": rng.integers(4, 9, (64, 2)),
+        "groups": rng.integers(0, 4, 64),
+    }
+    kwargs = {
+        "encoder": lambda: network(groups),
+        "head": lambda: simclr.ProjectionHead(0),
+        "augmentation": lambda: simclr.RandomResizedCrop(8, 8),
+        "dtype": "float64",
+        "batch_size": 8,
+    }
+    expected = train(others=others, **kwargs)
+    assert_equal(
+        train(2, micro_batch_size=3, others=others, **kwargs), expected, 1e-9
+    )
+    assert_equal(train(2, others=others, **kwargs), expected, 1e-9)
+    for name in others:
+        without = train(others={name: others[name]}, **kwargs)
+        assert without[0]["loss"] != expected[0]["loss"]
 
 
 @pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
