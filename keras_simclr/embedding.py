@@ -54,22 +54,21 @@ def write_embeddings(model, dataset, path, names=None):
     def batches():
         for element in data.checked_elements(dataset):
             rows = represent(*data.images_and_sizes(element)).numpy()
-            given = names and list(itertools.islice(names, len(rows)))
-            yield given, rows
+            yield _valid(itertools.islice(names or (), len(rows))), rows
 
     return write[ending](path, batches())
 
 
 def _csv(path, batches):
     count = 0
-    with path.open("w", newline="", errors="backslashreplace") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         for names, rows in batches:
             if count == 0:
                 columns = [f"h{i}" for i in range(rows.shape[1])]
                 table.writerow(["path"] * bool(names) + columns)
             for place, row in enumerate(rows):
-                table.writerow([*(names or ())[place : place + 1], *row])
+                table.writerow([*names[place : place + 1], *row])
             count += len(rows)
     return count
 
@@ -84,8 +83,9 @@ def _parquet(path, batches):
             lists = pa.FixedSizeListArray.from_arrays(
                 pa.array(rows.ravel()), rows.shape[1]
             )
-            columns = {"path": _valid(names)} if names else {}
-            table = pa.table({**columns, "representation": lists})
+            columns = {"path": names} if names else {}
+            columns["representation"] = lists
+            table = pa.table(columns)
             if count == 0:
                 writer = pq.ParquetWriter(path, table.schema)
                 stack.enter_context(writer)
@@ -100,7 +100,7 @@ def _npz(path, batches):
         for names, rows in batches:
             raw.write(rows.tobytes())
             count, width = count + len(rows), rows.shape[1]
-            paths += names or ()
+            paths += names
         raw.seek(0)
         with zipfile.ZipFile(path, "w") as archive:
             with archive.open(
@@ -115,7 +115,7 @@ def _npz(path, batches):
                 shutil.copyfileobj(raw, file)
             if paths:
                 with archive.open("paths.npy", "w", force_zip64=True) as file:
-                    np.save(file, np.array(_valid(paths)))
+                    np.save(file, np.array(paths))
     return count
 
 

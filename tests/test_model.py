@@ -846,3 +846,61 @@ def test_views_and_tables_may_lie_outside_the_unit_range():
     views = 4.0 * random_images(4) - 2.0
     history = fit(model, batches({"view_1": views, "view_2": views}))
     assert np.isfinite(history["loss"]).all()
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        (
+            {"sizes": np.full((8, 3), 8)},
+            "`sizes` must be integers of shape (batch, 2). Received: sizes of "
+            "shape (8, 3) and dtype int64",
+        ),
+        (
+            {"groups": np.zeros(8)},
+            "`groups` must be integers of shape (batch,). Received: groups of "
+            "shape (8,) and dtype float64",
+        ),
+        (
+            {"sizes": np.full((8, 2), 9)},
+            "`sizes` must lie between 1 and the size of the canvas. Received: "
+            "from 9 to 9 on a canvas of 8 8 (epoch 1, step 1). The model is as "
+            "the step before left it.",
+        ),
+    ],
+)
+def test_sizes_and_groups_of_another_form_are_refused(others, message):
+    model = tiny_model(augmentation=simclr.RandomResizedCrop(8, 8))
+    with pytest.raises(ValueError) as info:
+        fit(model, {"images": random_images(), **others}, batch_size=8)
+    assert str(info.value) == message
+
+
+def test_sizes_need_an_augmentation_that_takes_them():
+    images = {"images": random_images(), "sizes": np.full((8, 2), 8)}
+    crop = simclr.RandomResizedCrop(8, 8)
+    fit(tiny_model(augmentation=[crop, Shake()]), images, batch_size=8)
+    with pytest.raises(ValueError) as info:
+        fit(
+            tiny_model(augmentation=[Shake(name="shake"), crop]),
+            images,
+            batch_size=8,
+        )
+    assert str(info.value) == (
+        "`sizes` need an augmentation whose first layer takes them: "
+        "SimCLRAugmentation or RandomResizedCrop. Received: shake as the first "
+        "of `augmentation`"
+    )
+
+
+def test_groups_need_a_loss_that_takes_them():
+    images = {"images": random_images(), "groups": np.zeros(8, int)}
+    model = tiny_model()
+    model.compile("sgd", loss=lambda z_1, z_2: tf.reduce_mean(z_1 * z_2))
+    with pytest.raises(ValueError, match="`groups` need the loss NTXent, whic"):
+        fit(model, images, batch_size=8)
+
+
+def test_images_of_one_group_are_no_negatives():
+    images = {"images": random_images(), "groups": np.zeros(8, int)}
+    assert fit(tiny_model(), images, batch_size=8)["loss"] == [0.0]

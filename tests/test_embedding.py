@@ -1,0 +1,65 @@
+import csv
+
+import keras
+import numpy as np
+import pyarrow.parquet
+import pytest
+
+import keras_simclr as simclr
+from keras_simclr import embedding
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), "uint8")
+NAMES = ["a.png", "b,c.png", "d/é.png", 'e"f.png', "g\udcff.png"]
+READABLE = [*NAMES[:4], "g\\xff.png"]
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return keras.Sequential(
+        [keras.Input((4, 4, 3)), keras.layers.GlobalAveragePooling2D()]
+    )
+
+
+def write(encoder, path, names):
+    dataset = simclr.dataset_from_arrays(
+        IMAGES, batch_size=2, shuffle=False, drop_remainder=False
+    )
+    names = names and iter(names)
+    return embedding.write_embeddings(encoder, dataset, path, names)
+
+
+def read_csv(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        head, *rows = csv.reader(file)
+    first = int(head[0] == "path")
+    assert head[first:] == ["h0", "h1", "h2"]
+    values = np.array([row[first:] for row in rows], "float32")
+    return [row[0] for row in rows] if first else None, values
+
+
+def read_npz(path):
+    with np.load(path) as arrays:
+        names = arrays["paths"].tolist() if "paths" in arrays else None
+        return names, arrays["representations"]
+
+
+def read_parquet(path):
+    table = pyarrow.parquet.read_table(path).to_pydict()
+    return table.get("path"), np.array(table["representation"], "float32")
+
+
+@pytest.mark.parametrize("names", [NAMES, None], ids=["names", "no names"])
+@pytest.mark.parametrize("read", [read_csv, read_npz, read_parquet])
+def test_table_has_a_row_per_image(encoder, tmp_path, read, names):
+    path = tmp_path / f"table.{read.__name__.removeprefix('read_')}"
+    assert write(encoder, path, names) == 5
+    found, values = read(path)
+    assert found == (READABLE if names else None)
+    expected = (IMAGES / 255).mean(axis=(1, 2))
+    np.testing.assert_allclose(values, expected, rtol=1e-6)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_other_formats_are_refused(encoder, tmp_path):
+    with pytest.raises(ValueError, match="`format` must be one of 'csv', 'np"):
+        write(encoder, tmp_path / "table.json", NAMES)
