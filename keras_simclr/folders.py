@@ -37,7 +37,7 @@ _CHUNK = 1024  # Files that are read before their rows are stored.
 _THUMBNAIL = (16, 16)
 _DISTANCE = 6
 _DIFFERENCE = 0.1
-# Below this standard deviation, of 255, hash and thumbnail are mostly noise.
+# Below this standard deviation, of 255, the hash is mostly noise.
 _CONTRAST = 3.0
 # Images that share 16 bits are compared with so many of their neighbours.
 _NEIGHBOURS = 256
@@ -564,7 +564,8 @@ def _explain(error):
     if isinstance(error, Image.UnidentifiedImageError):
         return "corrupt: its header is damaged"
     text = " ".join(str(error).split())[:80] or type(error).__name__
-    return f"{'truncated' if 'truncated' in text else 'corrupt'}: {text}"
+    kind = "truncated" if "truncated" in text.lower() else "corrupt"
+    return f"{kind}: {text}"
 
 
 def _decode(row, file, head):
@@ -654,7 +655,8 @@ def _perceptual_keys(small):
     bits = imagehash.phash(small).hash
     thumbnail = np.asarray(small.resize(_THUMBNAIL, Image.Resampling.BOX))
     packed = np.packbits(bits).view("uint64")[0]
-    return packed, thumbnail.ravel(), thumbnail.std()
+    contrast = np.sqrt(thumbnail.var(axis=(0, 1)).mean())
+    return packed, thumbnail.ravel(), contrast
 
 
 def _group(keys, usable):

@@ -21,6 +21,7 @@ LEVELS = {
     "optimizers": 1,
     "networks": 1,
     "data": 1,
+    "folders": 1,
     "large_batch": 2,
     "model": 3,
     "evaluation": 4,
@@ -29,7 +30,15 @@ LEVELS = {
     "testing": 5,
     "demo": 6,
 }
-HEAVY = {"matplotlib", "sklearn", "tensorflow_datasets", "pyarrow"}
+HEAVY = {
+    "PIL",
+    "imagehash",
+    "matplotlib",
+    "pyarrow",
+    "scipy",
+    "sklearn",
+    "tensorflow_datasets",
+}
 PUBLIC = [
     "LARS",
     "NTXent",
