@@ -71,7 +71,8 @@ PROBLEMS = {
     "cut.bmp": (encoded(picture(3), "BMP")[:-900], "truncated: "),
     "cut.webp": (encoded(picture(3), "WEBP")[:-90], "corrupt: "),
     "cut_head.jpg": (JPEG[:30], "truncated: "),
-    "cut_head.png": (PNG[:20], "corrupt: its header is damaged"),
+    "cut_head.png": (PNG[:20], "truncated: "),
+    "cut_head.gif": (b"GIF89a\1", "corrupt: its header is damaged"),
     "damaged.png": (
         PNG[:100] + bytes(60) + PNG[160:],
         "corrupt: ",
