@@ -63,6 +63,13 @@ _COMMANDS = {
             **_SEED,
         },
     ),
+    "scan": (
+        "Checks every image of a directory, finds duplicates, and says so.",
+        {
+            "data": ("string", _REQUIRED, "Directory of images."),
+            **_OUTPUT_DIR,
+        },
+    ),
     "pretrain": (
         "Trains an encoder on unlabelled images and writes a run directory.",
         {
@@ -265,6 +272,7 @@ def run(command, values):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     return {
         "demo": _demo,
+        "scan": _scan,
         "pretrain": _pretrain,
         "evaluate": _evaluate,
         "embed": _embed,
@@ -276,6 +284,25 @@ def _demo(values):
     from keras_simclr import demo
 
     demo.run(values.output_dir, seed=values.seed)
+
+
+def _scan(values):
+    import pathlib
+
+    import keras
+
+    from keras_simclr import export, folders
+
+    export.check_is_free(values.output_dir)
+    path = pathlib.Path(values.output_dir) / "manifest.parquet"
+    bar = keras.utils.Progbar(None, unit_name="file")
+
+    def progress(done, total):
+        bar.target = total
+        bar.update(done)
+
+    print(folders.scan(values.data, path, progress=progress))
+    print(f"{path} describes every file.")
 
 
 def _pretrain(values):

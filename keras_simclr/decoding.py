@@ -9,7 +9,7 @@ import tensorflow as tf
 MOST_PIXELS = 89_478_485
 SMALLEST_SIDE = 8  # Pixels.
 
-_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")
 _REDUCTIONS = (1, 2, 4, 8)  # Scales at which JPEGs can be decoded.
 _EXIF = b"Exif\0\0"
 _HEAD = 1 << 16  # Bytes; an EXIF block is no longer.
@@ -41,7 +41,7 @@ def reader(folder, canvas_size):
 
     def load(turn, place):
         def image():
-            path = tf.strings.join([directory, paths[place]], os.sep)
+            path = tf.strings.join([directory, paths[place]], "/")
             return decode(tf.io.read_file(path), canvas_size)
 
         def nothing():
@@ -244,7 +244,7 @@ def _pillow(contents):
     import PIL.Image
     import PIL.ImageOps
 
-    with PIL.Image.open(io.BytesIO(contents), formats=_FORMATS) as image:
+    with PIL.Image.open(io.BytesIO(contents), formats=FORMATS) as image:
         width, height = image.size
         if width * height > MOST_PIXELS:
             raise ValueError(f"too many pixels: {width} x {height}")

@@ -11,7 +11,7 @@ from replicas import mirrored
 import keras_simclr_cli as cli
 from keras_simclr import large_batch, runs
 
-COMMANDS = ["demo", "embed", "evaluate", "export", "pretrain"]
+COMMANDS = ["demo", "embed", "evaluate", "export", "pretrain", "scan"]
 PRETRAIN = [
     "pretrain",
     "--split=train[:32]",
@@ -95,6 +95,25 @@ def test_no_command_shows_the_overview_and_fails(capsys):
 def test_wrong_usage_is_explained(arguments, message, capsys):
     assert cli.main(arguments) == 2
     assert f"keras-simclr: {message}" in capsys.readouterr().err
+
+
+def test_scan_writes_a_manifest_and_a_report(tmp_path, capsys):
+    keras.utils.save_img(tmp_path / "a.png", np.ones((9, 8, 3)), scale=False)
+    (tmp_path / "b.jpg").write_text("<html>404</html>")
+    out = tmp_path / "scanned"
+    arguments = ["scan", f"--data={tmp_path}", f"--output_dir={out}"]
+    assert cli.main(arguments) == 0
+    assert "1 image usable, 1 file left out" in capsys.readouterr().out
+    assert [path.name for path in out.iterdir()] == ["manifest.parquet"]
+    assert cli.main(arguments) == 1
+    assert "must be new or empty" in capsys.readouterr().err
+
+
+def test_scan_of_no_directory_writes_nothing(tmp_path, capsys):
+    out = tmp_path / "scanned"
+    assert cli.main(["scan", "--data=absent", f"--output_dir={out}"]) == 1
+    assert "`directory` must exist" in capsys.readouterr().err
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(

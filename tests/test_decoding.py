@@ -123,7 +123,7 @@ def test_broken_notes_of_the_camera_do_no_harm(decode):
     exif[0x0112] = 6
     data = contents(picture(), "JPEG", exif=exif)
     start = data.index(b"Exif") + 6
-    canvas, size = decode(data[:start] + b"\xff" * 12 + data[start + 12 :])
+    _, size = decode(data[:start] + b"\xff" * 12 + data[start + 12 :])
     np.testing.assert_array_equal(size, (16, 24))
 
 

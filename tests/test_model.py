@@ -853,19 +853,25 @@ def test_views_and_tables_may_lie_outside_the_unit_range():
     [
         (
             {"sizes": np.full((8, 3), 8)},
-            "`sizes` must be integers of shape (batch, 2). Received: sizes of "
-            "shape (8, 3) and dtype int64",
+            (
+                "`sizes` must be integers of shape (batch, 2). Received: sizes "
+                "of shape (8, 3) and dtype int64"
+            ),
         ),
         (
             {"groups": np.zeros(8)},
-            "`groups` must be integers of shape (batch,). Received: groups of "
-            "shape (8,) and dtype float64",
+            (
+                "`groups` must be integers of shape (batch,). Received: groups "
+                "of shape (8,) and dtype float64"
+            ),
         ),
         (
             {"sizes": np.full((8, 2), 9)},
-            "`sizes` must lie between 1 and the size of the canvas. Received: "
-            "from 9 to 9 on a canvas of 8 8 (epoch 1, step 1). The model is as "
-            "the step before left it.",
+            (
+                "`sizes` must lie between 1 and the size of the canvas. "
+                "Received: from 9 to 9 on a canvas of 8 8 (epoch 1, step 1). "
+                "The model is as the step before left it."
+            ),
         ),
     ],
 )

@@ -1,0 +1,131 @@
+"""Duplicates and near duplicates among images."""
+
+import numpy as np
+
+SMALL = (32, 32)  # Pixels, all that is kept of an image to be compared.
+
+# Two images are near duplicates if their perceptual hashes share a quarter (16
+# of 64 bits in a row) and differ in at most `_DISTANCE` bits, and the root
+# mean square difference of their thumbnails is at most `_DIFFERENCE` of their
+# contrast. Of 15 photographs, 14 are found again at a quarter of their width
+# as JPEG of quality 50, 11 of quality 20. Of 10,000 images of Fashion-MNIST, 4
+# pass for duplicates. Of 2,548 from Open Clip Art, 142 do, in 63 groups, of
+# which 60 are right.
+_THUMBNAIL = (16, 16)
+_DISTANCE = 6
+_DIFFERENCE = 0.1
+# Below this standard deviation, of 255, the hash is mostly noise.
+_CONTRAST = 3.0
+# Images that share 16 bits are compared with so many of their neighbours.
+_NEIGHBOURS = 256
+
+_ROWS = 1024  # Pairs that are compared at a time.
+
+# By which duplicates are found.
+KEYS = np.dtype(
+    [
+        ("digest", "uint64"),
+        ("hash", "uint64"),
+        ("thumbnail", "uint8", 3 * _THUMBNAIL[0] * _THUMBNAIL[1]),
+        ("contrast", "float32"),
+    ]
+)
+
+
+def perceptual_keys(small):
+    """What tells near duplicates of an image.
+
+    Args:
+        small: A `PIL.Image` of `SMALL` pixels of RGB.
+
+    Returns:
+        Its perceptual hash, thumbnail and contrast: fields of `KEYS`.
+
+    Example:
+
+    ```python
+    hash, thumbnail, contrast = perceptual_keys(image.resize(SMALL))
+    ```
+    """
+    import imagehash
+    from PIL import Image
+
+    bits = imagehash.phash(small).hash
+    thumbnail = np.asarray(small.resize(_THUMBNAIL, Image.Resampling.BOX))
+    packed = np.packbits(bits).view("uint64")[0]
+    contrast = np.sqrt(thumbnail.var(axis=(0, 1)).mean())
+    return packed, thumbnail.ravel(), contrast
+
+
+def group(keys, usable):
+    """Numbers images such that duplicates have the same number.
+
+    Args:
+        keys: Array of `KEYS`, one entry per image; `digest` tells equal files.
+        usable: Boolean array, of which images to look at.
+
+    Returns:
+        int64 array: equal for duplicates of each other, and for none else.
+
+    Example:
+
+    >>> keys = np.zeros(3, KEYS)
+    >>> keys["digest"] = [7, 8, 7]
+    >>> group(keys, np.ones(3, bool))
+    array([0, 1, 0])
+    """
+    from scipy import sparse
+    from scipy.sparse import csgraph
+
+    places = np.flatnonzero(usable)
+    _, first, inverse = np.unique(
+        keys["digest"][places], return_index=True, return_inverse=True
+    )
+    links = [(places, places[first][inverse])]
+    different = places[first]
+    different = different[keys["contrast"][different] >= _CONTRAST]
+    links += _near_pairs(keys, different)
+    pairs = np.concatenate(links, axis=1)
+    graph = sparse.coo_array(
+        (np.ones(pairs.shape[1], bool), tuple(pairs)), shape=2 * keys.shape
+    )
+    _, numbers = csgraph.connected_components(graph, directed=False)
+    return numbers.astype("int64")
+
+
+def _near_pairs(keys, places):
+    """Yields arrays of pairs of near duplicates.
+
+    Sorted by hash, images that share the first 16 bits are neighbours; turning
+    all hashes by 16 bits three times finds all that share a quarter. Each is
+    linked with the nearest neighbour before it that is alike.
+    """
+    hashes = keys["hash"][places]
+    quarters = hashes.view("uint16").reshape(-1, 4)
+    for turn in range(4):
+        turned = np.roll(quarters, turn, axis=1).view("uint64")[:, 0]
+        order = np.argsort(turned, kind="stable")
+        quarter = turned[order] >> 48
+        later = np.arange(len(order))
+        for step in range(1, _NEIGHBOURS + 1):
+            later = later[later >= step]
+            later = later[quarter[later] == quarter[later - step]]
+            one, other = places[order[later]], places[order[later - step]]
+            alike = _alike(keys, one, other)
+            yield one[alike], other[alike]
+            later = later[~alike]
+
+
+def _alike(keys, one, other):
+    """Whether pairs of images are near duplicates."""
+    bits = np.bitwise_count(keys["hash"][one] ^ keys["hash"][other])
+    alike = bits <= _DISTANCE
+    near = np.flatnonzero(alike)
+    for start in range(0, len(near), _ROWS):
+        rows = near[start : start + _ROWS]
+        a, b = keys[one[rows]], keys[other[rows]]
+        difference = a["thumbnail"].astype("float32") - b["thumbnail"]
+        contrast = np.minimum(a["contrast"], b["contrast"])
+        rms = np.sqrt(np.mean(difference**2, axis=1))
+        alike[rows] = rms <= _DIFFERENCE * contrast
+    return alike
