@@ -245,13 +245,17 @@ def test_tfds_split_that_fills_no_batch_is_refused(data_dir):
     )
 
 
-def test_tfds_images_of_many_sizes_are_refused(data_dir):
-    with pytest.raises(ValueError) as error:
-        simclr.dataset_from_tfds("tiny_any_size", "train", data_dir=data_dir)
-    assert str(error.value) == (
-        "The dataset's images must have one size. Received: "
-        "name='tiny_any_size' with images of shape (None, None, 3)"
+def test_tfds_images_of_many_sizes_come_on_a_canvas(data_dir):
+    dataset = simclr.dataset_from_tfds(
+        "tiny_any_size", "train", data_dir=data_dir, canvas_size=9, batch_size=4
     )
+    for element in dataset:
+        np.testing.assert_array_equal(element["sizes"], np.full((4, 2), 8))
+        images = element["images"].numpy()
+        assert images.shape == (4, 9, 9, 3)
+        assert (images[:, :8, :8] == images[:, :1, :1]).all()
+        assert not images[:, 8].any()
+        assert not images[:, :, 8].any()
 
 
 def test_tfds_without_images_is_refused(data_dir):
@@ -316,8 +320,8 @@ def test_unknown_keys_are_refused():
     with pytest.raises(ValueError) as error:
         data.unpack({"image": IMAGES, "label": LABELS})
     assert str(error.value) == (
-        "The keys of a dataset element are images, labels, view_1, view_2. "
-        "Received: unknown 'image', 'label'"
+        "The keys of a dataset element are images, labels, view_1, view_2, "
+        "sizes, groups. Received: unknown 'image', 'label'"
     )
 
 
