@@ -1,5 +1,7 @@
 """TensorFlow without keras_simclr: Keras's layers, and `tf.image`."""
 
+import pathlib
+
 import keras
 import tensorflow as tf
 from images import blur_size, smooth_noise
@@ -37,6 +39,23 @@ def tf_image_augmentation(source, size, batch_size):
     dataset = dataset.map(lambda image: _view(image, size)).batch(batch_size)
     batches = iter(dataset)
     return lambda: len(next(batches).numpy())
+
+
+def tf_image_pipeline(directory, size, batch_size):
+    """The same from files, on all cores."""
+    paths = sorted(str(path) for path in pathlib.Path(directory).iterdir())
+
+    def views(path):
+        image = tf.io.decode_jpeg(tf.io.read_file(path), channels=3)
+        return _view(image, size), _view(image, size)
+
+    dataset = tf.data.Dataset.from_tensor_slices(paths).shuffle(len(paths))
+    dataset = dataset.map(views, num_parallel_calls=tf.data.AUTOTUNE)
+    dataset = dataset.batch(batch_size, drop_remainder=True)
+    options = tf.data.Options()
+    options.autotune.enabled = False  # Its last sleep would be on the clock.
+    dataset = dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
+    return lambda: sum(len(view_1.numpy()) for view_1, _ in dataset)
 
 
 def _view(image, size):

@@ -6,6 +6,7 @@ import tensorflow as tf
 from images import parts_of_epochs, smooth_noise
 
 import keras_simclr as simclr
+from keras_simclr import data, folders
 
 
 def augmentation(source, size, batch_size):
@@ -20,6 +21,49 @@ def augmentation(source, size, batch_size):
         return len(view(images, seed).numpy())
 
     return work
+
+
+def input_pipeline(directory, size, batch_size, canvas_size=None):
+    """Passes over the photographs of a folder: both views, as in training."""
+    canvas_size = canvas_size or data.canvas_for(size, smallest_crop=0.08)
+    dataset = _dataset(directory, canvas_size, batch_size)
+    augment = simclr.SimCLRAugmentation(size)
+
+    @tf.function
+    def views(images, sizes, step):
+        seeds = [tf.stack([view, step]) for view in (0, 1)]
+        return [augment(images, sizes=sizes, seed=seed) for seed in seeds]
+
+    def work():
+        count = 0
+        for step, batch in dataset.enumerate():
+            view_1, _ = views(batch["images"], batch["sizes"], step)
+            count += len(view_1.numpy())
+        return count
+
+    return work
+
+
+def first_batch(directory, batch_size=256):
+    """A dataset over a folder, until it has given a batch."""
+
+    def work():
+        next(iter(_dataset(directory, data.canvas_for(64, 0.08), batch_size)))
+        return 1
+
+    return work
+
+
+def listing(directory):
+    """What is in a folder."""
+    return lambda: len(folders.find_images(directory))
+
+
+def _dataset(directory, canvas_size, batch_size):
+    dataset = simclr.dataset_from_directory(
+        directory, canvas_size=canvas_size, batch_size=batch_size
+    )
+    return data.prepared(dataset)  # As `fit` does.
 
 
 def training(width, steps, precision, batch_size=256, micro_batch_size=None):

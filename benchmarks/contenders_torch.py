@@ -1,6 +1,7 @@
 """The PyTorch peers, as their documentation uses them and tuned by hand."""
 
 import os
+import pathlib
 
 import albumentations as A
 import cv2
@@ -109,10 +110,10 @@ def _encoder(blocks, width, channels):
 
 
 class _Views(torch.utils.data.Dataset):
-    """Two float tensors from each image, by lightly's transform."""
+    """Two float tensors from each PIL image, by lightly's transform."""
 
     def __init__(self, images, transform):
-        self.images = [PIL.Image.fromarray(image.squeeze()) for image in images]
+        self.images = images
         self.transform = transform
 
     def __len__(self):
@@ -133,8 +134,84 @@ class _FastViews(torch.utils.data.Dataset):
         return len(self.images)
 
     def __getitem__(self, places):
-        views = [self.images[place] for place in (*places, *places)]
-        return np.stack([self.transform(image=view)["image"] for view in views])
+        images = [self.images[place] for place in places]
+        views = [self.transform(image=image)["image"] for image in 2 * images]
+        return np.stack(views)
+
+
+def _loader(images, transform, *, is_tuned, batch_size, **kwargs):
+    """Whole batches of views in random order, made image by image or at once.
+
+    Args:
+        images: Sequence of PIL images, or of uint8 arrays if tuned.
+        transform: lightly's, or albumentations' if tuned.
+        is_tuned: Whether a worker makes both views of a batch as one array.
+        batch_size: Images in a batch.
+        **kwargs: Other arguments of `DataLoader`.
+    """
+    if not is_tuned:
+        return torch.utils.data.DataLoader(
+            _Views(images, transform),
+            batch_size=batch_size,
+            shuffle=True,
+            drop_last=True,
+            **kwargs,
+        )
+    order = torch.utils.data.RandomSampler(images)
+    return torch.utils.data.DataLoader(
+        _FastViews(images, transform),
+        sampler=torch.utils.data.BatchSampler(order, batch_size, True),
+        batch_size=None,
+        **kwargs,
+    )
+
+
+class _Photographs:
+    """The photographs of a folder, decoded whenever they are asked for."""
+
+    def __init__(self, directory, decode):
+        self.paths = sorted(pathlib.Path(directory).iterdir())
+        self.decode = decode
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, place):
+        return self.decode(self.paths[place])
+
+
+def lightly_pipeline(directory, size, batch_size):
+    """The transform of lightly on what PIL decodes, a worker for each core."""
+    return _pipeline(
+        _Photographs(directory, lambda p: PIL.Image.open(p).convert("RGB")),
+        SimCLRTransform(input_size=size, normalize=None),
+        batch_size,
+        is_tuned=False,
+    )
+
+
+def albumentations_pipeline(directory, size, batch_size):
+    """The same transform by albumentations, on what OpenCV decodes."""
+    return _pipeline(
+        _Photographs(
+            directory, lambda p: cv2.cvtColor(cv2.imread(p), cv2.COLOR_BGR2RGB)
+        ),
+        _albumentations_transform(size),
+        batch_size,
+        is_tuned=True,
+    )
+
+
+def _pipeline(images, transform, batch_size, *, is_tuned):
+    loader = _loader(
+        images,
+        transform,
+        is_tuned=is_tuned,
+        batch_size=batch_size,
+        num_workers=_THREADS,
+        persistent_workers=True,
+    )
+    return lambda: sum(batch_size for _ in loader)
 
 
 class _Trainer:
@@ -178,21 +255,14 @@ class _Trainer:
 
     def loader(self, images, **kwargs):
         """The batches of one pass over images."""
-        kwargs["num_workers"] = self.workers
         if not self.is_tuned:
-            return torch.utils.data.DataLoader(
-                _Views(images, self.transform),
-                batch_size=self.batch_size,
-                shuffle=True,
-                drop_last=True,
-                **kwargs,
-            )
-        data = _FastViews(images, self.transform)
-        order = torch.utils.data.RandomSampler(data)
-        return torch.utils.data.DataLoader(
-            data,
-            sampler=torch.utils.data.BatchSampler(order, self.batch_size, True),
-            batch_size=None,
+            images = [PIL.Image.fromarray(image.squeeze()) for image in images]
+        return _loader(
+            images,
+            self.transform,
+            is_tuned=self.is_tuned,
+            batch_size=self.batch_size,
+            num_workers=self.workers,
             **kwargs,
         )
 

@@ -50,7 +50,7 @@ def augmentation(quick):
                 ("tensorflow-similarity", "similarity:"),
             )
         ]
-        _compare(
+        compare(
             f"Augmentation, {size} px from {source} px",
             "views/s",
             contenders[:3] if quick else contenders,
@@ -86,7 +86,7 @@ def training(quick):
             Contender(peer, "contenders_torch:training", {**size, **arguments})
             for peer, arguments in peers.items()
         ]
-        _compare(
+        compare(
             f"Training step, ResNet-18 of {name} width, batch 256, 32 px",
             "images/s",
             ours + theirs,
@@ -105,7 +105,7 @@ def loss(quick):
     for count in (4096,) if quick else counts:
         size = {"count": count}
         matrix = 4 * (2 * count) ** 2 / 2**30  # GiB
-        _compare(
+        compare(
             f"NT-Xent, forward and backward, N = {count:,}, D = 128",
             "ms",
             [
@@ -151,7 +151,7 @@ def _too_large(gib):
 
 def optimizer(quick):
     """One step of LARS beside one of SGD, on two cores."""
-    _compare(
+    compare(
         "Optimizer step, ResNet-50",
         "ms",
         [
@@ -170,7 +170,7 @@ def optimizer(quick):
 
 def start_up(quick):
     """Seconds of fresh processes."""
-    _compare(
+    compare(
         "Start-up",
         "ms",
         [
@@ -201,7 +201,7 @@ _COMPARISONS = {
 }
 
 
-def _compare(
+def compare(
     title,
     unit,
     contenders,
@@ -223,6 +223,9 @@ def _compare(
         cores: Cores each of them may use.
         rounds: Rounds after the warm-up; 0 takes the warm-up itself.
         has_memory: Whether to show the memory of the first unit of work.
+
+    Returns:
+        Dictionary from the contenders' names to what was measured.
     """
     rounds = min(rounds, 2) if quick else rounds
     rows = {c.name: {"samples": [], "failed": c.skipped} for c in contenders}
@@ -251,6 +254,7 @@ def _compare(
     processes.keep(
         title, _table(unit, rows, has_memory), quick=quick, unit=unit, rows=rows
     )
+    return rows
 
 
 def _summarize(row, unit):

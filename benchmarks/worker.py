@@ -29,6 +29,8 @@ _PACKAGES = (
     "numpy",
     "opencv-python-headless",
     "pillow",
+    "scikit-image",
+    "scikit-learn",
     "tensorflow",
     "torch",
     "torchvision",
