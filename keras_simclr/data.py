@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_simclr import _checks
-from keras_simclr.decoding import SMALLEST_SIDE, on_canvas, reader
+from keras_simclr.decoding import SMALLEST_SIDE, fitted, reader
 from keras_simclr.folders import ImageFolder, rows_of_split
 
 _SHOWN = 10  # Rows that an error message lists.
@@ -152,14 +152,16 @@ def dataset_from_tfds(
         image = features["image"].decode_example(example["image"])
         if None not in image.shape:
             return (image, example["label"]) if "label" in example else image
-        image, size = on_canvas(image, canvas_size)
-        element = {"images": image, "sizes": size}
+        element = _with_size(fitted(image, canvas_size))
         if "label" in example:
             element["labels"] = example["label"]
         return element
 
     dataset = dataset.map(decode, num_parallel_calls=tf.data.AUTOTUNE)
-    dataset = dataset.batch(batch_size, drop_remainder=drop_remainder)
+    if isinstance(dataset.element_spec, dict):
+        dataset = _on_canvases(dataset, canvas_size, batch_size, drop_remainder)
+    else:
+        dataset = dataset.batch(batch_size, drop_remainder=drop_remainder)
     return dataset.prefetch(tf.data.AUTOTUNE)
 
 
@@ -231,24 +233,38 @@ def dataset_from_directory(
         if values is not None
     }
 
-    read = reader(folder, min(canvas_size, folder.largest))
+    canvas_size = min(canvas_size, folder.largest)
+    read = reader(folder, canvas_size)
 
     def images(order):
         # Once more, for what is missing where files are unreadable.
         return read(tf.tile(order, [2]) if drop_remainder else order)
 
-    def element(place, image, size):
+    def element(place, image):
         others = {k: values[place] for k, values in rides_along.items()}
-        return {"images": image, "sizes": size, **others}
+        return {**_with_size(image), **others}
 
     dataset = _orders(size, shuffle, seed).flat_map(images).map(element)
-    dataset = dataset.batch(batch_size, drop_remainder=drop_remainder)
+    dataset = _on_canvases(dataset, canvas_size, batch_size, drop_remainder)
     if drop_remainder:
         batches = size // batch_size
         dataset = dataset.take(batches).apply(
             tf.data.experimental.assert_cardinality(batches)
         )
     return dataset.prefetch(tf.data.AUTOTUNE)
+
+
+def _with_size(image):
+    return {"images": image, "sizes": tf.shape(image)[:2]}
+
+
+def _on_canvases(dataset, canvas_size, batch_size, drop_remainder):
+    """Batches of a dataset whose elements have images of any size."""
+    shapes = {name: spec.shape for name, spec in dataset.element_spec.items()}
+    shapes["images"] = (canvas_size, canvas_size, shapes["images"][2])
+    return dataset.padded_batch(
+        batch_size, shapes, drop_remainder=drop_remainder
+    )
 
 
 def _orders(size, shuffle, seed):

@@ -1,4 +1,4 @@
-"""Image files, whatever is in them, as pixels on a canvas of one size."""
+"""Image files, whatever is in them, as pixels that fit on a canvas."""
 
 import io
 import os
@@ -20,53 +20,51 @@ def reader(folder, canvas_size):
 
     Args:
         folder: A `folders.ImageFolder`, which is told what is skipped.
-        canvas_size: Height and width of the canvas, pixels.
+        canvas_size: Height and width of the canvas that images must fit on.
 
     Returns:
         Function from an int64 tensor, the places in `folder.paths` to be read
-        in turn, to a `tf.data.Dataset` of `(place, image, size)`, the last two
-        as `decode` returns them.
+        in turn, to a `tf.data.Dataset` of `(place, image)`, the image as
+        `decode` returns it.
 
     Example:
 
     ```python
     read = reader(folder, 512)
-    for place, image, size in read(tf.constant([2, 0, 1], tf.int64)):
-        print(folder.paths[place], size)
+    for place, image in read(tf.constant([2, 0, 1], tf.int64)):
+        print(folder.paths[place], image.shape)
     ```
     """
-    paths = tf.constant([os.fsencode(path) for path in folder.paths])
+    # As they are where possible: copies of a million names take room.
+    paths = [x if x.isascii() else os.fsencode(x) for x in folder.paths]
+    paths = tf.constant(paths)
     directory = os.fsencode(folder.directory)
-    end = tf.constant([-1], tf.int64)  # Shows that all before were read.
 
     def load(turn, place):
-        def image():
-            path = tf.strings.join([directory, paths[place]], "/")
-            return decode(tf.io.read_file(path), canvas_size)
-
-        def nothing():
-            canvas = tf.zeros((canvas_size, canvas_size, 3), tf.uint8)
-            return canvas, tf.zeros(2, tf.int32)
-
-        return turn, place, *tf.cond(place < 0, nothing, image)
+        path = tf.strings.join([directory, paths[place]], "/")
+        return turn, place, decode(tf.io.read_file(path), canvas_size)
 
     def read(order):
         def check(last, element):
-            turn, *rest = element
+            turn, place, image = element
             message = tf.cond(
                 turn > last + 1,
                 lambda: skip(order[last + 1 : turn]),
                 lambda: tf.constant(""),
             )
             tf.debugging.Assert(tf.equal(message, ""), [message])
-            return turn, tuple(rest)
+            return turn, (place, image)
 
-        turns = tf.data.Dataset.from_tensor_slices(tf.concat([order, end], 0))
+        turns = tf.data.Dataset.from_tensor_slices(order)
         images = turns.enumerate().map(
             load, num_parallel_calls=tf.data.AUTOTUNE
         )
-        images = images.ignore_errors().scan(end[0], check)
-        return images.filter(lambda place, *_: place >= 0)
+        # Shows that all were read: whoever is missing has been skipped.
+        size, nowhere = tf.size(order, tf.int64), tf.constant(-1, tf.int64)
+        nothing = tf.zeros((0, 0, 3), tf.uint8)
+        end = tf.data.Dataset.from_tensors((size, nowhere, nothing))
+        images = images.ignore_errors().concatenate(end)
+        return images.scan(nowhere, check).filter(lambda place, _: place >= 0)
 
     def skip(places):
         return tf.numpy_function(
@@ -80,21 +78,19 @@ def reader(folder, canvas_size):
 
 
 def decode(contents, canvas_size):
-    """Decodes an image file and puts it on a square canvas.
+    """Decodes an image file, to a size that fits on a square canvas.
 
     JPEG, PNG, BMP, GIF (first frame) and WebP become 8-bit RGB, turned as
     their EXIF orientation says, on white where they are transparent. An image
     larger than the canvas is made smaller, in its proportions; JPEGs, as far as
-    possible, while they are decoded. The rest of the canvas, below and to the
-    right, is black.
+    possible, while they are decoded.
 
     Args:
         contents: Scalar string tensor, the bytes of the file.
         canvas_size: Height and width of the canvas, pixels.
 
     Returns:
-        uint8 tensor of shape `(canvas_size, canvas_size, 3)`, and the height
-        and width of the image on it, int32 of shape `(2,)`.
+        uint8 tensor of shape `(height, width, 3)`.
 
     Raises:
         tf.errors.OpError: If it is no such file, or broken, or has less than 8
@@ -104,83 +100,85 @@ def decode(contents, canvas_size):
     Example:
 
     >>> contents = tf.io.encode_png(np.zeros((20, 10, 3), "uint8"))
-    >>> image, size = decode(contents, 16)
-    >>> image.shape, size.numpy()
-    (TensorShape([16, 16, 3]), array([16,  8], dtype=int32))
+    >>> decode(contents, 16).shape
+    TensorShape([16, 8, 3])
     """
     is_jpeg = tf.strings.substr(contents, 0, 3) == b"\xff\xd8\xff"
     is_png = tf.strings.substr(contents, 0, 8) == b"\x89PNG\r\n\x1a\n"
-    image = tf.cond(
-        is_jpeg,
-        lambda: _jpeg(contents, canvas_size),
-        lambda: tf.cond(
-            is_png, lambda: _png(contents), lambda: _other(contents)
-        ),
+    image = tf.switch_case(
+        tf.where(is_jpeg, 0, tf.where(is_png, 1, 2)),
+        [
+            lambda: _jpeg(contents, canvas_size),
+            lambda: _png(contents),
+            lambda: _other(contents),
+        ],
     )
-    return on_canvas(image, canvas_size)
+    return fitted(image, canvas_size)
 
 
-def on_canvas(image, canvas_size):
-    """Puts an image on a square canvas, smaller if it is larger than that.
+def fitted(image, canvas_size):
+    """The image, made smaller if it is larger than a square canvas.
 
     Args:
         image: uint8 tensor of shape `(height, width, channels)`.
         canvas_size: Height and width of the canvas, pixels.
 
     Returns:
-        As `decode`.
+        As `image`; neither side is longer than the canvas.
 
     Raises:
         tf.errors.InvalidArgumentError: If it has less than 8 pixels a side.
 
     Example:
 
-    >>> canvas, size = on_canvas(tf.ones((8, 12, 3), tf.uint8), 16)
-    >>> canvas.shape, size.numpy()
-    (TensorShape([16, 16, 3]), array([ 8, 12], dtype=int32))
+    >>> fitted(tf.ones((8, 24, 3), tf.uint8), 12).shape
+    TensorShape([4, 12, 3])
     """
-    image = _fitted(image, canvas_size)
     size = tf.shape(image)[:2]
-    margins = [[0, canvas_size - size[0]], [0, canvas_size - size[1]], [0, 0]]
-    canvas = tf.pad(image, margins)
-    shape = (canvas_size, canvas_size, image.shape[2])
-    return tf.ensure_shape(canvas, shape), size
+    tf.debugging.Assert(tf.reduce_min(size) >= SMALLEST_SIDE, ["too small"])
+    share = canvas_size / tf.reduce_max(size)
+
+    def shrunk():
+        smaller = tf.round(tf.cast(size, tf.float64) * share)
+        smaller = tf.maximum(tf.cast(smaller, tf.int32), 1)
+        pixels = tf.image.resize(image, smaller, method="area")
+        return tf.cast(tf.round(pixels), tf.uint8)
+
+    return tf.cond(share < 1, shrunk, lambda: image)
 
 
 def _jpeg(contents, canvas_size):
     shape = tf.io.extract_jpeg_shape(contents)
-    head = tf.strings.substr(contents, 0, _HEAD)
-    # The camera's notes come first, or after a JFIF block of 18 bytes.
-    start = tf.strings.substr(head, 0, 64)
-    has_notes = tf.size(tf.strings.split(start, _EXIF)) > 1
-    with tf.control_dependencies([_check_size(shape[0], shape[1])]):
-        # A length of 0.8 canvases is left as it is: halves would be too small.
-        longest = tf.reduce_max(shape[:2])
-        scales = tf.constant(_REDUCTIONS[1:])
-        reductions = tf.reduce_sum(
-            tf.cast(5 * (longest // scales) >= 4 * canvas_size, tf.int32)
+    _check_size(shape[0], shape[1])
+    # A length of 0.8 canvases is left as it is: halves would be too small.
+    reductions = tf.reduce_sum(
+        tf.cast(
+            5 * (tf.reduce_max(shape[:2]) // _REDUCTIONS[1:])
+            >= 4 * canvas_size,
+            tf.int32,
         )
-    image = tf.cond(
-        shape[2] == 4,  # CMYK.
-        lambda: _other(contents),
-        lambda: tf.switch_case(
-            reductions,
-            [
-                lambda scale=scale: tf.io.decode_jpeg(contents, 3, ratio=scale)
-                for scale in _REDUCTIONS
-            ],
-        ),
     )
-    orientation = tf.cond(
-        has_notes & (shape[2] != 4),
-        lambda: tf.numpy_function(
-            _orientation, [head], tf.int64, stateful=False
-        ),
-        lambda: tf.constant(1, tf.int64),
+    is_cmyk = shape[2] == 4
+    image = tf.switch_case(
+        tf.where(is_cmyk, len(_REDUCTIONS), reductions),
+        [
+            lambda scale=scale: tf.io.decode_jpeg(contents, 3, ratio=scale)
+            for scale in _REDUCTIONS
+        ]
+        + [lambda: _other(contents)],
     )
-    return tf.cond(
-        orientation > 1, lambda: _turned(image, orientation), lambda: image
-    )
+    # The camera's notes come first, or after a JFIF block of 18 bytes.
+    starts = [tf.strings.substr(contents, place, 4) for place in (6, 24)]
+    has_notes = tf.reduce_any(tf.stack(starts) == b"Exif")
+
+    def turned():
+        head = tf.strings.substr(contents, 0, _HEAD)
+        return _turned(
+            image,
+            tf.numpy_function(_orientation, [head], tf.int64, stateful=False),
+        )
+
+    return tf.cond(has_notes & ~is_cmyk, turned, lambda: image)
 
 
 def _orientation(head):
@@ -213,6 +211,7 @@ def _png(contents):
     sides = tf.strings.substr(header, 0, 8)
     sides = tf.io.decode_raw(sides, tf.int32, little_endian=False)
     depth = tf.io.decode_raw(header, tf.uint8)[8]  # Bits.
+    _check_size(sides[0], sides[1])
 
     def several_bits():
         image = tf.io.decode_png(contents, channels=4)
@@ -223,9 +222,8 @@ def _png(contents):
             lambda: _on_white(color, alpha),
         )
 
-    with tf.control_dependencies([_check_size(sides[0], sides[1])]):
-        # TensorFlow (seen with 2.21) reads less than 8 bits of gray wrongly.
-        return tf.cond(depth >= 8, several_bits, lambda: _other(contents))
+    # TensorFlow (seen with 2.21) reads less than 8 bits of gray wrongly.
+    return tf.cond(depth >= 8, several_bits, lambda: _other(contents))
 
 
 def _on_white(color, alpha):
@@ -258,21 +256,4 @@ def _pillow(contents):
 
 def _check_size(height, width):
     pixels = tf.cast(height, tf.int64) * tf.cast(width, tf.int64)
-    return tf.debugging.assert_less_equal(
-        pixels, tf.constant(MOST_PIXELS, tf.int64), "too many pixels"
-    )
-
-
-def _fitted(image, canvas_size):
-    """The image, made smaller if it is larger than the canvas."""
-    size = tf.shape(image)[:2]
-    tf.debugging.assert_greater_equal(size, SMALLEST_SIDE, "too small")
-    share = canvas_size / tf.reduce_max(size)
-    smaller = tf.cast(tf.round(tf.cast(size, tf.float64) * share), tf.int32)
-
-    def shrink():
-        size = tf.maximum(smaller, 1)
-        pixels = tf.image.resize(image, size, method="area")
-        return tf.cast(tf.round(pixels), tf.uint8)
-
-    return tf.cond(share < 1, shrink, lambda: image)
+    tf.debugging.Assert(pixels <= MOST_PIXELS, ["too many pixels"])

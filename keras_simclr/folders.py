@@ -185,12 +185,23 @@ def class_labels(paths):
     >>> class_labels(["cat/1.jpg", "dog/2.jpg", "cat/old/3.jpg"])
     (array([0, 1, 0]), ('cat', 'dog'))
     """
-    folders = [path.partition("/")[0] for path in paths if "/" in path]
-    names = tuple(sorted(set(folders)))
-    if len(folders) < len(paths) or len(names) < 2:
+    numbers = {}  # In the order in which they come: no list of all names.
+    labels = np.fromiter(
+        (
+            numbers.setdefault(path.partition("/")[0], len(numbers))
+            if "/" in path
+            else -1
+            for path in paths
+        ),
+        "int64",
+        len(paths),
+    )
+    if len(numbers) < 2 or labels.min() < 0:
         return None, ()
-    numbers = {name: number for number, name in enumerate(names)}
-    return np.array([numbers[name] for name in folders], "int64"), names
+    names = sorted(numbers)
+    places = np.empty(len(names), "int64")
+    places[[numbers[name] for name in names]] = np.arange(len(names))
+    return places[labels], tuple(names)
 
 
 class ImageFolder:
