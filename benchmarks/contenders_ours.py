@@ -1,5 +1,6 @@
 """keras_simclr, as its README uses it."""
 
+import pathlib
 import keras
 import numpy as np
 import tensorflow as tf
@@ -23,10 +24,13 @@ def augmentation(source, size, batch_size):
     return work
 
 
-def input_pipeline(directory, size, batch_size, canvas_size=None):
+def input_pipeline(directory, size, batch_size):
     """Passes over the photographs of a folder: both views, as in training."""
-    canvas_size = canvas_size or data.canvas_for(size, smallest_crop=0.08)
-    dataset = _dataset(directory, canvas_size, batch_size)
+    manifest = pathlib.Path(directory).with_suffix(".parquet")
+    if not manifest.exists():
+        folders.scan(directory, manifest)
+    folder = folders.ImageFolder(directory, manifest=manifest)
+    dataset = _dataset(folder, data.canvas_for(size, 0.08), batch_size)
     augment = simclr.SimCLRAugmentation(size)
 
     @tf.function

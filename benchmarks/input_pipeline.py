@@ -82,15 +82,6 @@ def views(photographs, size, quick):
             ("tf.image", "keras:tf_image"),
         )
     ]
-    if size == 224:  # The canvas for crops of 0.2 and more: the default.
-        contenders.insert(
-            1,
-            Contender(
-                "keras_simclr, canvas of 512",
-                "contenders_ours:input_pipeline",
-                {**arguments, "canvas_size": 512},
-            ),
-        )
     rows = compare(
         f"Two views of {size} px from JPEG files of about 500 x 375",
         "images/s",
