@@ -1,6 +1,7 @@
 """keras_simclr, as its README uses it."""
 
 import pathlib
+
 import keras
 import numpy as np
 import tensorflow as tf
