@@ -516,9 +516,9 @@ def _embed(values):
     if is_folder:
         others = output_dir / "skipped.csv"
         with others.open("w", newline="", errors="backslashreplace") as file:
-            rows = [("path", "reason"), *source.skipped.items()]
-            csv.writer(file).writerows(rows)
-        print(f"{others} lists {len(source.skipped)} other files.")
+            reasons = {**source.left_out, **source.skipped}
+            csv.writer(file).writerows([("path", "reason"), *reasons.items()])
+        print(f"{others} lists {len(reasons)} other files.")
 
 
 def _export(values):

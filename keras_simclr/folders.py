@@ -227,8 +227,9 @@ class ImageFolder:
         groups: int64 array, equal for duplicates; or None if there are none,
             or no manifest.
         largest: Longest side of an image, pixels; infinite without a manifest.
-        skipped: Dictionary from the paths that could not be read, so far, to
-            the reason.
+        left_out: Dictionary from the paths of files that the manifest finds
+            unusable to the reason.
+        skipped: The same of files that could not be read, so far.
 
     Raises:
         OSError: If there is no such folder, or it may not be read.
@@ -254,12 +255,20 @@ class ImageFolder:
         self.unreadable_limit = _checks.probability(
             "unreadable_limit", unreadable_limit
         )
-        self.groups, self.largest, self.skipped = None, float("inf"), {}
+        self.groups, self.largest = None, float("inf")
+        self.left_out, self.skipped = {}, {}
         if manifest is None:
             self.paths = find_images(directory)
         else:
             listed = read_manifest(manifest)
             self.paths, self.groups = listed.paths, listed.groups
+            self.left_out = listed.problems
+            if not self.paths:
+                raise ValueError(
+                    "`manifest` must list usable images. Received: "
+                    f"manifest={str(manifest)!r}, which finds fault with all "
+                    f"{len(self.left_out)} files"
+                )
             self.largest = int(max(listed.widths.max(), listed.heights.max()))
         self.labels, self.class_names = class_labels(self.paths)
         rows = rows_of_split(split, len(self.paths))
@@ -625,14 +634,14 @@ class Manifest:
         groups: int64 array; the same number for duplicates.
         widths: int64 array of pixels as seen, after EXIF rotation.
         heights: The same.
-        orientations: int64 array of EXIF's numbers, 1 to 8.
+        problems: Dictionary from the paths of unusable files to the reason.
     """
 
     paths: list
     groups: np.ndarray
     widths: np.ndarray
     heights: np.ndarray
-    orientations: np.ndarray
+    problems: dict
 
 
 def read_manifest(path):
@@ -654,6 +663,7 @@ def read_manifest(path):
     manifest = read_manifest("photos.parquet")
     ```
     """
+    import pyarrow.compute as pc
     import pyarrow.parquet
 
     received = f"Received: path={os.fsdecode(path)!r}"
@@ -674,9 +684,13 @@ def read_manifest(path):
     images = table.filter(table["usable"])
     columns = {
         f"{name}s": images[name].to_numpy().astype("int64")
-        for name in ("group", "width", "height", "orientation")
+        for name in ("group", "width", "height")
     }
-    return Manifest(_paths(images), **columns)
+    others = table.filter(pc.invert(table["usable"]))
+    problems = dict(
+        zip(_paths(others), others["problem"].to_pylist(), strict=True)
+    )
+    return Manifest(_paths(images), problems=problems, **columns)
 
 
 def _paths(table):

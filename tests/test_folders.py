@@ -548,7 +548,7 @@ def test_read_manifest_returns_the_usable_images(tmp_path):
     assert manifest.paths == ["a.png", "b.jpg", "c.png"]
     assert manifest.widths.tolist() == [300, 32, 300]
     assert manifest.heights.tolist() == [200, 48, 200]
-    assert manifest.orientations.tolist() == [1, 8, 1]
+    assert manifest.problems == {"d.jpg": "empty"}
     assert manifest.groups.dtype == "int64"
     first, second, third = manifest.groups
     assert first == third != second

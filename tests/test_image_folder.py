@@ -171,6 +171,41 @@ def test_only_unreadable_files_are_an_error(directory):
         numbers(in_order(directory))
 
 
+def test_manifest_leaves_out_problems_and_names_duplicates(directory):
+    (directory / "cats" / "03.png").write_bytes(b"")
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (14, 9, 3), "uint8")
+    for name in ("cats/a.png", "dogs/b.png"):
+        PIL.Image.fromarray(pixels).save(directory / name)
+    manifest = directory / "manifest.parquet"
+    folders.scan(directory, manifest)
+    folder = folders.ImageFolder(directory, manifest=manifest)
+    assert folder.left_out == {"cats/03.png": "empty"}
+    assert len(folder.paths) == 21
+    groups = np.concatenate([b["groups"] for b in in_order(folder)])
+    pair = [folder.paths.index(name) for name in ("cats/a.png", "dogs/b.png")]
+    equal = groups[:, None] == groups
+    expected = np.eye(21, dtype=bool)
+    expected[np.ix_(pair, pair)] = True
+    np.testing.assert_array_equal(equal, expected)
+    assert next(iter(in_order(folder)))["images"].shape[1] == 14
+    # Without the pair there are no groups.
+    half = folders.ImageFolder(directory, manifest=manifest, split="train[:2]")
+    assert half.groups is None
+
+
+def test_manifest_of_nothing_usable_is_refused(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"")
+    manifest = tmp_path / "manifest.parquet"
+    folders.scan(tmp_path, manifest)
+    with pytest.raises(ValueError) as info:
+        folders.ImageFolder(tmp_path, manifest=manifest)
+    assert str(info.value) == (
+        "`manifest` must list usable images. Received: "
+        f"manifest={str(manifest)!r}, which finds fault with all 1 files"
+    )
+
+
 def test_fewer_images_than_a_batch_are_refused(directory):
     with pytest.raises(ValueError) as info:
         simclr.dataset_from_directory(directory, batch_size=21)
