@@ -129,7 +129,7 @@ def test_scan_of_no_directory_writes_nothing(tmp_path, capsys):
     [
         (
             "photos",
-            "`data` must be PATH.npz or tfds:NAME[/CONFIG]. Received: data='ph",
+            "`data` must be an existing folder of images, PATH.npz or tfds:NAM",
         ),
         (
             "tfds:fashion_mnits",
@@ -292,3 +292,37 @@ def test_module_and_script_are_the_same(monkeypatch):
     with pytest.raises(SystemExit) as stop:
         runpy.run_module("keras_simclr", run_name="__main__")
     assert stop.value.code == 0
+
+
+def test_a_folder_goes_from_scan_to_a_table(tmp_path, capsys):
+    photos, run, scan = (tmp_path / name for name in ("photos", "run", "scan"))
+    rng = np.random.default_rng(0)
+    for number in range(24):
+        path = photos / ("dog", "cat")[number % 2] / f"{number:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 256, (9 + number, 20, 3), "uint8")
+        keras.utils.save_img(path, pixels, scale=False)
+    (photos / "cat" / "empty.png").write_bytes(b"")
+    data = f"--data={photos}"
+    assert cli.main(["scan", data, f"--output_dir={scan}"]) == 0
+    known = [data, f"--manifest={scan / 'manifest.parquet'}"]
+    options = ["--image_size=8", "--batch_size=8", "--split=train"]
+    arguments = [*PRETRAIN, *known, *options, f"--output_dir={run}"]
+    assert cli.main(arguments) == 0
+    run = f"--run_dir={run}"
+    options = ["--split=train[:60%]", "--test_split=train[60%:]"]
+    assert cli.main(["evaluate", run, *known, *options, "--labels=all"]) == 0
+    # Without the manifest, the file that cannot be read is met on the way.
+    options = [data, "--unreadable_limit=0.1", "--format=csv"]
+    out = tmp_path / "out"
+    assert cli.main(["embed", run, *options, f"--output_dir={out}"]) == 0
+    lines = (out / "embeddings.csv").read_text().splitlines()
+    paths = [line.split(",")[0] for line in lines[1:]]
+    images = [f"{x.parent.name}/{x.name}" for x in photos.rglob("[0-9]*")]
+    assert paths == sorted(images)
+    skipped = (out / "skipped.csv").read_text()
+    assert skipped == "path,reason\ncat/empty.png,empty\n"
+    text = capsys.readouterr().out
+    assert "24 images usable, 1 file left out, 0 other files." in text
+    assert "simclr, linear" in text
+    assert f"{out / 'embeddings.csv'} holds 24 representations." in text
