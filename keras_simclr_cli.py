@@ -151,6 +151,20 @@ _COMMANDS = {
             **_SEED,
         },
     ),
+    "plan": (
+        "Measures for a minute or two what this machine can do with images.",
+        {
+            **_DATA,
+            "epochs": ("integer", 100, "Passes over the images."),
+            "batch_size": ("integer", 256, "Images in a batch (not views)."),
+            "minutes_per_epoch": (
+                "float",
+                30.0,
+                "The largest encoder is chosen whose epoch takes no longer.",
+            ),
+            **_SEED,
+        },
+    ),
     "evaluate": (
         "Probes a run's encoder beside raw pixels and the untrained encoder.",
         {
@@ -274,6 +288,7 @@ def run(command, values):
         "demo": _demo,
         "scan": _scan,
         "pretrain": _pretrain,
+        "plan": _plan,
         "evaluate": _evaluate,
         "embed": _embed,
         "export": _export,
@@ -308,7 +323,7 @@ def _scan(values):
 def _pretrain(values):
     import keras
 
-    from keras_simclr import data, runs
+    from keras_simclr import runs
 
     strategy = runs.make_strategy(values.strategy)
     print(f"Devices: {runs.describe_devices(strategy)}.")
@@ -316,13 +331,7 @@ def _pretrain(values):
     _choose(values, "precision", strategy, runs.fastest_precision)
     keras.config.set_dtype_policy(values.precision)
     keras.utils.set_random_seed(values.seed)
-    _, dataset = _open(
-        values,
-        values.split,
-        data.canvas_for(values.image_size or _IMAGE_SIZE, values.smallest_crop),
-        batch_size=values.batch_size,
-        seed=values.seed,
-    )
+    dataset = _open_to_train(values)
     _choose(
         values,
         "micro_batch_size",
@@ -345,6 +354,51 @@ def _pretrain(values):
         print(f"Interrupted after {epochs} of {values.epochs} epochs.")
         return 130
     return 0
+
+
+def _plan(values):
+    import keras
+
+    from keras_simclr import large_batch, planning, runs
+
+    strategy = runs.make_strategy("auto")
+    if large_batch.has_workers(strategy):
+        raise ValueError("A plan is for one machine. Unset TF_CONFIG.")
+    print(f"Devices: {runs.describe_devices(strategy)}.")
+
+    def parsed(chosen):
+        pretrain = flags.FlagValues()
+        define_flags("pretrain", pretrain)
+        arguments = planning.as_arguments({**chosen, "output_dir": "unused"})
+        pretrain(["pretrain", *arguments])
+        return pretrain
+
+    def build_model(chosen, dataset):
+        keras.utils.set_random_seed(values.seed)
+        chosen = parsed(chosen)
+        return _build_model(chosen, dataset, chosen.micro_batch_size)
+
+    given = {
+        name: values[name].value
+        for name in (*_DATA, *_SEED)
+        if values[name].value != values[name].default
+    }
+    given["epochs"] = values.epochs
+    given["batch_size"] = values.batch_size
+    given["learning_rate"] = parsed(given).learning_rate
+    given["precision"] = runs.fastest_precision()
+    keras.config.set_dtype_policy(given["precision"])
+    with strategy.scope():
+        result = planning.plan(
+            lambda chosen: _open_to_train(parsed(chosen)),
+            build_model,
+            given,
+            minutes_per_epoch=values.minutes_per_epoch,
+            largest_micro_batch=lambda chosen, dataset: _largest_micro_batch(
+                parsed(chosen), dataset, strategy
+            ),
+        )
+    print(result)
 
 
 def _choose(values, name, strategy, choose):
@@ -396,7 +450,7 @@ def _build_model(values, dataset, micro_batch_size):
     import keras
 
     import keras_simclr as simclr
-    from keras_simclr import data
+    from keras_simclr import data, networks
 
     element = data.unpack(dataset.element_spec)
     *sides, channels = element["images"].shape[1:]
@@ -405,7 +459,7 @@ def _build_model(values, dataset, micro_batch_size):
     shape = (*sides, channels)
     stem = values.stem
     if stem == "auto":
-        stem = "cifar" if max(sides) <= 32 else "imagenet"
+        stem = networks.stem_for(max(sides))
     model = simclr.SimCLRModel(
         simclr.ResNet(
             values.depth,
@@ -467,6 +521,21 @@ def _open(values, split, canvas_size, **kwargs):
         canvas_size=canvas_size,
         **kwargs,
     )
+
+
+def _open_to_train(values):
+    from keras_simclr import data
+
+    image_size = values.image_size or _IMAGE_SIZE
+    canvas_size = data.canvas_for(image_size, values.smallest_crop)
+    _, dataset = _open(
+        values,
+        values.split,
+        canvas_size,
+        batch_size=values.batch_size,
+        seed=values.seed,
+    )
+    return dataset
 
 
 def _open_in_order(values, split, model):

@@ -88,6 +88,68 @@ def ResNet(
     return keras.Model(inputs, outputs, name=f"resnet{depth}")
 
 
+def stem_for(side):
+    """The stem that suits images of a size.
+
+    Args:
+        side: Longer side of the images, pixels.
+
+    Returns:
+        `"cifar"` up to 32 pixels, else `"imagenet"`.
+
+    Example:
+
+    >>> stem_for(32), stem_for(64)
+    ('cifar', 'imagenet')
+    """
+    return "cifar" if side <= 32 else "imagenet"
+
+
+def convolutions(depth, width_multiplier, stem, side):
+    """The convolutions of a ResNet, without making it.
+
+    Args:
+        depth: As in `ResNet`.
+        width_multiplier: The same.
+        stem: The same.
+        side: Height and width of the images, pixels.
+
+    Yields:
+        Tuples of four: side of the kernel, channels in and out, and side of
+        the output.
+
+    Example:
+
+    >>> next(convolutions(50, 1, "imagenet", 224))
+    (7, 3, 64, 112)
+    """
+    groups, is_bottleneck = _ARCHITECTURES[depth]
+    width = channels = max(1, round(64 * width_multiplier))
+    if stem == "imagenet":
+        side = -(-side // 2)
+        yield 7, 3, width, side
+        side = -(-side // 2)
+    else:
+        yield 3, 3, width, side
+    for group, blocks in enumerate(groups):
+        filters = width * 2**group
+        for place in range(blocks):
+            before = side
+            if group > 0 and place == 0:
+                side = -(-side // 2)
+            outputs = 4 * filters if is_bottleneck else filters
+            if place == 0:
+                yield 1, channels, outputs, side
+            if is_bottleneck:
+                yield 1, channels, filters, before
+                yield 3, filters, filters, side
+                yield 1, filters, outputs, side
+            else:
+                yield 3, channels, filters, side
+                yield 3, filters, filters, side
+            channels = outputs
+
+
 def _basic_block(x, filters, *, strides, project, name):
     shortcut = x
     if project:

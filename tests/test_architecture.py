@@ -32,7 +32,8 @@ LEVELS = {
     "embedding": 7,
     "runs": 7,
     "testing": 7,
-    "demo": 8,
+    "planning": 8,
+    "demo": 9,
 }
 HEAVY = {
     "PIL",

@@ -12,7 +12,7 @@ from replicas import mirrored
 import keras_simclr_cli as cli
 from keras_simclr import large_batch, runs
 
-COMMANDS = ["demo", "embed", "evaluate", "export", "pretrain", "scan"]
+COMMANDS = ["demo", "embed", "evaluate", "export", "plan", "pretrain", "scan"]
 PRETRAIN = [
     "pretrain",
     "--split=train[:32]",

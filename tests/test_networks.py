@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 import keras_simclr as simclr
-from keras_simclr import _checks
+from keras_simclr import _checks, networks
 from keras_simclr.networks import FastConv2D, FusedBatchNormalization
 
 
@@ -486,3 +486,19 @@ def test_head_that_does_not_exist_is_refused(arguments, message):
     with pytest.raises(ValueError) as error:
         simclr.ProjectionHead(**arguments)
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("depth", "stem", "side"), [(10, "cifar", 9), (50, "imagenet", 50)]
+)
+def test_convolutions_are_those_of_the_network(depth, stem, side):
+    network = simclr.ResNet(
+        depth, width_multiplier=0.25, stem=stem, input_shape=(side, side, 3)
+    )
+    expected = [
+        (*layer.kernel.shape[1:], layer.output.shape[1])
+        for layer in network.layers
+        if isinstance(layer, keras.layers.Conv2D)
+    ]
+    found = networks.convolutions(depth, 0.25, stem, side)
+    assert sorted(found) == sorted(expected)
