@@ -412,14 +412,14 @@ def evaluate(model, train, test, *, labels=(10, "all"), draws=5, seed=0):
 
     Example:
 
-    >>> encoder = simclr.ResNet(
-    ...     10, width_multiplier=0.25, stem="cifar", input_shape=(8, 8, 1)
+    >>> encoder = keras.Sequential(
+    ...     [keras.Input((8, 8, 1)), keras.layers.Flatten()]
     ... )
     >>> model = simclr.SimCLRModel(encoder)
     >>> rng = np.random.default_rng(0)
     >>> images, labels = rng.random((20, 8, 8, 1)), np.repeat([0, 1], 10)
     >>> both = (images, labels)
-    >>> result = evaluate(model, both, both, labels=(5,))
+    >>> result = evaluate(model, both, both, labels=(5,), draws=2)
     >>> len(result.rows)
     6
     """

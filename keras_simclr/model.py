@@ -192,7 +192,8 @@ class SimCLRModel(keras.Model):
         Example:
 
         >>> encoder = simclr.ResNet(10, stem="cifar", input_shape=(8, 8, 3))
-        >>> model = simclr.SimCLRModel(encoder)
+        >>> crop = simclr.RandomResizedCrop(8, 8)
+        >>> model = simclr.SimCLRModel(encoder, augmentation=crop)
         >>> view_1, view_2 = model.views(np.zeros((2, 16, 16, 3), "uint8"))
         >>> view_1.shape
         TensorShape([2, 8, 8, 3])
@@ -514,8 +515,11 @@ class SimCLRModel(keras.Model):
 
         Example:
 
-        >>> encoder = simclr.ResNet(10, stem="cifar", input_shape=(8, 8, 3))
-        >>> model = simclr.SimCLRModel(encoder)
+        >>> encoder = keras.Sequential(
+        ...     [keras.Input((8, 8, 3)), keras.layers.Flatten()]
+        ... )
+        >>> flip = simclr.RandomFlip()
+        >>> model = simclr.SimCLRModel(encoder, augmentation=flip)
         >>> model.compile()
         >>> images = tf.zeros((4, 8, 8, 3))
         >>> gradients, _, found = model.replica_gradients({"images": images})

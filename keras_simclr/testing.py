@@ -51,7 +51,8 @@ def assert_replica_parity(build_model, dataset, *, replicas=2):
     ...         keras.layers.BatchNormalization(),
     ...         keras.layers.GlobalAveragePooling2D(),
     ...     ])
-    ...     model = simclr.SimCLRModel(encoder)
+    ...     flip = simclr.RandomFlip()
+    ...     model = simclr.SimCLRModel(encoder, augmentation=flip)
     ...     model.compile()
     ...     return model
     >>> images = np.random.default_rng(0).random((8, 8, 8, 1))

@@ -5,6 +5,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+import standins
 from absl import flags
 from replicas import mirrored
 
@@ -21,6 +22,13 @@ PRETRAIN = [
     "--batch_size=16",
     "--precision=float32",
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small():
+    with pytest.MonkeyPatch.context() as patch:
+        standins.use(patch)
+        yield
 
 
 @pytest.fixture(scope="module")

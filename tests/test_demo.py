@@ -2,11 +2,33 @@ import functools
 import json
 import shutil
 import subprocess
+import sys
 
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
+import keras_simclr as simclr
 from keras_simclr import demo, evaluation
+
+
+def small_model(steps, seed):
+    """Instead of a ResNet and the whole recipe, which take long to compile."""
+    keras.utils.set_random_seed(seed)
+    encoder = keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            keras.layers.Flatten(),
+            keras.layers.Dense(8),
+            keras.layers.BatchNormalization(),
+        ]
+    )
+    model = simclr.SimCLRModel(
+        encoder, keras.layers.Dense(4), augmentation=simclr.RandomFlip()
+    )
+    model.compile(keras.optimizers.SGD(0.1))
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -15,6 +37,7 @@ def output_dir(tmp_path_factory):
     quick = functools.partial(evaluation.evaluate, labels=(10,), draws=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "evaluate", quick)
+        patch.setattr(demo, "build_model", small_model)
         demo.run(path, epochs=1)
     return path
 
@@ -52,15 +75,36 @@ def test_demo_replaces_a_demo_but_leaves_foreign_files_alone(
     assert (foreign / "model.keras").exists()
 
 
-def test_demo_notices_an_export_that_disagrees(output_dir):
+def test_demo_notices_an_export_that_disagrees(output_dir, monkeypatch):
     images = np.zeros((4, 8, 8, 1), "float32")
+
+    def run_here(command, *, check):
+        """`subprocess.run`, without the seconds that TensorFlow starts."""
+        assert check
+        _, _, code, *arguments = command
+        monkeypatch.setattr(sys, "argv", ["-c", *arguments])
+        monkeypatch.delitem(sys.modules, "keras_simclr")
+        exec(code, {})
 
     class Other:
         def predict(self, images, verbose):
-            return np.full((len(images), 128), 7.0)
+            return np.full((len(images), 8), 7.0)
 
-    with pytest.raises(subprocess.CalledProcessError):
+    monkeypatch.setattr(subprocess, "run", run_here)
+    with pytest.raises(AssertionError, match="Not equal to tolerance"):
         demo._check_export(output_dir / "encoder/saved_model", images, Other())
+
+
+def test_model_of_the_demo_trains():
+    model = demo.build_model(10)
+    (images, _), _ = demo.digits()
+    tf.config.run_functions_eagerly(True)  # Compiling it takes long.
+    try:
+        loss, _ = model.train_on_batch(images[:4])
+    finally:
+        tf.config.run_functions_eagerly(False)
+    assert np.isfinite(loss)
+    assert model.optimizer.iterations.numpy() == 1
 
 
 def test_digits_are_split_by_class_and_scaled():

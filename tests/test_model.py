@@ -95,72 +95,68 @@ def project(model, images, step):
 
 
 @pytest.fixture(scope="module")
-def resnet_model():
+def bare_model():
     """Everything as a bare `compile()` gives it."""
     keras.utils.set_random_seed(0)
-    model = simclr.SimCLRModel(
-        simclr.ResNet(
-            10, width_multiplier=0.1, stem="cifar", input_shape=(8, 8, 3)
-        )
-    )
+    model = simclr.SimCLRModel(tiny_encoder())
     model.compile()
     return model
 
 
-def test_bare_compile_trains_with_lars_and_nt_xent(resnet_model):
-    before = state(resnet_model)
-    history = fit(resnet_model, batches(random_images(16), size=8), epochs=2)
+def test_bare_compile_trains_with_lars_and_nt_xent(bare_model):
+    before = state(bare_model)
+    history = fit(bare_model, batches(random_images(16), size=8), epochs=2)
     assert sorted(history) == ["contrastive_accuracy", "loss"]
     assert np.isfinite(history["loss"]).all()
-    assert isinstance(resnet_model.optimizer, simclr.LARS)
-    assert isinstance(resnet_model.loss, simclr.NTXent)
-    assert resnet_model.loss.temperature == 0.1
-    assert int(resnet_model.optimizer.iterations) == 4
-    assert differs(before, state(resnet_model))
+    assert isinstance(bare_model.optimizer, simclr.LARS)
+    assert isinstance(bare_model.loss, simclr.NTXent)
+    assert bare_model.loss.temperature == 0.1
+    assert int(bare_model.optimizer.iterations) == 4
+    assert differs(before, state(bare_model))
 
 
-def test_the_step_is_traced_once(resnet_model, monkeypatch):
-    resnet_model.compile()
-    traces, contrast = [], resnet_model._contrast
+def test_the_step_is_traced_once(monkeypatch):
+    model = tiny_model(run_eagerly=False)
+    traces, contrast = [], model._contrast
     monkeypatch.setattr(
-        resnet_model,
+        model,
         "_contrast",
         lambda *args, **kwargs: traces.append(1) or contrast(*args, **kwargs),
     )
-    fit(resnet_model, batches(random_images(16), size=8), epochs=2)
+    fit(model, batches(random_images(16), size=8), epochs=2)
     assert len(traces) == 1
 
 
-def test_prediction_is_the_encoder_on_the_view_at_rest(resnet_model):
+def test_prediction_is_the_encoder_on_the_view_at_rest(bare_model):
     images = random_images(6, size=16, dtype="uint8")
-    before = state(resnet_model)
-    outputs = resnet_model.predict(images, verbose=0)
-    view = resnet_model.augmentation(images, training=False)
-    at_rest = resnet_model.encoder(view, training=False)
+    before = state(bare_model)
+    outputs = bare_model.predict(images, verbose=0)
+    view = bare_model.augmentation(images, training=False)
+    at_rest = bare_model.encoder(view, training=False)
     np.testing.assert_allclose(outputs, at_rest, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(
-        outputs, resnet_model(images), rtol=1e-5, atol=1e-6
+        outputs, bare_model(images), rtol=1e-5, atol=1e-6
     )
     assert outputs.dtype == "float32"
-    assert_same(before, state(resnet_model))
+    assert_same(before, state(bare_model))
 
 
-def test_evaluation_moves_nothing_and_repeats_itself(resnet_model):
+def test_evaluation_moves_nothing_and_repeats_itself(bare_model):
     images = batches(random_images(16), size=8)
-    before = state(resnet_model)
-    first = resnet_model.evaluate(images, verbose=0, return_dict=True)
-    second = resnet_model.evaluate(images, verbose=0, return_dict=True)
+    before = state(bare_model)
+    first = bare_model.evaluate(images, verbose=0, return_dict=True)
+    second = bare_model.evaluate(images, verbose=0, return_dict=True)
     assert first == second
     assert sorted(first) == ["contrastive_accuracy", "loss"]
-    assert_same(before, state(resnet_model))
+    assert_same(before, state(bare_model))
 
 
-def test_saved_model_predicts_the_same(resnet_model, tmp_path):
-    resnet_model.save(tmp_path / "model.keras")
+def test_saved_model_predicts_the_same(bare_model, tmp_path):
+    bare_model.save(tmp_path / "model.keras")
     copy = keras.saving.load_model(tmp_path / "model.keras")
     images = random_images(4)
-    assert_same(state(resnet_model), state(copy))
-    np.testing.assert_array_equal(copy(images), resnet_model(images))
+    assert_same(state(bare_model), state(copy))
+    np.testing.assert_array_equal(copy(images), bare_model(images))
 
 
 def test_training_step_follows_the_gradient_of_the_loss():
@@ -257,13 +253,13 @@ def test_labels_never_influence_the_weights():
 
 def test_same_seed_gives_the_same_training():
     runs = []
-    for seed, run_eagerly in ((3, False), (3, False), (3, True), (4, True)):
+    for seed, run_eagerly in ((3, True), (3, True), (3, False), (4, True)):
         model = tiny_model(seed=seed, run_eagerly=run_eagerly)
         fit(model, random_images(8), epochs=2, batch_size=4)
         runs.append(state(model))
     assert_same(runs[0], runs[1])
     np.testing.assert_allclose(runs[1][0], runs[2][0], atol=1e-4)
-    assert np.abs(runs[2][0] - runs[3][0]).max() > 1e-3
+    assert np.abs(runs[1][0] - runs[3][0]).max() > 1e-3
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
@@ -309,16 +305,12 @@ def test_optimizer_may_be_a_name():
     assert differs(before, state(model))
 
 
-@pytest.mark.parametrize(
-    ("optimizer", "run_eagerly"), [(None, False), ("adam", True)]
-)
-def test_saved_model_goes_on_training_as_if_never_saved(
-    tmp_path, optimizer, run_eagerly
-):
+@pytest.mark.parametrize("optimizer", [None, "adam"])
+def test_saved_model_goes_on_training_as_if_never_saved(tmp_path, optimizer):
     data = batches(random_images(8))
     model, whole = tiny_model(), tiny_model()
     for each in (model, whole):
-        each.compile(optimizer, simclr.NTXent(0.5), run_eagerly=run_eagerly)
+        each.compile(optimizer, simclr.NTXent(0.5), run_eagerly=True)
     fit(whole, data, epochs=2)
     fit(model, data)
     model.save(tmp_path / "model.keras")

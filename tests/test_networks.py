@@ -6,7 +6,11 @@ import tensorflow as tf
 
 import keras_simclr as simclr
 from keras_simclr import _checks
-from keras_simclr.networks import FastConv2D, FusedBatchNormalization
+from keras_simclr.networks import (
+    FastConv2D,
+    FusedBatchNormalization,
+    plain_copy,
+)
 
 
 @pytest.fixture(scope="module")
@@ -486,3 +490,11 @@ def test_head_that_does_not_exist_is_refused(arguments, message):
     with pytest.raises(ValueError) as error:
         simclr.ProjectionHead(**arguments)
     assert str(error.value) == message
+
+
+def test_plain_copy_of_a_resnet_holds_layers_of_keras_only(encoder, tmp_path):
+    plain_copy(encoder).save(tmp_path / "plain.keras")
+    plain = keras.saving.load_model(tmp_path / "plain.keras")
+    assert all(type(x).__module__.startswith("keras.") for x in plain.layers)
+    images = random_images(2, 8, 8, 3)
+    np.testing.assert_allclose(plain(images), encoder(images), atol=1e-5)

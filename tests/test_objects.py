@@ -226,6 +226,10 @@ def fast():
     tf.config.run_functions_eagerly(False)
 
 
+# Functions of datasets are left as they are.
+OF_DATA = pytest.mark.filterwarnings("ignore:Even though the `tf.config.exp")
+
+
 @pytest.fixture
 def mixed_float16():
     before = keras.config.dtype_policy()
@@ -296,7 +300,8 @@ def test_lars_in_a_saved_model_goes_on_with_its_momentum(tmp_path):
     assert_equal(loaded.weights, model.weights)
 
 
-def test_saved_simclr_model_goes_on_with_its_training(tmp_path):
+@OF_DATA
+def test_saved_simclr_model_goes_on_with_its_training(fast, tmp_path):
     model = make(simclr.SimCLRModel)
     model.compile(make(simclr.LARS), loss=make(simclr.NTXent))
     model.fit(IMAGES, batch_size=4, verbose=0)
@@ -350,13 +355,16 @@ def test_lars_trains_under_mixed_float16(mixed_float16):
     assert np.abs(kernel - before).max() > 1e-4
 
 
-def test_simclr_model_trains_under_mixed_float16(mixed_float16):
+@OF_DATA
+def test_simclr_model_trains_under_mixed_float16(fast, mixed_float16):
     keras.utils.set_random_seed(0)
     model = make(simclr.SimCLRModel)
-    model.compile(make(simclr.LARS), loss=make(simclr.NTXent))
+    optimizer = keras.optimizers.LossScaleOptimizer(
+        make(simclr.LARS), initial_scale=16.0
+    )
+    model.compile(optimizer, loss=make(simclr.NTXent))
     before = model.get_weights()[0]
-    # The first steps find the loss scale and leave the weights.
-    history = model.fit(IMAGES, batch_size=4, epochs=20, verbose=0).history
+    history = model.fit(IMAGES, batch_size=4, epochs=2, verbose=0).history
     kernel = model.get_weights()[0]
     assert np.isfinite(history["loss"]).all()
     assert np.isfinite(kernel).all()
@@ -382,14 +390,13 @@ def computation(kind):
 def test_object_is_the_same_in_eager_graph_tf_data_and_xla(kind):
     function, arguments = computation(kind)
     arguments = [tf.constant(argument) for argument in arguments]
-    results = [
-        tf.function(function, jit_compile=jit_compile)(*arguments)
-        for jit_compile in (False, True)
-    ]
+    results = [tf.function(function, jit_compile=True)(*arguments)]
     if kind in AUGMENTATIONS:
-        # The size of the batches is unknown.
+        # A graph, where the size of the batches is unknown.
         dataset = tf.data.Dataset.from_tensor_slices(IMAGES).batch(4)
         results.append(next(iter(dataset.map(function))))
+    else:
+        results.append(tf.function(function)(*arguments))
     expected = function(*arguments)
     # Rounding differs where XLA fuses the parts of the whole recipe.
     atol = 3e-6 if kind is simclr.SimCLRAugmentation else 1e-6

@@ -3,6 +3,7 @@ import re
 
 import keras
 import numpy as np
+import standins
 import tensorflow as tf
 from replicas import mirrored
 
@@ -22,6 +23,7 @@ def test_programs_run(tmp_path, monkeypatch):
     for large, small in SMALLER.items():
         assert large in text
         text = text.replace(large, small)
+    standins.use(monkeypatch)
     images = np.zeros((4, 32, 32, 3), "uint8")
     monkeypatch.setattr(
         keras.datasets.cifar10,
@@ -39,7 +41,7 @@ def test_programs_run(tmp_path, monkeypatch):
     names = {}
     for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         exec(block, names)
-    assert names["embeddings"].shape == (4, 48)
+    assert names["embeddings"].shape == (4, 4)
     assert names["dataset"].element_spec.shape == (4, 96, 96, 3)
     assert names["model"].encoder.output_shape == (None, 1280)
 

@@ -1,0 +1,79 @@
+"""One of several processes that train together, or one that trains alone."""
+
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+import keras_simclr as simclr
+from keras_simclr import runs
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 1), "uint8")
+
+
+def build_model(strategy):
+    keras.utils.set_random_seed(1)
+    with strategy.scope():
+        encoder = keras.Sequential(
+            [
+                keras.Input((8, 8, 1)),
+                keras.layers.Conv2D(4, 3),
+                keras.layers.BatchNormalization(),
+                keras.layers.ReLU(),
+                keras.layers.GlobalAveragePooling2D(),
+            ]
+        )
+        model = simclr.SimCLRModel(
+            encoder,
+            simclr.ProjectionHead(1, units=4),
+            augmentation=simclr.RandomFlip(),
+        )
+    model.compile()
+    return model
+
+
+def dataset():
+    return simclr.dataset_from_arrays(IMAGES, batch_size=8)
+
+
+def train(model, run_dir, path):
+    """Two epochs, perhaps one of them done; results are written to `path`."""
+    runs.pretrain(model, dataset(), run_dir, epochs=2)
+    validation = simclr.dataset_from_arrays(IMAGES[:16], batch_size=8)
+    losses = model.evaluate(validation, verbose=0)
+    np.savez(path, *(variable.numpy() for variable in model.variables), losses)
+
+
+def stop_after_one_epoch(model, strategy, run_dir):
+    """Leaves a checkpoint, and a model that knows nothing any more."""
+    runs.pretrain(model, dataset(), run_dir, epochs=1)
+    with strategy.scope():
+        for variable in (*model.variables, *model.optimizer.variables):
+            variable.assign(keras.ops.zeros_like(variable))
+    if strategy.extended.should_checkpoint:
+        runs.update_summary(run_dir, {"finished": False})
+    runs.check_agreement(strategy, 1)  # And waits for the chief.
+
+
+def check_what_machines_exchange(strategy):
+    keras.config.set_floatx("float32")  # Not all can be in bfloat16.
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    history = build_model(strategy).fit(dataset(), verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+    with pytest.raises(ValueError, match=r"average of epoch 0\.5"):
+        runs.check_agreement(strategy, strategy.cluster_resolver.task_id)
+
+
+def main(run_dir, path):
+    strategy = runs.make_strategy("auto")
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    model = build_model(strategy)
+    stop_after_one_epoch(model, strategy, run_dir)
+    train(model, run_dir, path)
+    check_what_machines_exchange(strategy)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
