@@ -502,3 +502,11 @@ def test_convolutions_are_those_of_the_network(depth, stem, side):
     ]
     found = networks.convolutions(depth, 0.25, stem, side)
     assert sorted(found) == sorted(expected)
+
+
+def test_plain_copy_of_a_resnet_holds_layers_of_keras_only(encoder, tmp_path):
+    networks.plain_copy(encoder).save(tmp_path / "plain.keras")
+    plain = keras.saving.load_model(tmp_path / "plain.keras")
+    assert all(type(x).__module__.startswith("keras.") for x in plain.layers)
+    images = random_images(2, 8, 8, 3)
+    np.testing.assert_allclose(plain(images), encoder(images), atol=1e-5)
