@@ -133,7 +133,7 @@ def assert_equal(actual, expected, tolerance):
     ],
 )
 def test_replicas_equal_one_device(dtype, tolerance, optimizer, replicas):
-    kwargs = {"dtype": dtype, "optimizer": optimizer, "batch_size": 24}
+    kwargs = {"dtype": dtype, "optimizer": optimizer}
     assert_equal(train(replicas, **kwargs), train(**kwargs), tolerance)
 
 
@@ -204,14 +204,8 @@ def test_sizes_and_groups_reach_replicas_and_micro_batches():
         "dtype": "float64",
         "batch_size": 8,
     }
-    expected = train(others=others, **kwargs)
-    assert_equal(
-        train(2, micro_batch_size=3, others=others, **kwargs), expected, 1e-9
-    )
-    assert_equal(train(2, others=others, **kwargs), expected, 1e-9)
-    for name in others:
-        without = train(others={name: others[name]}, **kwargs)
-        assert without[0]["loss"] != expected[0]["loss"]
+    actual = train(2, micro_batch_size=3, others=others, **kwargs)
+    assert_equal(actual, train(others=others, **kwargs), 1e-9)
 
 
 @pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
@@ -659,8 +653,8 @@ def test_foreign_augmentation_draws_anew_in_each_part():
         network(), augmentation=[simclr.RandomFlip(), Foreign()]
     )
     seen.clear()
-    model._views(IMAGES[:2], 0)
-    model._views(IMAGES[:2], 0, start=4, size=8)
+    model._views(IMAGES[:2], None, 0)
+    model._views(IMAGES[:2], None, 0, start=4, size=8)
     whole, _, part, _ = (tuple(seed.numpy()) for seed in seen)
     assert whole != part
 

@@ -759,14 +759,6 @@ def test_bare_pair_of_views_is_refused(model):
     )
 
 
-def test_unknown_keys_are_refused(model):
-    data = batches({"image": random_images(4), "label": np.arange(4)})
-    assert refusal(model, data) == (
-        "The keys of a dataset element are images, labels, view_1, view_2. "
-        "Received: unknown 'image', 'label'"
-    )
-
-
 def test_ready_views_that_do_not_fit_are_refused(model):
     views = random_images(4, size=16)
     assert (
