@@ -129,7 +129,8 @@ class Plan:
             + (
                 f"the largest whose epoch takes at most {limit}"
                 if is_fast
-                else f"the fastest, yet an epoch takes more than {limit}"
+                else "the fastest measured, yet an epoch takes more than "
+                f"{limit}"
             ),
             "micro-batch": flags["micro_batch_size"] or "none: a batch fits",
             "learning rate": f"{rate:g} at a batch of {flags['batch_size']}",
@@ -242,11 +243,12 @@ def plan(
         encoder: machine.images * seconds
         for encoder, seconds in machine.extrapolate().items()
     }
-    plans, seconds = {}, dict(guesses)
+    plans, found, seconds = {}, {}, guesses
     for _ in range(_TRIES):
         choice = choose(seconds, most)
-        is_late = plans and time.perf_counter() - start > _LONGEST
-        if choice in plans or is_late:
+        is_late = time.perf_counter() - start > _LONGEST
+        is_done = any(each <= most for each in found.values())
+        if choice in plans or (is_late and is_done):
             break
         plans[choice] = machine.measure(
             choice, guesses[choice] / machine.images, minutes_per_epoch
@@ -270,6 +272,7 @@ class _Machine:
         self.has_canvas = "sizes" in data.unpack(dataset.element_spec)
         self.side = _shorter_side(dataset)
         self.sizes = [x for x in _SIZES if x <= self.side] or [self.side]
+        self._datasets = {}  # By size of views, if it matters, and of batches.
         self._reading = {}  # Seconds per image, by the shape of the images.
 
     def extrapolate(self):
@@ -340,13 +343,14 @@ class _Machine:
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         while size > max(most, 8 * replicas) and size % (2 * replicas) == 0:
             size //= 2
-        flags = {"image_size": image_size, "batch_size": size}
-        return self.open_images({**self.flags, **flags})
+        key = image_size if self.has_canvas else None, size
+        if key not in self._datasets:
+            flags = {"image_size": image_size, "batch_size": size}
+            self._datasets[key] = self.open_images({**self.flags, **flags})
+        return self._datasets[key]
 
     def _read_seconds(self, image_size):
         """Seconds to read an image for views of a size, with nothing beside."""
-        if self._reading and not self.has_canvas:
-            return next(iter(self._reading.values()))
         dataset = self._part(image_size, _PART)
         shape = data.unpack(dataset.element_spec)["images"].shape
         if shape not in self._reading:
