@@ -129,8 +129,7 @@ class Plan:
             + (
                 f"the largest whose epoch takes at most {limit}"
                 if is_fast
-                else "the fastest measured, yet an epoch takes more than "
-                f"{limit}"
+                else f"the fastest found, yet an epoch takes more than {limit}"
             ),
             "micro-batch": flags["micro_batch_size"] or "none: a batch fits",
             "learning rate": f"{rate:g} at a batch of {flags['batch_size']}",

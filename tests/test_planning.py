@@ -125,7 +125,7 @@ def test_report_says_it_all():
 
 def test_report_says_that_nothing_is_fast_enough():
     assert (
-        "views of 32 pixels: the fastest measured, yet an epoch takes more "
+        "views of 32 pixels: the fastest found, yet an epoch takes more "
         "than 0.05 minutes\n"
     ) in str(planned(MIDDLE, 8000.0))
     assert "10 epochs       22.2 hours" in str(planned(MIDDLE, 8000.0))
@@ -192,7 +192,7 @@ def test_folder_is_planned(directory, capsys):
     assert cli.main(["plan", *arguments, "--minutes_per_epoch=1e-9"]) == 0
     text = capsys.readouterr().out
     assert "images          12 an epoch, 10 pixels a side\n" in text
-    assert "views of 10 pixels: the fastest measured, yet" in text
+    assert "views of 10 pixels: the fastest found, yet" in text
     found = flags_of(text)
     del found["depth"], found["width_multiplier"]  # The fastest, by chance.
     assert found == {
