@@ -427,7 +427,7 @@ def _largest_micro_batch(values, dataset, strategy):
     import keras
     import tensorflow as tf
 
-    from keras_simclr import data, large_batch
+    from keras_simclr import data, large_batch, runs
 
     model = _build_model(values, dataset, None)
     spec = data.unpack(dataset.element_spec)["images"]
@@ -440,7 +440,7 @@ def _largest_micro_batch(values, dataset, strategy):
         lambda size: step(tf.zeros((size, *spec.shape[1:]), spec.dtype)),
         values.batch_size // strategy.num_replicas_in_sync,
     )
-    keras.backend.clear_session()  # Frees memory.
+    runs.forget_models()
     keras.utils.set_random_seed(values.seed)  # As if nothing had been tried.
     return size and str(size)
 

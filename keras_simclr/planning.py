@@ -289,7 +289,7 @@ class _Machine:
                 augmenting = _augmenting(model, batch)
             training, _ = _training(model, same, _TRAINING / 4)
             seconds.append(training - augmenting)
-            keras.backend.clear_session()  # Frees memory.
+            runs.forget_models()
         costs = np.array([encoder.cost() for encoder in samples])
         rates = np.linalg.solve(costs, np.maximum(seconds, 0))
         rates = np.maximum(rates, 0)
@@ -319,7 +319,7 @@ class _Machine:
         saving = _saving(model)
         reading = self._read_seconds(encoder.image_size)
         augmenting = _augmenting(model, next(iter(dataset)))
-        keras.backend.clear_session()  # Frees memory.
+        runs.forget_models()
         beside = reading if _checks.only_cpus() else 0
         return Plan(
             {**flags, "micro_batch_size": micro_batch},
@@ -450,8 +450,9 @@ def _saving(model):
         keeper = runs.Checkpoints(directory)
         keeper.set_model(model)
         keeper.on_train_begin()
+        keeper.on_epoch_end(0)  # The first takes longer.
         start = time.perf_counter()
-        keeper.on_epoch_end(0)
+        keeper.on_epoch_end(1)
         seconds = time.perf_counter() - start
         keeper.on_train_end()
     return seconds

@@ -444,6 +444,20 @@ def fastest_precision():
     return "mixed_bfloat16" if is_faster else "float32"
 
 
+def forget_models():
+    """Frees the memory of models that are no longer used.
+
+    `keras.backend.clear_session` alone would also reset the dtype policy.
+
+    Example:
+
+    >>> forget_models()
+    """
+    policy = keras.config.dtype_policy()
+    keras.backend.clear_session()
+    keras.config.set_dtype_policy(policy)
+
+
 def _convolve_and_back(images, kernel):
     with tf.GradientTape() as tape:
         tape.watch((images, kernel))

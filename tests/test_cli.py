@@ -247,6 +247,7 @@ def test_chosen_micro_batch_and_strategy_are_used(
     def pretrain(model, *_, flags, **__):
         assert model.micro_batch_size == 4
         assert model.distribute_strategy.num_replicas_in_sync == 2
+        assert model.encoder.layers[1].compute_dtype == "bfloat16"
         assert "--micro_batch_size=4\n" in flags
         return 1
 
@@ -254,6 +255,7 @@ def test_chosen_micro_batch_and_strategy_are_used(
     monkeypatch.setitem(runs._STRATEGIES, "mirrored", lambda: mirrored(2))
     monkeypatch.setattr(runs, "pretrain", pretrain)
     arguments = ["--micro_batch_size=auto", "--strategy=mirrored"]
+    arguments += ["--precision=mixed_bfloat16"]
     arguments += [data, f"--output_dir={tmp_path / 'run'}"]
     assert cli.main([*PRETRAIN, *arguments]) == 0
     text = capsys.readouterr().out

@@ -157,6 +157,8 @@ def _quick(monkeypatch):
     """Small networks and views, and a blink of time to measure them."""
 
     def network(depth, *, width_multiplier, stem, input_shape):
+        # Also after others, whose memory was freed.
+        assert keras.config.dtype_policy().name == "mixed_bfloat16"
         return keras.Sequential(
             [
                 keras.Input(input_shape),
@@ -167,9 +169,11 @@ def _quick(monkeypatch):
 
     monkeypatch.setattr(simclr, "ResNet", network)
     monkeypatch.setattr(simclr, "SimCLRAugmentation", Middle)
-    monkeypatch.setattr(runs, "fastest_precision", lambda: "float32")
+    monkeypatch.setattr(runs, "fastest_precision", lambda: "mixed_bfloat16")
     for name in ("_READING", "_TRAINING", "_WARM_UP"):
         monkeypatch.setattr(planning, name, 0.01)
+    yield
+    keras.config.set_dtype_policy("float32")
 
 
 def flags_of(report):
@@ -200,7 +204,7 @@ def test_folder_is_planned(directory, capsys):
         "output_dir": "runs/planned",
         "batch_size": 12,
         "image_size": 10,
-        "precision": "float32",
+        "precision": "mixed_bfloat16",
         "seed": 3,
     }
 
@@ -223,7 +227,7 @@ def test_file_is_planned_for_little_memory(tmp_path, monkeypatch, capsys):
         "depth": 50,
         "image_size": 32,
         "micro_batch_size": "8",
-        "precision": "float32",
+        "precision": "mixed_bfloat16",
     }
 
 
