@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_simclr import _checks
-from keras_simclr.decoding import SMALLEST_SIDE, fitted, reader
+from keras_simclr.decoding import SMALLEST_SIDE, fitted, read_images
 from keras_simclr.folders import ImageFolder, rows_of_split
 
 _SHOWN = 10  # Rows that an error message lists.
@@ -234,18 +234,19 @@ def dataset_from_directory(
     }
 
     canvas_size = min(canvas_size, folder.largest)
-    read = reader(folder, canvas_size)
-
-    def images(order):
-        # Once more, for what is missing where files are unreadable.
-        return read(tf.tile(order, [2]) if drop_remainder else order)
+    # Once more, for what is missing where files are unreadable.
+    rounds = 2 if drop_remainder else 1
+    orders = _orders(size, shuffle, seed)
+    orders = orders.map(lambda order: tf.tile(order, [rounds]))
+    images = read_images(folder, orders, rounds * size, canvas_size)
 
     def element(place, image):
         others = {k: values[place] for k, values in rides_along.items()}
         return {**_with_size(image), **others}
 
-    dataset = _orders(size, shuffle, seed).flat_map(images).map(element)
-    dataset = _on_canvases(dataset, canvas_size, batch_size, drop_remainder)
+    dataset = _on_canvases(
+        images.map(element), canvas_size, batch_size, drop_remainder
+    )
     if drop_remainder:
         batches = size // batch_size
         dataset = dataset.take(batches).apply(

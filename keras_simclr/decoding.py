@@ -15,23 +15,25 @@ _EXIF = b"Exif\0\0"
 _HEAD = 1 << 16  # Bytes; an EXIF block is no longer.
 
 
-def reader(folder, canvas_size):
-    """Makes datasets of a folder's images, without those that are unreadable.
+def read_images(folder, orders, length, canvas_size):
+    """Makes a dataset of a folder's images, without those that are unreadable.
 
     Args:
         folder: A `folders.ImageFolder`, which is told what is skipped.
+        orders: `tf.data.Dataset` of one int64 tensor: the places in
+            `folder.paths` to be read in turn.
+        length: How many these are.
         canvas_size: Height and width of the canvas that images must fit on.
 
     Returns:
-        Function from an int64 tensor, the places in `folder.paths` to be read
-        in turn, to a `tf.data.Dataset` of `(place, image)`, the image as
-        `decode` returns it.
+        A `tf.data.Dataset` of `(place, image)`, the image as `decode` returns
+        it.
 
     Example:
 
     ```python
-    read = reader(folder, 512)
-    for place, image in read(tf.constant([2, 0, 1], tf.int64)):
+    orders = tf.data.Dataset.from_tensors(tf.constant([2, 0, 1], tf.int64))
+    for place, image in read_images(folder, orders, 3, 512):
         print(folder.paths[place], image.shape)
     ```
     """
@@ -40,41 +42,50 @@ def reader(folder, canvas_size):
     paths = tf.constant(paths)
     directory = os.fsencode(folder.directory)
 
-    def load(turn, place):
-        path = tf.strings.join([directory, paths[place]], "/")
-        return turn, place, decode(tf.io.read_file(path), canvas_size)
+    def turns(order):
+        return tf.data.Dataset.range(length).map(lambda turn: (order, turn))
 
-    def read(order):
-        def check(last, element):
-            turn, place, image = element
-            message = tf.cond(
-                turn > last + 1,
-                lambda: skip(order[last + 1 : turn]),
-                lambda: tf.constant(""),
+    def load(order, turn):
+        path = tf.strings.join([directory, paths[order[turn]]], "/")
+        return order, turn, decode(tf.io.read_file(path), canvas_size)
+
+    # Not inside `flat_map`, where a pass takes twice as long to start.
+    images = orders.flat_map(turns).map(
+        load, num_parallel_calls=tf.data.AUTOTUNE
+    )
+    # Shows that all were read: whoever is missing has been skipped.
+    nowhere = tf.constant(-1, tf.int64)
+    nothing = tf.zeros((0, 0, 3), tf.uint8)
+    end = (nowhere[None], tf.constant(length, tf.int64), nothing)
+    images = images.ignore_errors().concatenate(
+        tf.data.Dataset.from_tensors(end)
+    )
+
+    def check(state, element):
+        known, last = state
+        order, turn, image = element
+        place = order[turn % tf.size(order, tf.int64)]
+
+        def skip():
+            places = tf.cond(place < 0, lambda: known, lambda: order)
+            return tf.numpy_function(
+                lambda places: os.fsencode(folder.skip(places)),
+                [places[last + 1 : turn]],
+                tf.string,
+                stateful=False,
             )
-            tf.debugging.Assert(tf.equal(message, ""), [message])
-            return turn, (place, image)
 
-        turns = tf.data.Dataset.from_tensor_slices(order)
-        images = turns.enumerate().map(
-            load, num_parallel_calls=tf.data.AUTOTUNE
+        message = tf.cond(turn > last + 1, skip, lambda: tf.constant(""))
+        complaint = tf.raw_ops.Assert(
+            condition=tf.equal(message, ""), data=[message]
         )
-        # Shows that all were read: whoever is missing has been skipped.
-        size, nowhere = tf.size(order, tf.int64), tf.constant(-1, tf.int64)
-        nothing = tf.zeros((0, 0, 3), tf.uint8)
-        end = tf.data.Dataset.from_tensors((size, nowhere, nothing))
-        images = images.ignore_errors().concatenate(end)
-        return images.scan(nowhere, check).filter(lambda place, _: place >= 0)
+        with tf.control_dependencies([complaint]):
+            return (order, turn), (place, image)
 
-    def skip(places):
-        return tf.numpy_function(
-            lambda places: os.fsencode(folder.skip(places)),
-            [places],
-            tf.string,
-            stateful=False,
-        )
-
-    return read
+    # Where nothing is readable, no order is known.
+    known = tf.range(length, dtype=tf.int64) % len(folder.paths)
+    images = images.scan((known, nowhere), check)
+    return images.filter(lambda place, _: place >= 0)
 
 
 def decode(contents, canvas_size):
@@ -105,15 +116,14 @@ def decode(contents, canvas_size):
     """
     is_jpeg = tf.strings.substr(contents, 0, 3) == b"\xff\xd8\xff"
     is_png = tf.strings.substr(contents, 0, 8) == b"\x89PNG\r\n\x1a\n"
-    image = tf.switch_case(
+    return tf.switch_case(
         tf.where(is_jpeg, 0, tf.where(is_png, 1, 2)),
         [
             lambda: _jpeg(contents, canvas_size),
-            lambda: _png(contents),
-            lambda: _other(contents),
+            lambda: _shrunk(_png(contents), canvas_size),
+            lambda: _shrunk(_other(contents), canvas_size),
         ],
     )
-    return fitted(image, canvas_size)
 
 
 def fitted(image, canvas_size):
@@ -134,8 +144,26 @@ def fitted(image, canvas_size):
     >>> fitted(tf.ones((8, 24, 3), tf.uint8), 12).shape
     TensorShape([4, 12, 3])
     """
+    with _usable(tf.shape(image)[:2]):
+        return _shrunk(image, canvas_size)
+
+
+def _usable(size):
+    """Context for what must only be done with images of a usable size."""
+    # `tf.debugging.Assert` is a branch, and branches cost time per image.
+    return tf.control_dependencies(
+        [
+            tf.raw_ops.Assert(condition=condition, data=[size])
+            for condition in (
+                tf.reduce_min(size) >= SMALLEST_SIDE,
+                tf.reduce_prod(tf.cast(size, tf.int64)) <= MOST_PIXELS,
+            )
+        ]
+    )
+
+
+def _shrunk(image, canvas_size):
     size = tf.shape(image)[:2]
-    tf.debugging.Assert(tf.reduce_min(size) >= SMALLEST_SIDE, ["too small"])
     share = canvas_size / tf.reduce_max(size)
 
     def shrunk():
@@ -148,62 +176,60 @@ def fitted(image, canvas_size):
 
 
 def _jpeg(contents, canvas_size):
-    shape = tf.io.extract_jpeg_shape(contents)
-    _check_size(shape[0], shape[1])
+    *size, channels = tf.unstack(tf.io.extract_jpeg_shape(contents))
+    longest = tf.reduce_max(size)
     # A length of 0.8 canvases is left as it is: halves would be too small.
     reductions = tf.reduce_sum(
-        tf.cast(
-            5 * (tf.reduce_max(shape[:2]) // _REDUCTIONS[1:])
-            >= 4 * canvas_size,
-            tf.int32,
+        tf.cast(5 * (longest // _REDUCTIONS[1:]) >= 4 * canvas_size, tf.int32)
+    )
+    is_cmyk = channels == 4
+    with _usable(size):
+        image = tf.switch_case(
+            tf.where(is_cmyk, len(_REDUCTIONS), reductions),
+            [
+                lambda scale=scale: tf.io.decode_jpeg(contents, 3, ratio=scale)
+                for scale in _REDUCTIONS
+            ]
+            + [lambda: _other(contents)],
         )
-    )
-    is_cmyk = shape[2] == 4
-    image = tf.switch_case(
-        tf.where(is_cmyk, len(_REDUCTIONS), reductions),
-        [
-            lambda scale=scale: tf.io.decode_jpeg(contents, 3, ratio=scale)
-            for scale in _REDUCTIONS
-        ]
-        + [lambda: _other(contents)],
-    )
     # The camera's notes come first, or after a JFIF block of 18 bytes.
     starts = [tf.strings.substr(contents, place, 4) for place in (6, 24)]
-    has_notes = tf.reduce_any(tf.stack(starts) == b"Exif")
+    has_notes = tf.reduce_any(tf.stack(starts) == b"Exif") & ~is_cmyk
+    is_large = tf.reduce_max(tf.shape(image)) > canvas_size
 
-    def turned():
+    def turned_and_shrunk():
         head = tf.strings.substr(contents, 0, _HEAD)
-        return _turned(
-            image,
-            tf.numpy_function(_orientation, [head], tf.int64, stateful=False),
+        upright = tf.numpy_function(
+            _upright, [image, head], tf.uint8, stateful=False
         )
+        upright = tf.ensure_shape(upright, (None, None, 3))
+        return _shrunk(upright, canvas_size)
 
-    return tf.cond(has_notes & ~is_cmyk, turned, lambda: image)
+    # Most images are neither: one branch costs less than two.
+    return tf.cond(has_notes | is_large, turned_and_shrunk, lambda: image)
 
 
-def _orientation(head):
-    """EXIF orientation, 1 to 8, in the first bytes of a JPEG file."""
-    import numpy as np
+def _upright(image, head):
+    """The image turned as the first bytes of its JPEG file say.
+
+    EXIF 2.32, tag 0x0112: 5 to 8 are transposed, 3, 4, 7 and 8 upside down,
+    2, 3, 6 and 7 mirrored.
+    """
     import PIL.Image
 
     exif = PIL.Image.Exif()
     try:
         exif.load(head[head.index(_EXIF) :])
         orientation = int(exif.get(0x0112, 1))
-    except Exception:  # Whatever Pillow makes of broken notes.
-        orientation = 1
-    return np.int64(orientation if 1 <= orientation <= 8 else 1)
-
-
-def _turned(image, orientation):
-    """The image upright (EXIF 2.32, tag 0x0112)."""
-    image = tf.cond(
-        orientation >= 5, lambda: tf.transpose(image, (1, 0, 2)), lambda: image
-    )
-    is_flipped = tf.reduce_any(orientation == [3, 4, 7, 8])
-    image = tf.cond(is_flipped, lambda: image[::-1], lambda: image)
-    is_mirrored = tf.reduce_any(orientation == [2, 3, 6, 7])
-    return tf.cond(is_mirrored, lambda: image[:, ::-1], lambda: image)
+    except Exception:  # Whatever Pillow makes of broken or missing notes.
+        return image
+    if 5 <= orientation <= 8:
+        image = image.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    return image
 
 
 def _png(contents):
@@ -211,7 +237,6 @@ def _png(contents):
     sides = tf.strings.substr(header, 0, 8)
     sides = tf.io.decode_raw(sides, tf.int32, little_endian=False)
     depth = tf.io.decode_raw(header, tf.uint8)[8]  # Bits.
-    _check_size(sides[0], sides[1])
 
     def several_bits():
         image = tf.io.decode_png(contents, channels=4)
@@ -223,7 +248,8 @@ def _png(contents):
         )
 
     # TensorFlow (seen with 2.21) reads less than 8 bits of gray wrongly.
-    return tf.cond(depth >= 8, several_bits, lambda: _other(contents))
+    with _usable(sides):
+        return tf.cond(depth >= 8, several_bits, lambda: _other(contents))
 
 
 def _on_white(color, alpha):
@@ -244,16 +270,11 @@ def _pillow(contents):
 
     with PIL.Image.open(io.BytesIO(contents), formats=FORMATS) as image:
         width, height = image.size
-        if width * height > MOST_PIXELS:
-            raise ValueError(f"too many pixels: {width} x {height}")
+        if min(image.size) < SMALLEST_SIDE or width * height > MOST_PIXELS:
+            raise ValueError(f"not of a usable size: {width} x {height}")
         image = PIL.ImageOps.exif_transpose(image)
         if image.has_transparency_data:
             image = image.convert("RGBA")
             white = PIL.Image.new("RGBA", image.size, "white")
             image = PIL.Image.alpha_composite(white, image)
         return np.asarray(image.convert("RGB"))
-
-
-def _check_size(height, width):
-    pixels = tf.cast(height, tf.int64) * tf.cast(width, tf.int64)
-    tf.debugging.Assert(pixels <= MOST_PIXELS, ["too many pixels"])
