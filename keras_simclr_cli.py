@@ -13,6 +13,7 @@ from absl import flags
 # Flag: (kind, default, help). Flags without a default are required.
 _REQUIRED = object()
 
+_IN_ORDER = {"shuffle": False, "drop_remainder": False}
 _IMAGE_SIZE = 64  # Of views of images that have no one size.
 
 _DATA = {
@@ -47,6 +48,13 @@ _RUN_DIR = {
 }
 _OUTPUT_DIR = {
     "output_dir": ("string", _REQUIRED, "Directory to write, new or empty."),
+}
+_PROJECTION_LAYER = {
+    "projection_layer": (
+        "integer",
+        0,
+        "Layers of the projection head that fine-tuning keeps.",
+    ),
 }
 _SEED = {
     "seed": ("integer", 0, "All randomness is a function of it."),
@@ -166,17 +174,51 @@ _COMMANDS = {
         },
     ),
     "evaluate": (
-        "Probes a run's encoder beside raw pixels and the untrained encoder.",
+        "Shows what a run's encoder is worth, beside pixels and no training.",
         {
             **_RUN_DIR,
             **_DATA,
-            "test_split": ("string", "test", "Images to test on."),
+            "test_split": (
+                "string",
+                None,
+                "Images to test on; by default TFDS's test, or random fifths.",
+            ),
             "labels": (
                 "list",
-                ["10", "all"],
-                "Labels per class that the probes may use: numbers, all.",
+                ["1", "5", "10", "50", "1%", "10%", "all"],
+                "Labels to learn from: numbers per class, shares, all.",
             ),
+            "probes": (
+                "list",
+                ["linear", "knn", "finetune"],
+                "What learns from them.",
+            ),
+            "draws": ("integer", 5, "Labelled sets drawn of each number."),
+            "encoders": (
+                "list",
+                [],
+                "Further encoders to compare with: .keras files.",
+            ),
+            **_PROJECTION_LAYER,
             **_SEED,
+        },
+    ),
+    "finetune": (
+        "Trains a classifier on labelled images, and says how good it is.",
+        {
+            **_RUN_DIR,
+            **_DATA,
+            **_OUTPUT_DIR,
+            **_PROJECTION_LAYER,
+            **_SEED,
+        },
+    ),
+    "predict": (
+        "Classifies images and writes a table: path, class, probability.",
+        {
+            "model": ("string", _REQUIRED, "Directory that finetune wrote."),
+            **_DATA,
+            **_OUTPUT_DIR,
         },
     ),
     "embed": (
@@ -290,6 +332,8 @@ def run(command, values):
         "pretrain": _pretrain,
         "plan": _plan,
         "evaluate": _evaluate,
+        "finetune": _finetune,
+        "predict": _predict,
         "embed": _embed,
         "export": _export,
     }[command](values)
@@ -542,32 +586,86 @@ def _open_in_order(values, split, model):
     from keras_simclr import data
 
     canvas_size = data.canvas_for(max(model.encoder.input_shape[1:3]))
-    in_order = {"shuffle": False, "drop_remainder": False}
-    return _open(values, split, canvas_size, **in_order)
+    return _open(values, split, canvas_size, **_IN_ORDER)
 
 
 def _evaluate(values):
+    import pathlib
+
+    import keras
+
     from keras_simclr import evaluation, runs
 
     labels = [int(x) if x.isdigit() else x for x in values.labels]
     model = runs.load_model(values.run_dir)
     _, train = _open_in_order(values, values.split, model)
-    _, test = _open_in_order(values, values.test_split, model)
+    test_split, test = values.test_split, None
+    if test_split is None and values.data.startswith("tfds:"):
+        test_split = "test"
+    if test_split:
+        _, test = _open_in_order(values, test_split, model)
     result = evaluation.evaluate(
-        model, train, test, labels=labels, seed=values.seed
+        model,
+        train,
+        test,
+        probes=values.probes,
+        labels=labels,
+        draws=values.draws,
+        encoders={
+            pathlib.Path(path).stem: keras.models.load_model(path)
+            for path in values.encoders
+        },
+        projection_layer=values.projection_layer,
+        seed=values.seed,
+        report=print,
     )
     print(result)
-    runs.update_summary(
-        values.run_dir,
-        {"rows": list(result.rows), "evaluation": result.settings},
+    runs.update_summary(values.run_dir, result.summary)
+
+
+def _finetune(values):
+    from keras_simclr import classification, export, runs
+
+    export.check_is_free(values.output_dir)
+    model = runs.load_model(values.run_dir)
+    source, train = _open_in_order(values, values.split, model)
+    result = classification.train_classifier(
+        model,
+        train,
+        values.output_dir,
+        class_names=getattr(source, "class_names", None),
+        projection_layer=values.projection_layer,
+        seed=values.seed,
+        report=print,
     )
+    print(result)
+    print(f"{values.output_dir} holds classifier.keras and saved_model/.")
+
+
+def _predict(values):
+    import pathlib
+
+    from keras_simclr import classification, data, export
+
+    export.check_is_free(values.output_dir)
+    output_dir = pathlib.Path(values.output_dir)
+    staged = output_dir / "staged.csv"
+    path = output_dir / "predictions.csv"
+    canvas_size = data.canvas_for(classification.input_size(values.model))
+    source, images = _open(values, values.split, canvas_size, **_IN_ORDER)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    count = classification.write_predictions(
+        values.model, images, staged, _readable(source)
+    )
+    staged.replace(path)
+    print(f"{path} holds the classes of {count} images.")
+    _write_skipped(source, output_dir)
 
 
 def _embed(values):
-    import csv
     import pathlib
 
-    from keras_simclr import embedding, export, folders, runs
+    from keras_simclr import embedding, export, runs
 
     export.check_is_free(values.output_dir)
     output_dir = pathlib.Path(values.output_dir)
@@ -575,19 +673,28 @@ def _embed(values):
     path = output_dir / f"embeddings.{values.format}"
     model = runs.load_model(values.run_dir)
     source, images = _open_in_order(values, values.split, model)
-    is_folder = isinstance(source, folders.ImageFolder)
     output_dir.mkdir(parents=True, exist_ok=True)
-    count = embedding.write_embeddings(
-        model, images, staged, source.readable() if is_folder else None
-    )
+    count = embedding.write_embeddings(model, images, staged, _readable(source))
     staged.replace(path)
     print(f"{path} holds {count} representations.")
-    if is_folder:
-        others = output_dir / "skipped.csv"
-        with others.open("w", newline="", errors="backslashreplace") as file:
-            reasons = {**source.left_out, **source.skipped}
-            csv.writer(file).writerows([("path", "reason"), *reasons.items()])
-        print(f"{others} lists {len(reasons)} other files.")
+    _write_skipped(source, output_dir)
+
+
+def _readable(source):
+    """The names of the images that a folder's dataset has, as it goes."""
+    return None if isinstance(source, str) else source.readable()
+
+
+def _write_skipped(source, output_dir):
+    import csv
+
+    if isinstance(source, str):
+        return
+    path = output_dir / "skipped.csv"
+    with path.open("w", newline="", errors="backslashreplace") as file:
+        reasons = {**source.left_out, **source.skipped}
+        csv.writer(file).writerows([("path", "reason"), *reasons.items()])
+    print(f"{path} lists {len(reasons)} other files.")
 
 
 def _export(values):

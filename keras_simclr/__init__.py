@@ -41,13 +41,9 @@ from keras_simclr.data import (
     dataset_from_directory as dataset_from_directory,
     dataset_from_tfds as dataset_from_tfds,
 )
-from keras_simclr.evaluation import (
-    evaluate as evaluate,
-    extract_features as extract_features,
-    knn_probe as knn_probe,
-    linear_probe as linear_probe,
-)
+from keras_simclr.evaluation import evaluate as evaluate
 from keras_simclr.export import export_encoder as export_encoder
+from keras_simclr.finetuning import fine_tune as fine_tune
 from keras_simclr.losses import NTXent as NTXent, nt_xent as nt_xent
 from keras_simclr.model import SimCLRModel as SimCLRModel
 from keras_simclr.networks import (
@@ -58,6 +54,11 @@ from keras_simclr.optimizers import (
     LARS as LARS,
     scaled_learning_rate as scaled_learning_rate,
     warmup_cosine as warmup_cosine,
+)
+from keras_simclr.probes import (
+    extract_features as extract_features,
+    knn_probe as knn_probe,
+    linear_probe as linear_probe,
 )
 
 __version__ = "0.1.0"

@@ -148,9 +148,15 @@ def run(output_dir="runs/demo", *, seed=0, epochs=_EPOCHS):
     _plot_views(model, train[0][:8], output_dir / "views.png")
     _plot_loss(output_dir / "log.csv", output_dir / "loss.png")
     print("Probing: linear probe and k-NN, on held-out digits.")
-    result = evaluate(model, train, test, seed=seed)
-    summary = {"rows": list(result.rows), "evaluation": result.settings}
-    runs.update_summary(output_dir, summary)
+    result = evaluate(
+        model,
+        train,
+        test,
+        probes=("linear", "knn"),
+        labels=(10, "all"),
+        seed=seed,
+    )
+    runs.update_summary(output_dir, result.summary)
     print(f"\n{result}\n")
     encoder = export_encoder(model, output_dir / "encoder")
     _check_export(encoder / "saved_model", test[0], model)

@@ -10,7 +10,7 @@ import zipfile
 import numpy as np
 
 from keras_simclr import _checks, data
-from keras_simclr.evaluation import representation
+from keras_simclr.probes import representation
 
 FORMATS = ("csv", "npz", "parquet")
 
@@ -54,7 +54,7 @@ def write_embeddings(model, dataset, path, names=None):
     def batches():
         for element in data.checked_elements(dataset):
             rows = represent(*data.images_and_sizes(element)).numpy()
-            yield _valid(itertools.islice(names or (), len(rows))), rows
+            yield valid_names(itertools.islice(names or (), len(rows))), rows
 
     return write[ending](path, batches())
 
@@ -119,8 +119,20 @@ def _npz(path, batches):
     return count
 
 
-def _valid(names):
-    """Names with an escape for each byte that is not UTF-8."""
+def valid_names(names):
+    r"""Names with an escape for each byte that is not UTF-8.
+
+    Args:
+        names: Strings, as the file system gives them.
+
+    Returns:
+        List of strings.
+
+    Example:
+
+    >>> valid_names(["a.png", "\udcff.png"])
+    ['a.png', '\\xff.png']
+    """
     return [
         name.encode("utf-8", "surrogateescape").decode(
             "utf-8", "backslashreplace"

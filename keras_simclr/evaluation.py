@@ -1,439 +1,175 @@
-"""What an encoder is worth: probes on its representations, with baselines."""
+"""What an encoder is worth: probes and fine-tuning, beside baselines."""
 
 import dataclasses
-import random
-import warnings
+import time
 
-import keras
 import numpy as np
-import tensorflow as tf
 
-from keras_simclr import _checks, data
-from keras_simclr.augmentations import to_float
+from keras_simclr import _checks
+from keras_simclr.augmentations import RandomResizedCrop, to_float
+from keras_simclr.finetuning import SETTINGS, Tuner, load_labelled
 from keras_simclr.model import SimCLRModel
-from keras_simclr.networks import plain_copy
+from keras_simclr.probes import (
+    INVERSE_PENALTIES,
+    PIXELS,
+    extract,
+    knn_probe,
+    linear_probe,
+    pixels_of,
+    representation,
+    untrained_copy,
+)
 
-# scikit-learn's C: the inverse of the L2 penalty. Strongest penalty first.
-_INVERSE_PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
-_VALIDATION_SHARE = 0.2
-# Below this many labels one validation split says little; take the mean of 5.
-_FEW_LABELS = 1_000
-_MOST_TO_CHOOSE_ON = 10_000
-_ROWS_AT_ONCE = 1_000
-_PIXELS = 32  # Larger images are averaged to this size for the baseline.
-_SMALL_ARRAY = 1_000_000  # Numbers.
-
-
-@dataclasses.dataclass(frozen=True)
-class KNNProbe:
-    """Result of `knn_probe`.
-
-    Attributes:
-        accuracy: Share of test examples classified rightly, 0 to 1.
-        k: Neighbours that voted.
-        temperature: Temperature of their weights.
-    """
-
-    accuracy: float
-    k: int
-    temperature: float
-
-    def __str__(self):
-        return (
-            f"k-NN accuracy {self.accuracy:.2%} (cosine, k={self.k}, "
-            f"temperature={self.temperature})"
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class LinearProbe:
-    """Result of `linear_probe`.
-
-    Attributes:
-        accuracy: Share of test examples classified rightly, 0 to 1.
-        inverse_penalty: scikit-learn's C that validation chose.
-        classifier: Keras model from features to class probabilities; behind
-            the encoder it classifies images.
-        classes: Label of each probability.
-    """
-
-    accuracy: float
-    inverse_penalty: float
-    classifier: keras.Model
-    classes: tuple
-
-    def __str__(self):
-        return (
-            f"linear accuracy {self.accuracy:.2%} (logistic regression on "
-            f"standardised features, C={self.inverse_penalty:g})"
-        )
+PROBES = ("linear", "knn", "finetune")
+LABELS = (1, 5, 10, 50, "1%", "10%", "all")
+_TEST_SHARE = 0.2  # Of the examples, where there is no test set.
+_CONFIDENCE = 0.95
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Result of `evaluate`; `str()` is the table.
+    """Result of `evaluate`; `str()` is the table and the verdict.
 
     Attributes:
         rows: Dictionaries with `features` (`"pixels"`, `"untrained"`,
-            `"simclr"`), `probe` (`"linear"`, `"knn"`), `labels` (per class, or
-            `"all"`), `accuracy` (mean, 0 to 1), `std` (over the draws of the
-            labelled set, None for a single one) and `draws` (each accuracy).
-        settings: What was fixed: the probes' settings and the seed.
+            `"simclr"`, or the name of another encoder), `probe` (`"linear"`,
+            `"knn"`, `"finetune"`, `"scratch"`), `labels` (an integer per
+            class, a share such as `"1%"`, or `"all"`), `accuracy` (mean, 0 to
+            1), `std` (over the draws of the labelled set, None for a single
+            one), `interval` (95 %, of the mean over draws; of a single one,
+            over test examples) and `draws` (each accuracy).
+        gains: Dictionaries with `labels`; `best` and `baseline`, the best of
+            SimCLR and of the others; `gain`, the difference of their
+            accuracies; and its 95 % `interval`, paired.
+        left_out: What the labels could not fill, in words.
+        settings: What was fixed: the probes' settings, sizes and the seed.
     """
 
     rows: tuple
+    gains: tuple
+    left_out: tuple
     settings: dict
+
+    @property
+    def summary(self):
+        """What `summary.json` keeps of it: a dictionary."""
+        return {
+            "rows": list(self.rows),
+            "gains": list(self.gains),
+            "evaluation": {
+                **self.settings,
+                "left_out": list(self.left_out),
+                "verdict": self.verdict,
+            },
+        }
+
+    @property
+    def verdict(self):
+        """Whether pretraining was worth it, in a sentence."""
+        worth = [gain for gain in self.gains if gain["interval"][0] > 0]
+        others = [gain for gain in self.gains if gain["interval"][0] <= 0]
+        parts = []
+        if worth:
+            parts.append(f"Worth it: {'; '.join(map(_gain_in_words, worth))}.")
+        if others:
+            start = "Not shown to be worth it"
+            parts.append(f"{start}: {'; '.join(map(_gain_in_words, others))}.")
+        return " ".join(parts)
 
     def __str__(self):
         columns = list(dict.fromkeys(row["labels"] for row in self.rows))
-        heads = ["all" if x == "all" else f"{x} per class" for x in columns]
-        lines = ["test accuracy, %    " + "".join(f"{h:>16}" for h in heads)]
-        for probe in dict.fromkeys(row["probe"] for row in self.rows):
-            for features in dict.fromkeys(row["features"] for row in self.rows):
-                cells = [
-                    _cell(row)
-                    for label in columns
-                    for row in self.rows
-                    if (row["features"], row["probe"], row["labels"])
-                    == (features, probe, label)
-                ]
-                name = f"{features}, {probe}"
-                lines.append(f"{name:20}" + "".join(f"{c:>16}" for c in cells))
-        return "\n".join(lines)
+        title = "accuracy, % ± 95 %"
+        lines = [f"{title:24}" + "".join(f"{_head(x):>15}" for x in columns)]
+        kinds = {(row["probe"], row["features"]): None for row in self.rows}
+        order = ("linear", "knn", "finetune", "scratch")
+        for probe, features in sorted(kinds, key=lambda x: order.index(x[0])):
+            cells = [
+                next(
+                    (
+                        _cell(row)
+                        for row in self.rows
+                        if (row["probe"], row["features"], row["labels"])
+                        == (probe, features, label)
+                    ),
+                    "",
+                )
+                for label in columns
+            ]
+            name = f"{features}, {probe}"
+            lines.append(f"{name:24}" + "".join(f"{c:>15}" for c in cells))
+        lines.append(self.settings["examples"])
+        lines += [f"Left out: {reason}." for reason in self.left_out]
+        return "\n".join([*lines, self.verdict]).rstrip()
+
+
+def _head(labels):
+    return f"{labels} per class" if isinstance(labels, int) else labels
 
 
 def _cell(row):
-    mean = f"{100 * row['accuracy']:.1f}"
-    return mean if row["std"] is None else f"{mean} ± {100 * row['std']:.1f}"
+    low, high = row["interval"]
+    return f"{100 * row['accuracy']:.1f} ± {50 * (high - low):.1f}"
 
 
-def extract_features(model, images, *, batch_size=256):
-    """Representations of images, from an encoder at rest.
-
-    Args:
-        model: A `SimCLRModel`, or any Keras model from images to
-            representations.
-        images: Array of shape `(N, height, width, channels)`, uint8 or float
-            in [0, 1]; or a dataset of batches of them, where labels are
-            ignored.
-        batch_size: Images in a batch, for arrays.
-
-    Returns:
-        float32 array of shape `(N, features)`: before the projection head, and
-        from the float32 encoder that `export_encoder` writes.
-
-    Raises:
-        ValueError: If images are not finite, or floats not in [0, 1].
-
-    Example:
-
-    >>> encoder = simclr.ResNet(10, stem="cifar", input_shape=(8, 8, 1))
-    >>> model = simclr.SimCLRModel(encoder)
-    >>> extract_features(model, np.zeros((4, 8, 8, 1), "uint8")).shape
-    (4, 512)
-    """
-    (features,), _ = _extract([representation(model)], images, batch_size)
-    return features
-
-
-def representation(model):
-    """Function from a batch of images to representations, frozen and at rest.
-
-    Args:
-        model: A `SimCLRModel`, or any Keras model.
-
-    Returns:
-        Function of a tensor of images, and their `sizes` or None, to a
-        float32 tensor `(batch, features)`.
-
-    Example:
-
-    >>> encoder = simclr.ResNet(10, stem="cifar", input_shape=(8, 8, 1))
-    >>> model = simclr.SimCLRModel(encoder)
-    >>> representation(model)(tf.zeros((2, 8, 8, 1)), None).shape
-    TensorShape([2, 512])
-    """
-    encoder, prepare = model, _view_of(model)
-    if isinstance(model, SimCLRModel):
-        encoder = plain_copy(model.encoder)
-    return tf.function(
-        lambda images, sizes: tf.cast(
-            encoder(prepare(images, sizes), training=False), tf.float32
-        ),
-        reduce_retracing=True,
+def _gain_in_words(gain):
+    low, high = (100 * x for x in gain["interval"])
+    amount = gain["labels"]
+    if isinstance(amount, int):
+        amount = f"{amount} label{'s' * (amount > 1)} per class"
+    else:
+        amount = "all labels" if amount == "all" else f"{amount} of the labels"
+    return (
+        f"{100 * gain['gain']:+.1f} points ({low:+.1f} to {high:+.1f}) with "
+        f"{amount}, {gain['best']} against {gain['baseline']}"
     )
 
 
-def _view_of(model):
-    """Function from images and sizes to what the encoder sees."""
-    if isinstance(model, SimCLRModel):
-        return model.evaluation_view
-
-    def whole(images, sizes):
-        if sizes is not None:
-            raise ValueError(
-                "Images with `sizes` need a SimCLRModel, which knows how to "
-                f"bring them to its encoder. Received: model={model.name!r}"
-            )
-        return to_float(images)
-
-    return whole
-
-
-def _pixels_of(model):
-    """Function from images and sizes to pixels that a probe can digest."""
-    prepare = _view_of(model)
-
-    def pixels(images, sizes):
-        view = prepare(images, sizes)
-        if view.shape.rank == 4:
-            size = [min(side, _PIXELS) for side in view.shape[1:3]]
-            if size != view.shape[1:3]:
-                view = tf.image.resize(view, size, method="area")
-        return tf.reshape(view, (tf.shape(view)[0], -1))
-
-    return tf.function(pixels, reduce_retracing=True)
-
-
-def _extract(functions, images, batch_size=256):
-    """Outputs of several functions of the images, and the labels if any."""
-    if not isinstance(images, tf.data.Dataset):
-        parts = images if isinstance(images, tuple) else (images,)
-        images = data.dataset_from_arrays(
-            *parts, batch_size=batch_size, shuffle=False, drop_remainder=False
-        )
-    data.check_length(images)
-    outputs, labels = [[] for _ in functions], []
-    for element in data.checked_elements(images):
-        batch, sizes = data.images_and_sizes(element)
-        for output, function in zip(outputs, functions, strict=True):
-            output.append(function(batch, sizes).numpy())
-        if "labels" in element:
-            labels.append(element["labels"].numpy())
-    outputs = [np.concatenate(output) for output in outputs]
-    return outputs, np.concatenate(labels) if labels else None
-
-
-def knn_probe(
-    train_features,
-    train_labels,
-    test_features,
-    test_labels,
+def evaluate(
+    model,
+    train,
+    test=None,
     *,
-    k=20,
-    temperature=0.1,
+    probes=PROBES,
+    labels=LABELS,
+    draws=5,
+    encoders=None,
+    baselines=True,
+    projection_layer=0,
+    seed=0,
+    report=None,
 ):
-    """Classifies by the votes of the most similar training examples.
+    """Compares what can be learned from few and many labels, and from what.
 
-    The k neighbours with the largest cosine similarity s vote with the weight
-    `exp(s / temperature)`.
-
-    Args:
-        train_features: Array of shape `(N, D)`.
-        train_labels: Array of shape `(N,)`, any labels.
-        test_features: Array of shape `(M, D)`.
-        test_labels: Array of shape `(M,)`.
-        k: Neighbours that vote, at most N.
-        temperature: Positive number.
-
-    Returns:
-        A `KNNProbe`.
-
-    Raises:
-        ValueError: If an argument is out of range or the arrays do not match.
-
-    Example:
-
-    >>> features = np.repeat(np.eye(2), 5, axis=0)
-    >>> labels = np.repeat([3, 7], 5)
-    >>> print(knn_probe(features, labels, features, labels, k=3))
-    k-NN accuracy 100.00% (cosine, k=3, temperature=0.1)
-
-    References:
-        - Wu et al. 2018, arXiv:1805.01978, section 3.4.
-    """
-    _check_probe(train_features, train_labels, test_features, test_labels)
-    _checks.positive_number("temperature", temperature)
-    k = min(_checks.integer("k", k, minimum=1), len(train_labels))
-    classes, places = np.unique(train_labels, return_inverse=True)
-    train = _normalize(train_features)
-    predictions = []
-    for start in range(0, len(test_features), _ROWS_AT_ONCE):
-        test = _normalize(test_features[start : start + _ROWS_AT_ONCE])
-        similarities = test @ train.T  # (rows, N)
-        nearest = np.argpartition(-similarities, k - 1, axis=1)[:, :k]
-        nearby = np.take_along_axis(similarities, nearest, axis=1)
-        # The largest similarity is at most 1: the weights cannot overflow.
-        weights = np.exp((nearby.astype("float64") - 1.0) / temperature)
-        votes = np.zeros((len(test), len(classes)))
-        rows = np.arange(len(test))[:, None]
-        np.add.at(votes, (rows, places[nearest]), weights)
-        predictions.append(classes[votes.argmax(axis=1)])
-    accuracy = np.mean(np.concatenate(predictions) == np.asarray(test_labels))
-    return KNNProbe(float(accuracy), k, temperature)
-
-
-def linear_probe(
-    train_features, train_labels, test_features, test_labels, *, seed=0
-):
-    """Trains a logistic regression on features and tests it.
-
-    The features are standardised. C, the inverse of the L2 penalty, is the best
-    of 0.001, 0.01, 0.1, 1 and 10 on a stratified validation split of 20 % (the
-    mean over five splits below 1,000 labels; 10,000 examples at most to train
-    and to validate on); then all training examples are used.
-
-    Args:
-        train_features: Array of shape `(N, D)`.
-        train_labels: Array of shape `(N,)`, any labels, at least two of each.
-        test_features: Array of shape `(M, D)`.
-        test_labels: Array of shape `(M,)`.
-        seed: Integer that draws the validation split.
-
-    Returns:
-        A `LinearProbe`: the accuracy, and the classifier that reached it.
-
-    Raises:
-        ValueError: If the arrays do not match or hold fewer than two classes.
-
-    Example:
-
-    >>> rng = np.random.default_rng(0)
-    >>> features = rng.normal(size=(40, 2)) + np.repeat([[-3], [3]], 20, axis=0)
-    >>> labels = np.repeat(["cat", "dog"], 20)
-    >>> probe = linear_probe(features, labels, features, labels)
-    >>> probe.accuracy, probe.classes
-    (1.0, ('cat', 'dog'))
-    >>> probe.classifier.predict(features[:1], verbose=0).round()
-    array([[1., 0.]], dtype=float32)
-
-    In front of it, the encoder makes an image classifier:
-    `keras.Sequential([encoder, probe.classifier])`.
-
-    References:
-        - Chen et al. 2020, arXiv:2002.05709, section 2.3 and appendix B.8.
-    """
-    from sklearn.preprocessing import StandardScaler
-    from threadpoolctl import threadpool_limits
-
-    _check_probe(train_features, train_labels, test_features, test_labels)
-    labels = np.asarray(train_labels)
-    scaler = StandardScaler().fit(train_features)
-    features = scaler.transform(train_features).astype("float32")
-    # Threads cost more than they bring on small arrays.
-    is_small = features.size < _SMALL_ARRAY
-    with threadpool_limits(1 if is_small else None):
-        inverse_penalty = _choose_inverse_penalty(features, labels, seed)
-        solver = _fit_logistic(features, labels, inverse_penalty)
-    test = scaler.transform(test_features).astype("float32")
-    return LinearProbe(
-        accuracy=float(solver.score(test, np.asarray(test_labels))),
-        inverse_penalty=inverse_penalty,
-        classifier=_as_keras(solver, scaler),
-        classes=tuple(solver.classes_.tolist()),
-    )
-
-
-def _choose_inverse_penalty(features, labels, seed):
-    from sklearn.model_selection import StratifiedShuffleSplit
-
-    classes = len(np.unique(labels))
-    held_out = max(classes, int(_VALIDATION_SHARE * len(labels)))
-    splits = StratifiedShuffleSplit(
-        n_splits=5 if len(labels) < _FEW_LABELS else 1,
-        train_size=min(len(labels) - held_out, _MOST_TO_CHOOSE_ON),
-        test_size=min(held_out, _MOST_TO_CHOOSE_ON),
-        random_state=seed,
-    )
-    scores = np.zeros(len(_INVERSE_PENALTIES))
-    for kept, held in splits.split(features, labels):
-        solver = None
-        for place, inverse_penalty in enumerate(_INVERSE_PENALTIES):
-            solver = _fit_logistic(
-                features[kept], labels[kept], inverse_penalty, solver
-            )
-            scores[place] += solver.score(features[held], labels[held])
-    # The first of equals is the strongest penalty.
-    return _INVERSE_PENALTIES[int(scores.argmax())]
-
-
-def _fit_logistic(features, labels, inverse_penalty, start=None):
-    """Fits one penalty, from the weights of `start` if given."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-
-    solver = start or LogisticRegression(max_iter=200, warm_start=True)
-    solver.set_params(C=inverse_penalty)
-    with warnings.catch_warnings():
-        # Weak penalties converge slowly; 200 iterations are the setting.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return solver.fit(features, labels)
-
-
-def _as_keras(solver, scaler):
-    """The same classifier as a Keras model, standardisation folded in."""
-    kernel, bias = solver.coef_.T, solver.intercept_
-    if len(bias) == 1:  # Two classes: one logit, against 0.
-        kernel = np.concatenate([np.zeros_like(kernel), kernel], axis=1)
-        bias = np.concatenate([np.zeros_like(bias), bias])
-    kernel = kernel / scaler.scale_[:, None]
-    bias = bias - scaler.mean_ @ kernel
-    dense = keras.layers.Dense(
-        len(bias), activation="softmax", dtype="float32", name="probabilities"
-    )
-    inputs = keras.Input((len(kernel),), name="features", dtype="float32")
-    model = keras.Model(inputs, dense(inputs), name="linear_probe")
-    dense.set_weights([kernel, bias])
-    return model
-
-
-def _check_probe(train_features, train_labels, test_features, test_labels):
-    for name, features, labels in (
-        ("train", train_features, train_labels),
-        ("test", test_features, test_labels),
-    ):
-        if np.ndim(features) != 2 or len(features) != len(labels):
-            raise ValueError(
-                f"`{name}_features` must have the shape (N, D), with N labels. "
-                f"Received: {name}_features of shape {np.shape(features)}, "
-                f"{name}_labels of shape {np.shape(labels)}"
-            )
-        if not np.isfinite(features).all():
-            raise ValueError(
-                f"`{name}_features` must be finite. Received: NaN or infinity"
-            )
-    if len(np.unique(train_labels)) < 2:
-        raise ValueError(
-            "`train_labels` must hold at least two classes. Received: "
-            f"{np.unique(train_labels).tolist()}"
-        )
-
-
-def _normalize(features):
-    features = np.asarray(features, "float32")
-    norms = np.linalg.norm(features, axis=1, keepdims=True)
-    return features / np.maximum(norms, np.finfo("float32").tiny)
-
-
-def evaluate(model, train, test, *, labels=(10, "all"), draws=5, seed=0):
-    """Probes an encoder beside raw pixels and the same encoder untrained.
+    Every probe is trained on the representations of the encoder, and beside it
+    on raw pixels, on those of the same encoder untrained, and of other
+    encoders. Beside fine-tuning, the same encoder is trained from scratch.
+    All are given the same labels and tested on the same images.
 
     Args:
         model: A `SimCLRModel`, or a Keras model from images to
-            representations.
-        train: Labelled images for the probes: `(images, labels)` arrays, or a
-            dataset of batches of them.
-        test: The same, to test on.
-        labels: Labels per class the probes may use: integers, or `"all"`.
-        draws: Labelled sets drawn for each integer. All features see the same.
-        seed: Integer that draws the labelled sets, the validation splits and
-            the untrained encoder.
+            representations. It is left as it is.
+        train: Labelled images: `(images, labels)` arrays, or a dataset of
+            batches of them.
+        test: The same, to test on. None: a fifth of the images of `train`,
+            another one for each draw, stratified; duplicates (`groups`) are
+            not divided.
+        probes: Some of `"linear"`, `"knn"` and `"finetune"`.
+        labels: Labels to learn from: integers (per class), shares (`"1%"`) and
+            `"all"`. What the classes are too small for is left out.
+        draws: Labelled sets drawn of each number.
+        encoders: Dictionary from names to further Keras encoders to compare
+            with, which take float images in [0, 1] of their own size.
+        baselines: Whether to compare with anything else at all.
+        projection_layer: As `fine_tune`.
+        seed: Integer that everything drawn is a function of.
+        report: Function that is told, in words, how long it will take.
 
     Returns:
         An `Evaluation`.
 
     Raises:
-        ValueError: If labels are missing, or a class has too few.
+        ValueError: If labels are missing, or an argument is not among what is
+            listed here.
 
     Example:
 
@@ -443,89 +179,407 @@ def evaluate(model, train, test, *, labels=(10, "all"), draws=5, seed=0):
     >>> model = simclr.SimCLRModel(encoder)
     >>> rng = np.random.default_rng(0)
     >>> images, labels = rng.random((20, 8, 8, 1)), np.repeat([0, 1], 10)
-    >>> both = (images, labels)
-    >>> result = evaluate(model, both, both, labels=(5,), draws=2)
+    >>> result = evaluate(
+    ...     model, (images, labels), probes=["knn"], labels=[5], draws=2
+    ... )
     >>> len(result.rows)
-    6
+    3
+
+    References:
+        - Chen et al. 2020, arXiv:2002.05709, sections 2.3, 4.3, appendix B.
+        - Nadeau and Bengio 2003, doi:10.1023/A:1024068626366 (intervals over
+          splits of one set).
     """
-    functions = {
-        "pixels": _pixels_of(model),
-        "untrained": representation(_untrained_copy(model, seed)),
-        "simclr": representation(model),
-    }
-    train_features, train_labels = _extract(functions.values(), train)
-    test_features, test_labels = _extract(functions.values(), test)
-    for name, found in (("train", train_labels), ("test", test_labels)):
-        if found is None:
-            raise ValueError(
-                f"`{name}` must hold labels: elements (images, labels). "
-                "Received: images only"
-            )
-    rows = []
-    for amount in labels:
-        chosen = _draw_labelled(train_labels, amount, draws, seed)
-        for features, x, x_test in zip(
-            functions, train_features, test_features, strict=True
-        ):
-            for name, probe in (("linear", linear_probe), ("knn", knn_probe)):
-                accuracies = [
-                    probe(
-                        x[places], train_labels[places], x_test, test_labels
-                    ).accuracy
-                    for places in chosen
-                ]
-                rows.append(
-                    {
-                        "features": features,
-                        "probe": name,
-                        "labels": amount,
-                        "accuracy": float(np.mean(accuracies)),
-                        "std": float(np.std(accuracies, ddof=1))
-                        if len(accuracies) > 1
-                        else None,
-                        "draws": accuracies,
-                    }
-                )
+    for probe in probes:
+        _checks.choice("probes", probe, PROBES)
+    _checks.integer("draws", draws, minimum=2)
+    labels = [_checked_amount(amount) for amount in labels]
+    start = time.perf_counter()
+    pool = _Pool(train, test, draws, seed)
+    contenders = _contenders(
+        model, probes, encoders or {}, pool, projection_layer, seed
+    )
+    if not baselines:
+        contenders = [x for x in contenders if x.features == "simclr"]
+    jobs, left_out = pool.jobs(labels)
+    if report:
+        seconds = sum(
+            contender.seconds(len(chosen))
+            for contender in contenders
+            for _, _, chosen, _ in jobs
+        )
+        taken = time.perf_counter() - start
+        report(f"This will take about {_duration(taken + seconds)}.")
+    results = {}  # Whether each test image was classified rightly.
+    for contender in contenders:
+        for amount, draw, chosen, tests in jobs:
+            found = contender.predict(chosen, tests, seed + draw)
+            key = (contender.features, contender.probe, amount)
+            is_right = found == pool.labels[tests]
+            results.setdefault(key, []).append(is_right)
+    rows = [
+        _row(key, is_right, pool.correction)
+        for key, is_right in results.items()
+    ]
+    amounts = dict.fromkeys(amount for amount, *_ in jobs)
+    gains = [
+        _gain(amount, results, pool.correction)
+        for amount in (amounts if baselines else ())
+    ]
     settings = {
+        "examples": pool.in_words(),
         "knn": "cosine, k=20, temperature=0.1",
         "linear": "logistic regression, standardised, C chosen of "
-        f"{', '.join(f'{c:g}' for c in _INVERSE_PENALTIES)}",
-        "pixels": f"at most {_PIXELS} x {_PIXELS}",
-        "train_examples": len(train_labels),
-        "test_examples": len(test_labels),
+        f"{', '.join(f'{c:g}' for c in INVERSE_PENALTIES)}",
+        "finetune": SETTINGS,
+        "pixels": f"at most {PIXELS} x {PIXELS}",
+        "projection_layer": projection_layer,
+        "train_examples": pool.train_size,
+        "test_examples": pool.test_size,
+        "draws": draws,
         "seed": seed,
+        "seconds": round(time.perf_counter() - start),
     }
-    return Evaluation(tuple(rows), settings)
+    return Evaluation(tuple(rows), tuple(gains), tuple(left_out), settings)
 
 
-def _untrained_copy(model, seed):
-    """The model with its weights drawn anew; no global state is changed."""
-    state = random.getstate()
-    random.seed(seed)  # Keras takes the seeds of initializers from here.
-    try:
-        return type(model).from_config(model.get_config())
-    finally:
-        random.setstate(state)
+def _checked_amount(amount):
+    if isinstance(amount, str):
+        share = amount.removesuffix("%")
+        is_share = share != amount and share.isdigit() and 0 < int(share) < 100
+        if amount == "all" or is_share:
+            return amount
+    elif amount is not True and amount == int(amount) and amount >= 1:
+        return int(amount)
+    raise ValueError(
+        "`labels` must be positive integers (per class), shares such as '1%' "
+        f"and 'all'. Received: labels with {amount!r}"
+    )
 
 
-def _draw_labelled(labels, amount, draws, seed):
+class _Pool:
+    """All labelled images, and which of them are for learning."""
+
+    def __init__(self, train, test, draws, seed):
+        parts = [load_labelled("train", train)]
+        if test is not None:
+            parts.append(load_labelled("test", test))
+        self.examples = _joined(parts)
+        self.labels = self.examples["labels"]
+        self.draws, self.seed = draws, seed
+        sizes = [len(part["labels"]) for part in parts]
+        if test is not None:
+            places = np.arange(sum(sizes))
+            self.splits = [(places[: sizes[0]], places[sizes[0] :])]
+        else:
+            self.splits = self._random_splits()
+        self.train_size, self.test_size = map(len, self.splits[0])
+        overlap = self.test_size / self.train_size
+        self.correction = 0.0 if test is not None else overlap
+
+    def _random_splits(self):
+        from sklearn.model_selection import StratifiedShuffleSplit
+
+        # What is split are groups of duplicates; each goes by its first image.
+        everyone = np.arange(len(self.labels))
+        groups = self.examples.get("groups", everyone)
+        names, firsts = np.unique(groups, return_index=True)
+        classes, counts = np.unique(self.labels[firsts], return_counts=True)
+        if counts.min() < 2:
+            raise ValueError(
+                "Without `test`, every class needs at least two images that "
+                "are no duplicates. Received: "
+                f"{counts.min()} of class {classes[counts.argmin()]}"
+            )
+        test_size = max(len(classes), round(_TEST_SHARE * len(firsts)))
+        splits = StratifiedShuffleSplit(
+            self.draws, test_size=test_size, random_state=self.seed
+        ).split(firsts, self.labels[firsts])
+        return [
+            tuple(
+                np.flatnonzero(np.isin(groups, names[part])) for part in split
+            )
+            for split in splits
+        ]
+
+    def jobs(self, amounts):
+        """Which labels each draw learns from, and what it is tested on.
+
+        Returns:
+            List of `(amount, draw, places to learn from, places to test)`, and
+            list of what is left out and why.
+        """
+        jobs, left_out = [], []
+        for amount in amounts:
+            reason = self._why_not(amount)
+            if reason:
+                left_out.append(f"{_head(amount)}, {reason}")
+                continue
+            # One set of all labels is like another.
+            is_one = amount == "all" and len(self.splits) == 1
+            for draw in range(1 if is_one else self.draws):
+                places, tests = self.splits[draw % len(self.splits)]
+                rng = np.random.default_rng([self.seed, draw])
+                chosen = draw_labelled(self.labels[places], amount, rng)
+                jobs.append((amount, draw, places[chosen], tests))
+        return jobs, left_out
+
+    def _why_not(self, amount):
+        for places, _ in self.splits:
+            classes, counts = np.unique(self.labels[places], return_counts=True)
+            smallest = classes[counts.argmin()]
+            if isinstance(amount, int) and counts.min() <= amount:
+                return f"class {smallest} has {counts.min()} to learn from"
+            if _is_share(amount) and _of(amount, len(places)) < len(classes):
+                return f"{len(places)} labels, {len(classes)} classes"
+        return None
+
+    def in_words(self):
+        if len(self.splits) == 1:
+            return (
+                f"{self.train_size:,} labelled images to learn from, "
+                f"{self.test_size:,} to test on."
+            )
+        return (
+            f"No test set: {self.draws} random splits of "
+            f"{len(self.labels):,} images, {self.train_size:,} to learn from, "
+            f"{self.test_size:,} to test on."
+        )
+
+
+def _joined(parts):
+    """Arrays of examples end to end, canvases made equal."""
+    shared = set.intersection(*(set(part) for part in parts))
+    if "sizes" in shared:
+        largest = np.max([part["images"].shape[1:3] for part in parts], axis=0)
+        for part in parts:
+            images = part["images"]
+            missing = largest - images.shape[1:3]
+            margins = [(0, 0), (0, missing[0]), (0, missing[1]), (0, 0)]
+            part["images"] = np.pad(images, margins)
+    return {
+        key: np.concatenate([part[key] for part in parts]) for key in shared
+    }
+
+
+def _is_share(amount):
+    return isinstance(amount, str) and amount != "all"
+
+
+def _of(share, count):
+    return round(int(share.removesuffix("%")) / 100 * count)
+
+
+def draw_labelled(labels, amount, rng):
+    """Draws examples, stratified.
+
+    Args:
+        labels: Array of all labels.
+        amount: Integer per class, a share such as `"1%"`, or `"all"`.
+        rng: NumPy generator.
+
+    Returns:
+        Array of places in `labels`. Of a share every class has at least one.
+
+    Example:
+
+    >>> rng = np.random.default_rng(0)
+    >>> draw_labelled(np.repeat([3, 7], 5), 2, rng).shape
+    (4,)
+    """
     if amount == "all":
-        return [np.arange(len(labels))]
-    _checks.integer("labels", amount, minimum=2)
-    classes, counts = np.unique(labels, return_counts=True)
-    if counts.min() < amount:
-        raise ValueError(
-            f"`labels` must not exceed the smallest class. Received: {amount} "
-            f"labels per class, but class {classes[counts.argmin()]} has "
-            f"{counts.min()}"
-        )
-    rng = np.random.default_rng(seed)
-    return [
-        np.concatenate(
-            [
-                rng.choice(np.flatnonzero(labels == c), amount, replace=False)
-                for c in classes
-            ]
-        )
-        for _ in range(_checks.integer("draws", draws, minimum=1))
+        return np.arange(len(labels))
+    chosen = []
+    for label in np.unique(labels):
+        places = np.flatnonzero(labels == label)
+        count = amount
+        if _is_share(amount):
+            count = max(1, _of(amount, len(places)))
+        chosen.append(rng.choice(places, count, replace=False))
+    return np.concatenate(chosen)
+
+
+def _contenders(model, probes, encoders, pool, projection_layer, seed):
+    """Everything that learns from labels, with what it learns on."""
+    functions = {
+        "pixels": pixels_of(model),
+        "untrained": representation(untrained_copy(model, seed)),
+        **{name: _representation_of(x) for name, x in encoders.items()},
+        "simclr": representation(model),
+    }
+    features, _ = extract(functions.values(), pool.examples)
+    contenders = [
+        _Probe(name, probe, x, pool.labels, pool.test_size)
+        for probe in probes
+        if probe != "finetune"
+        for name, x in zip(functions, features, strict=True)
     ]
+    if "finetune" in probes:
+        contenders += [
+            _Tuning(model, pool, projection_layer, from_scratch)
+            for from_scratch in (True, False)
+        ]
+    return contenders
+
+
+def _representation_of(encoder):
+    """As `representation`, of images brought to an encoder's size."""
+    if isinstance(encoder, SimCLRModel):
+        return representation(encoder)
+    height, width, channels = encoder.input_shape[1:]
+    crop = RandomResizedCrop(height, width)
+    represent = representation(encoder)
+
+    def resized(images, sizes):
+        views = to_float(crop(images, training=False, sizes=sizes))
+        if channels == 3 and views.shape[-1] == 1:
+            views = np.repeat(views, 3, axis=-1)
+        return represent(views, None)
+
+    return resized
+
+
+class _Probe:
+    """A probe on representations that are known."""
+
+    def __init__(self, features, probe, x, labels, tests):
+        self.features, self.probe = features, probe
+        self._x, self._labels, self._tests = x, labels, tests
+        self._probe = {"linear": linear_probe, "knn": knn_probe}[probe]
+
+    def predict(self, chosen, tests, seed):
+        options = {"seed": seed} if self.probe == "linear" else {}
+        return self._probe(
+            self._x[chosen],
+            self._labels[chosen],
+            self._x[tests],
+            self._labels[tests],
+            **options,
+        ).predictions
+
+    def seconds(self, examples):
+        # Of one core: 10 GFLOP/s; a fit of 10,000 numbers, 1 ms a step.
+        size = examples * self._x.shape[1]
+        if self.probe == "knn":
+            return 2e-10 * size * self._tests
+        classes = len(np.unique(self._labels))
+        fits = 26 if examples < 1000 else 6
+        return fits * (0.01 + 1e-8 * size * classes * 10)
+
+
+class _Tuning:
+    """Fine-tuning, or training from scratch."""
+
+    def __init__(self, model, pool, projection_layer, from_scratch):
+        self.features = "untrained" if from_scratch else "simclr"
+        self.probe = "scratch" if from_scratch else "finetune"
+        self._pool = pool
+        self._tuner = Tuner(
+            model,
+            np.unique(pool.labels),
+            projection_layer=projection_layer,
+            from_scratch=from_scratch,
+        )
+        self._seconds = None
+
+    def _of(self, places):
+        return {k: array[places] for k, array in self._pool.examples.items()}
+
+    def predict(self, chosen, tests, seed):
+        self._tuner.fit(self._of(chosen), seed)
+        return self._tuner.predict(self._of(tests))
+
+    def seconds(self, examples):
+        if self._seconds is None:
+            self._seconds = self._measured()
+        fixed, per_step = self._seconds
+        return fixed + per_step * (
+            self._tuner.steps_for(examples) + self._pool.test_size / 200
+        )
+
+    def _measured(self):
+        """Seconds that every training takes, and each of its steps."""
+        part = self._of(np.arange(len(self._pool.labels)))
+        few, many = 2, 12
+        times = []
+        for steps in (few, few, many):  # The first traces.
+            start = time.perf_counter()
+            self._tuner.fit(part, 0, steps=steps)
+            times.append(time.perf_counter() - start)
+        per_step = max(times[2] - times[1], 0.0) / (many - few)
+        return max(times[1] - few * per_step, 0.0), per_step
+
+
+def _row(key, is_right, correction):
+    features, probe, amount = key
+    draws = [float(np.mean(each)) for each in is_right]
+    return {
+        "features": features,
+        "probe": probe,
+        "labels": amount,
+        "accuracy": float(np.mean(draws)),
+        "std": float(np.std(draws, ddof=1)) if len(draws) > 1 else None,
+        "interval": interval(is_right, correction),
+        "draws": draws,
+    }
+
+
+def _gain(amount, results, correction):
+    """The best of SimCLR against the best of the others."""
+    means = {
+        key: np.mean([np.mean(each) for each in is_right])
+        for key, is_right in results.items()
+        if key[2] == amount
+    }
+    best = max((x for x in means if x[0] == "simclr"), key=means.get)
+    baseline = max((x for x in means if x[0] != "simclr"), key=means.get)
+    differences = [
+        ours.astype(float) - theirs
+        for ours, theirs in zip(results[best], results[baseline], strict=True)
+    ]
+    return {
+        "labels": amount,
+        "best": best[1],
+        "baseline": ", ".join(baseline[:2]),
+        "gain": float(means[best] - means[baseline]),
+        "interval": interval(differences, correction),
+    }
+
+
+def interval(draws, correction=0.0):
+    """95 % interval of a mean.
+
+    Args:
+        draws: One array of values of test examples for each draw. Of several
+            draws their means count (Student's t); of one, its values (normal).
+        correction: Examples to test on by examples to learn from, where the
+            draws are splits of one set; else 0.
+
+    Returns:
+        Pair of floats.
+
+    Example:
+
+    >>> low, high = interval([np.array([1.0]), np.array([0.5])])
+    >>> round(low, 2), round(high, 2)
+    (-2.43, 3.93)
+    """
+    from scipy import stats
+
+    if len(draws) > 1:
+        values = np.array([np.mean(each) for each in draws])
+        quantile = stats.t.ppf(0.5 + _CONFIDENCE / 2, len(values) - 1)
+        share = 1 / len(values) + correction
+    else:
+        values = np.asarray(draws[0], float)
+        quantile = stats.norm.ppf(0.5 + _CONFIDENCE / 2)
+        share = 1 / len(values)
+    deviation = np.std(values, ddof=1) if len(values) > 1 else 0.0
+    half = quantile * deviation * np.sqrt(share)
+    return float(values.mean() - half), float(values.mean() + half)
+
+
+def _duration(seconds):
+    if seconds < 120:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes"

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_simclr.augmentations import Augmentation
-from keras_simclr.model import SimCLRModel, as_list
+from keras_simclr.model import SimCLRModel, as_list, takes_sizes
 from keras_simclr.networks import plain_copy
 
 
@@ -54,16 +54,41 @@ def export_encoder(model, directory):
         raise TypeError(
             f"`model` must be a SimCLRModel. Received: model={model!r}"
         )
+    return write_network(model, plain_copy(model.encoder), directory, "encoder")
+
+
+def write_network(model, network, directory, name, texts=None):
+    """Writes a network behind a model's evaluation view, whole or not at all.
+
+    Args:
+        model: The `SimCLRModel` that knows the evaluation view.
+        network: Plain `keras.Model` that takes it.
+        directory: Directory to write, new or empty.
+        name: Name of the Keras file without `.keras`; beside it is
+            `saved_model/`.
+        texts: Dictionary from the names of further files to their contents.
+
+    Returns:
+        `pathlib.Path` of the directory.
+
+    Example:
+
+    ```python
+    write_network(model, plain_copy(model.encoder), "my_encoder", "encoder")
+    ```
+    """
     directory = pathlib.Path(directory)
     check_is_free(directory)
-    encoder = plain_copy(model.encoder)
     directory.parent.mkdir(parents=True, exist_ok=True)
     staged = pathlib.Path(
         tempfile.mkdtemp(prefix=".export-", dir=directory.parent)
     )
     try:
-        _with_evaluation_view(model, encoder).save(staged / "encoder.keras")
-        _save_module(model, encoder, staged / "saved_model")
+        whole = with_evaluation_view(model, network)
+        whole.save(staged / f"{name}.keras")
+        _save_module(model, network, staged / "saved_model")
+        for file, text in (texts or {}).items():
+            (staged / file).write_text(text)
         staged.chmod(0o755)  # mkdtemp makes it private.
         staged.replace(directory)
     finally:
@@ -94,9 +119,27 @@ def check_is_free(directory):
         )
 
 
-def _with_evaluation_view(model, encoder):
-    """The encoder behind plain layers that do what the model does at rest."""
-    shape = encoder.input_shape[1:]
+def with_evaluation_view(model, network):
+    """Puts plain layers in front that do what the model does at rest.
+
+    Args:
+        model: A `SimCLRModel`.
+        network: Plain `keras.Model` that takes its evaluation view.
+
+    Returns:
+        A `keras.Model` that takes images of the same size.
+
+    Raises:
+        ValueError: If no plain layers do what the augmentation does at rest.
+
+    Example:
+
+    >>> encoder = simclr.ResNet(10, stem="cifar", input_shape=(8, 8, 3))
+    >>> model = simclr.SimCLRModel(encoder)
+    >>> with_evaluation_view(model, encoder).input_shape
+    (None, 8, 8, 3)
+    """
+    shape = network.input_shape[1:]
     inputs = outputs = keras.Input(shape, name="inputs")
     for layer in as_list(model.augmentation):
         # Other layers are taken to leave images alone; checked below.
@@ -112,29 +155,39 @@ def _with_evaluation_view(model, encoder):
             "such as a Rescaling layer, in front of the encoder instead."
         )
     if outputs is inputs:
-        return encoder
-    return keras.Model(inputs, encoder(outputs), name=encoder.name)
+        return network
+    return keras.Model(inputs, network(outputs), name=network.name)
 
 
-def _save_module(model, encoder, path):
+def _save_module(model, network, path):
     module = tf.train.Checkpoint()
-    module.variables = [v.value for v in encoder.variables]
-    module.trainable_variables = [v.value for v in encoder.trainable_variables]
+    module.variables = [v.value for v in network.variables]
+    module.trainable_variables = [v.value for v in network.trainable_variables]
     module.regularization_losses = [
-        _penalty(v) for v in encoder.trainable_variables if v.regularizer
+        _penalty(v) for v in network.trainable_variables if v.regularizer
     ]
-    shape = encoder.input_shape[1:]
+    shape = network.input_shape[1:]
     if len(shape) == 3:
         shape = (None, None, shape[2])
     images = tf.TensorSpec((None, *shape), tf.float32, name="inputs")
 
-    def represent(inputs, training=False):
-        return encoder(model.evaluation_view(inputs), training=training)
+    def represent(inputs, training=False, sizes=None):
+        view = model.evaluation_view(inputs, sizes)
+        return network(view, training=training)
 
     module.__call__ = tf.function(represent, autograph=False)
     for training in (False, True):
         module.__call__.get_concrete_function(images, training=training)
     module.__call__.get_concrete_function(images)
+    if takes_sizes(model):
+        module.on_canvas = tf.function(
+            lambda images, sizes: represent(images, sizes=sizes),
+            input_signature=[
+                tf.TensorSpec(images.shape, tf.uint8),
+                tf.TensorSpec((None, 2), tf.int32),
+            ],
+            autograph=False,
+        )
     serve = tf.function(
         lambda inputs: {"default": represent(inputs)}, autograph=False
     )

@@ -853,6 +853,24 @@ def _call_layer(layer, images, **kwargs):
     return layer(images, **accepted)
 
 
+def takes_sizes(model):
+    """Whether a model's augmentation takes images on canvases.
+
+    Args:
+        model: A `SimCLRModel`.
+
+    Returns:
+        Boolean.
+
+    Example:
+
+    >>> encoder = simclr.ResNet(10, stem="cifar", input_shape=(8, 8, 3))
+    >>> takes_sizes(simclr.SimCLRModel(encoder))
+    True
+    """
+    return _accepts(as_list(model.augmentation)[0], "sizes")
+
+
 def _accepts(layer, argument):
     return argument in inspect.signature(layer.call).parameters
 

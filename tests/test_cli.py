@@ -1,3 +1,4 @@
+import csv
 import json
 import subprocess
 import sys
@@ -10,9 +11,19 @@ from absl import flags
 from replicas import mirrored
 
 import keras_simclr_cli as cli
-from keras_simclr import large_batch, runs
+from keras_simclr import finetuning, large_batch, runs
 
-COMMANDS = ["demo", "embed", "evaluate", "export", "plan", "pretrain", "scan"]
+COMMANDS = [
+    "demo",
+    "embed",
+    "evaluate",
+    "export",
+    "finetune",
+    "plan",
+    "predict",
+    "pretrain",
+    "scan",
+]
 PRETRAIN = [
     "pretrain",
     "--split=train[:32]",
@@ -28,6 +39,7 @@ PRETRAIN = [
 def _small():
     with pytest.MonkeyPatch.context() as patch:
         standins.use(patch)
+        patch.setattr(finetuning, "_FEWEST_STEPS", 2)
         yield
 
 
@@ -168,6 +180,7 @@ def test_run_can_be_repeated_from_its_flags(run_dir, tmp_path):
 
 def test_evaluate_prints_and_stores_its_table(run_dir, data, capsys):
     arguments = [f"--run_dir={run_dir}", data, "--labels=5,all"]
+    arguments += ["--probes=linear,knn", "--draws=2"]
     splits = ["--split=train[:32]", "--test_split=train[32:]"]
     assert cli.main(["evaluate", *arguments, *splits]) == 0
     assert "simclr, knn" in capsys.readouterr().out
@@ -185,8 +198,23 @@ def test_evaluate_prints_and_stores_its_table(run_dir, data, capsys):
     }
 
 
+def test_evaluate_without_a_test_set_compares_encoders(
+    run_dir, data, tmp_path, capsys
+):
+    out = tmp_path / "mine"
+    run = f"--run_dir={run_dir}"
+    assert cli.main(["export", run, f"--output_dir={out}"]) == 0
+    other = f"--encoders={out / 'encoder.keras'}"
+    options = ["--probes=knn", "--draws=2", "--labels=all", other]
+    assert cli.main(["evaluate", run, data, *options]) == 0
+    text = capsys.readouterr().out
+    assert "encoder, knn" in text
+    assert "No test set: 2 random splits of 48 images" in text
+
+
 def test_file_has_one_split(run_dir, data, capsys):
-    assert cli.main(["evaluate", f"--run_dir={run_dir}", data]) == 1
+    arguments = [f"--run_dir={run_dir}", data, "--test_split=test"]
+    assert cli.main(["evaluate", *arguments]) == 1
     assert capsys.readouterr().err == (
         "keras-simclr: evaluate: `split` must be one of 'train'. Received: "
         "split='test'\n"
@@ -313,18 +341,33 @@ def test_a_folder_goes_from_scan_to_a_table(tmp_path, capsys):
     assert cli.main(arguments) == 0
     run = f"--run_dir={run}"
     options = ["--split=train[:60%]", "--test_split=train[60%:]"]
-    assert cli.main(["evaluate", run, *known, *options, "--labels=all"]) == 0
+    options += ["--labels=all", "--probes=linear"]
+    assert cli.main(["evaluate", run, *known, *options]) == 0
+    # Labelled images make a classifier, which puts all images into classes.
+    classifier, out = tmp_path / "classifier", tmp_path / "classes"
+    output = f"--output_dir={classifier}"
+    assert cli.main(["finetune", run, *known, output]) == 0
+    options = [f"--model={classifier}", data, "--unreadable_limit=0.1"]
+    assert cli.main(["predict", *options, f"--output_dir={out}"]) == 0
+    with (out / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    images = [f"{x.parent.name}/{x.name}" for x in photos.rglob("[0-9]*")]
+    assert [row["path"] for row in rows] == sorted(images)
+    assert {row["class"] for row in rows} <= {"cat", "dog"}
+    assert all(0.5 <= float(row["probability"]) <= 1.0 for row in rows)
+    skipped = (out / "skipped.csv").read_text()
+    assert skipped == "path,reason\ncat/empty.png,empty\n"
     # Without the manifest, the file that cannot be read is met on the way.
     options = [data, "--unreadable_limit=0.1", "--format=csv"]
     out = tmp_path / "out"
     assert cli.main(["embed", run, *options, f"--output_dir={out}"]) == 0
     lines = (out / "embeddings.csv").read_text().splitlines()
     paths = [line.split(",")[0] for line in lines[1:]]
-    images = [f"{x.parent.name}/{x.name}" for x in photos.rglob("[0-9]*")]
     assert paths == sorted(images)
     skipped = (out / "skipped.csv").read_text()
     assert skipped == "path,reason\ncat/empty.png,empty\n"
     text = capsys.readouterr().out
     assert "24 images usable, 1 file left out, 0 other files." in text
     assert "simclr, linear" in text
+    assert "with a cross-validated accuracy of " in text
     assert f"{out / 'embeddings.csv'} holds 24 representations." in text

@@ -1,4 +1,3 @@
-import functools
 import json
 import shutil
 import subprocess
@@ -34,7 +33,12 @@ def small_model(steps, seed):
 @pytest.fixture(scope="module")
 def output_dir(tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "demo"
-    quick = functools.partial(evaluation.evaluate, labels=(10,), draws=1)
+
+    def quick(*args, seed, **_):
+        return evaluation.evaluate(
+            *args, probes=("linear", "knn"), labels=(10,), draws=2, seed=seed
+        )
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "evaluate", quick)
         patch.setattr(demo, "build_model", small_model)

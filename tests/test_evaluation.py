@@ -1,38 +1,26 @@
-import random
-
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
+from scipy import stats
 
 import keras_simclr as simclr
-from keras_simclr import evaluation
-
-
-def small_encoder():
-    return keras.Sequential(
-        [
-            keras.Input((8, 8, 1)),
-            keras.layers.Conv2D(6, 3),
-            simclr.networks.FusedBatchNormalization(),
-            keras.layers.ReLU(),
-            keras.layers.GlobalAveragePooling2D(),
-        ]
-    )
+from keras_simclr import evaluation, finetuning
+from keras_simclr.evaluation import Evaluation
 
 
 @pytest.fixture(scope="module")
 def model():
     keras.utils.set_random_seed(0)
-    return simclr.SimCLRModel(small_encoder())
-
-
-@pytest.fixture(scope="module")
-def blobs():
-    rng = np.random.default_rng(0)
-    labels = np.arange(90) % 3
-    features = rng.normal(size=(90, 5)) + 2 * labels[:, None]
-    return features, labels
+    encoder = keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            keras.layers.Conv2D(6, 3),
+            keras.layers.BatchNormalization(),
+            keras.layers.GlobalAveragePooling2D(),
+        ]
+    )
+    crop = simclr.RandomResizedCrop(8, 8)
+    return simclr.SimCLRModel(encoder, augmentation=crop)
 
 
 @pytest.fixture(scope="module")
@@ -43,241 +31,231 @@ def images():
     return pixels.astype("float32"), labels
 
 
-def knn_oracle(train, train_labels, test, k, temperature):
-    predictions = []
-    for row in test:
-        cosines = [
-            float(row @ other / np.linalg.norm(row) / np.linalg.norm(other))
-            for other in train
-        ]
-        votes = {}
-        for place in sorted(range(len(train)), key=lambda i: -cosines[i])[:k]:
-            label = train_labels[place]
-            weight = np.exp(cosines[place] / temperature)
-            votes[label] = votes.get(label, 0.0) + weight
-        predictions.append(max(votes, key=votes.get))
-    return np.array(predictions)
+@pytest.fixture
+def _quick(monkeypatch):
+    monkeypatch.setattr(finetuning, "_FEWEST_STEPS", 2)
 
 
-@pytest.mark.parametrize(("k", "temperature"), [(1, 0.1), (7, 0.1), (20, 2.0)])
-def test_knn_probe_equals_a_loop_over_neighbours(blobs, k, temperature):
-    features, labels = blobs
-    train, test = slice(0, 60), slice(60, 90)
-    expected = knn_oracle(
-        features[train], labels[train], features[test], k, temperature
-    )
-    result = simclr.knn_probe(
-        features[train],
-        labels[train],
-        features[test],
-        labels[test],
-        k=k,
-        temperature=temperature,
-    )
-    assert result.accuracy == np.mean(expected == labels[test])
-
-
-def test_knn_probe_uses_at_most_all_training_examples(blobs):
-    features, labels = blobs
-    result = simclr.knn_probe(features[:6], labels[:6], features, labels)
-    assert result.k == 6
-
-
-def test_knn_probe_survives_zero_features_and_small_temperatures():
-    features, labels = np.zeros((4, 3)), np.array([0, 1, 0, 1])
-    result = simclr.knn_probe(
-        features, labels, features, labels, temperature=1e-4
-    )
-    assert result.accuracy == 0.5
-
-
-def test_linear_probe_returns_the_classifier_that_reached_its_accuracy(blobs):
-    features, labels = blobs
-    probe = simclr.linear_probe(
-        features[:60], labels[:60], features[60:], labels[60:]
-    )
-    probabilities = probe.classifier.predict(features[60:], verbose=0)
-    found = np.array(probe.classes)[probabilities.argmax(axis=1)]
-    assert np.mean(found == labels[60:]) == probe.accuracy
-    np.testing.assert_allclose(probabilities.sum(axis=1), 1.0, atol=1e-5)
-
-
-def test_linear_probe_equals_scikit_learn_at_its_penalty(blobs):
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.preprocessing import StandardScaler
-
-    features, labels = blobs
-    probe = simclr.linear_probe(features, labels, features, labels)
-    scaled = StandardScaler().fit_transform(features)
-    oracle = LogisticRegression(
-        C=probe.inverse_penalty, max_iter=5000, tol=1e-8
-    ).fit(scaled, labels)
-    found = probe.classifier.predict(features, verbose=0)
-    np.testing.assert_allclose(found, oracle.predict_proba(scaled), atol=0.02)
-
-
-def test_linear_probe_does_not_depend_on_the_scale_of_a_feature(blobs):
-    features, labels = blobs
-    scaled = features * np.array([1, 10, 100, 0.1, 0.01]) + 5
-    first = simclr.linear_probe(features, labels, features, labels)
-    second = simclr.linear_probe(scaled, labels, scaled, labels)
-    assert first.inverse_penalty == second.inverse_penalty
-    assert first.accuracy == pytest.approx(second.accuracy, abs=0.02)
-
-
-def test_linear_probe_chooses_a_strong_penalty_for_pure_noise():
-    rng = np.random.default_rng(0)
-    features, labels = rng.normal(size=(60, 50)), np.arange(60) % 2
-    signal = features + 20 * labels[:, None]
-    noisy = simclr.linear_probe(features, labels, features, labels)
-    clear = simclr.linear_probe(signal, labels, signal, labels)
-    assert clear.accuracy == 1.0
-    assert noisy.inverse_penalty <= 1.0
-
-
-@pytest.mark.parametrize("probe", [simclr.knn_probe, simclr.linear_probe])
-def test_probes_refuse_what_does_not_match(probe, blobs):
-    features, labels = blobs
-    with pytest.raises(ValueError) as error:
-        probe(features, labels[:-1], features, labels)
-    assert str(error.value) == (
-        "`train_features` must have the shape (N, D), with N labels. Received: "
-        "train_features of shape (90, 5), train_labels of shape (89,)"
-    )
-    with pytest.raises(ValueError) as error:
-        probe(features, labels, features * np.nan, labels)
-    assert str(error.value) == (
-        "`test_features` must be finite. Received: NaN or infinity"
-    )
-    with pytest.raises(ValueError) as error:
-        probe(features, labels * 0, features, labels)
-    assert str(error.value) == (
-        "`train_labels` must hold at least two classes. Received: [0]"
-    )
-
-
-def test_results_print_their_settings(blobs):
-    features, labels = blobs
-    assert str(simclr.knn_probe(features, labels, features, labels)).endswith(
-        "(cosine, k=20, temperature=0.1)"
-    )
-    assert ", C=" in str(
-        simclr.linear_probe(features, labels, features, labels)
-    )
-
-
-def test_features_are_what_the_model_predicts(model, images):
-    features = simclr.extract_features(model, images[0], batch_size=10)
-    np.testing.assert_allclose(
-        features, model.predict(images[0], verbose=0), atol=1e-6
-    )
-
-
-def test_features_of_arrays_datasets_and_uint8_agree(model, images):
-    pixels = (images[0] * 255).astype("uint8")
-    dataset = tf.data.Dataset.from_tensor_slices((pixels, images[1])).batch(5)
-    expected = simclr.extract_features(model, pixels / np.float32(255))
-    for source in (pixels, dataset):
-        found = simclr.extract_features(model, source)
-        np.testing.assert_allclose(found, expected, atol=1e-6)
-
-
-def test_features_of_a_keras_model_are_its_output(images):
-    network = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten()])
-    features = simclr.extract_features(network, images[0])
-    np.testing.assert_allclose(features, images[0].reshape(24, 64))
-
-
-def test_features_are_float32_under_mixed_precision(images):
-    keras.config.set_dtype_policy("mixed_bfloat16")
-    try:
-        model = simclr.SimCLRModel(small_encoder())
-    finally:
-        keras.config.set_dtype_policy("float32")
-    features = simclr.extract_features(model, images[0])
-    coarse = model.predict(images[0], verbose=0)
-    assert features.dtype == coarse.dtype == np.float32
-    assert 0 < np.abs(features - coarse).max() < 0.05 * np.abs(features).max()
-
-
-def test_features_refuse_unusable_pixels(model, images):
-    with pytest.raises(ValueError) as error:
-        simclr.extract_features(model, images[0] * np.nan)
-    assert str(error.value).startswith(
-        "Values of `images` must be finite. Received: NaN or infinity in rows 0"
-    )
-
-
-def test_evaluation_moves_no_variable(model, images):
+@pytest.mark.usefixtures("_quick")
+def test_evaluation_has_a_row_for_every_combination(model, images):
     before = [variable.numpy() for variable in model.variables]
-    simclr.evaluate(model, images, images, labels=("all",))
+    words = []
+    result = simclr.evaluate(
+        model,
+        images,
+        images,
+        labels=(1, 4, "50%", "all"),
+        draws=2,
+        encoders={"other": model.encoder},
+        report=words.append,
+    )
+    rows = {(r["features"], r["probe"], r["labels"]): r for r in result.rows}
+    kinds = [
+        (features, probe)
+        for features in ("pixels", "untrained", "other", "simclr")
+        for probe in ("linear", "knn")
+    ] + [("untrained", "scratch"), ("simclr", "finetune")]
+    assert set(rows) == {
+        (*kind, labels) for kind in kinds for labels in (1, 4, "50%", "all")
+    }
+    for row in rows.values():
+        assert len(row["draws"]) == (1 if row["labels"] == "all" else 2)
+        assert row["accuracy"] == pytest.approx(np.mean(row["draws"]))
+        assert row["interval"][0] <= row["accuracy"] <= row["interval"][1]
+    # The same network under another name.
+    for probe in ("linear", "knn"):
+        ours, other = (rows[x, probe, 4] for x in ("simclr", "other"))
+        assert ours["draws"] == other["draws"]
+    assert len(words) == 1
+    assert words[0].startswith("This will take about ")
+    lines = str(result).splitlines()
+    assert lines[0].split()[:3] == ["accuracy,", "%", "±"]
+    assert lines[11] == "24 labelled images to learn from, 24 to test on."
+    assert [gain["labels"] for gain in result.gains] == [1, 4, "50%", "all"]
     for old, variable in zip(before, model.variables, strict=True):
         np.testing.assert_array_equal(old, variable.numpy())
 
 
-def test_evaluation_has_a_row_for_every_combination(model, images):
-    result = simclr.evaluate(model, images, images, labels=(4, "all"), draws=2)
-    found = [(r["features"], r["probe"], r["labels"]) for r in result.rows]
-    expected = [
-        (features, probe, labels)
-        for labels in (4, "all")
-        for features in ("pixels", "untrained", "simclr")
-        for probe in ("linear", "knn")
-    ]
-    assert found == expected
-    for row in result.rows:
-        assert len(row["draws"]) == (1 if row["labels"] == "all" else 2)
-        assert row["accuracy"] == pytest.approx(np.mean(row["draws"]))
-        if row["labels"] == "all":
-            assert row["std"] is None
-        else:
-            assert row["std"] == pytest.approx(np.std(row["draws"], ddof=1))
-    lines = str(result).splitlines()
-    assert lines[0].split() == "test accuracy, % 4 per class all".split()
-    assert len(lines) == 7
-
-
+@pytest.mark.usefixtures("_quick")
 def test_evaluation_repeats_exactly(model, images):
-    results = [
+    first, second = (
         simclr.evaluate(model, images, images, labels=(4,), draws=2, seed=3)
         for _ in range(2)
-    ]
-    assert results[0] == results[1]
+    )
+    assert (first.rows, first.gains) == (second.rows, second.gains)
 
 
-def test_untrained_encoder_is_drawn_without_touching_global_state(model):
-    state = random.getstate()
-    copies = [evaluation._untrained_copy(model, 1) for _ in range(2)]
-    assert random.getstate() == state
-    for first, second, trained in zip(
-        *(m.encoder.get_weights() for m in (*copies, model)), strict=True
-    ):
-        np.testing.assert_array_equal(first, second)
-        if first.ndim > 1:
-            assert not np.array_equal(first, trained)
+def test_splits_are_stratified_and_keep_duplicates_together():
+    labels = np.repeat([0, 1], [60, 20])
+    groups = np.arange(80)
+    groups[60:70] = 60
+    pool = pool_of(labels, groups, draws=4)
+    for train, test in pool.splits:
+        assert not set(train) & set(test)
+        assert len(train) + len(test) == 80
+        assert not set(groups[train]) & set(groups[test])
+        assert 8 <= np.sum(labels[test] == 0) <= 13
+    assert len({tuple(test) for _, test in pool.splits}) == 4
+    assert pool.correction == len(pool.splits[0][1]) / len(pool.splits[0][0])
 
 
-def test_labelled_sets_hold_as_many_of_each_class():
-    labels = np.arange(50) % 5
-    first, second = evaluation._draw_labelled(labels, 3, 2, seed=0)
+def pool_of(labels, groups, draws):
+    import tensorflow as tf
+
+    examples = {
+        "images": np.zeros((len(labels), 4, 4, 1), "uint8"),
+        "labels": labels,
+        "groups": groups,
+    }
+    dataset = tf.data.Dataset.from_tensor_slices(examples).batch(16)
+    return evaluation._Pool(dataset, None, draws, seed=0)
+
+
+def test_what_labels_cannot_fill_is_left_out_by_name(model, images):
+    result = simclr.evaluate(
+        model,
+        images,
+        probes=["knn"],
+        labels=(5, 50, "1%", "all"),
+        draws=3,
+    )
+    assert {row["labels"] for row in result.rows} == {5, "all"}
+    assert result.left_out == (
+        "50 per class, class 0 has 9 to learn from",
+        "1%, 19 labels, 2 classes",
+    )
+    text = str(result)
+    assert "Left out: 1%, 19 labels, 2 classes.\n" in text
+    assert (
+        "No test set: 3 random splits of 24 images, 19 to learn from, 5 to "
+        "test on.\n"
+    ) in text
+
+
+@pytest.mark.parametrize("amount", [3, "30%", "1%", "all"])
+def test_labelled_sets_hold_as_many_of_each_class(amount):
+    labels = np.repeat(np.arange(5), [10, 20, 10, 10, 50])
+    first, second = (
+        evaluation.draw_labelled(labels, amount, np.random.default_rng(seed))
+        for seed in (0, 1)
+    )
+    counts = {3: [3] * 5, "30%": [3, 6, 3, 3, 15], "1%": [1] * 5}
+    expected = counts.get(amount, [10, 20, 10, 10, 50])
     for places in (first, second):
-        assert (
-            np.unique(labels[places], return_counts=True)[1].tolist() == [3] * 5
+        _, found = np.unique(labels[places], return_counts=True)
+        assert found.tolist() == expected
+        assert len(set(places)) == sum(expected)
+    assert (set(first) != set(second)) or amount == "all"
+
+
+@pytest.mark.parametrize("correction", [0.0, 0.25])
+def test_interval_of_several_draws_is_that_of_student(correction):
+    values = np.array([0.7, 0.9, 0.85, 0.6])
+    low, high = evaluation.interval([np.array([x]) for x in values], correction)
+    scale = values.std(ddof=1) * np.sqrt(1 / 4 + correction)
+    expected = stats.t.interval(0.95, 3, loc=values.mean(), scale=scale)
+    np.testing.assert_allclose((low, high), expected, rtol=1e-12)
+
+
+def test_interval_of_one_draw_is_over_its_test_examples():
+    right = np.arange(400) % 4 > 0
+    low, high = evaluation.interval([right])
+    error = np.sqrt(0.75 * 0.25 / 399)
+    np.testing.assert_allclose(
+        (low, high), (0.75 - 1.959964 * error, 0.75 + 1.959964 * error), 1e-6
+    )
+
+
+def test_intervals_cover_the_mean_as_often_as_they_say():
+    rng = np.random.default_rng(0)
+    hits = [
+        low <= 0.0 <= high
+        for low, high in (
+            evaluation.interval(list(rng.normal(size=(5, 1))))
+            for _ in range(2000)
         )
-        assert len(set(places)) == 15
-    assert set(first) != set(second)
+    ]
+    assert np.mean(hits) == pytest.approx(0.95, abs=0.015)
 
 
-def test_evaluation_refuses_missing_and_too_few_labels(model, images):
+def test_gain_is_the_paired_difference_of_the_best():
+    right = {
+        ("simclr", "knn", 1): [np.array([1, 1, 0, 1]), np.array([1, 1, 1, 1])],
+        ("simclr", "linear", 1): [np.zeros(4), np.zeros(4)],
+        ("pixels", "knn", 1): [np.array([1, 0, 0, 1]), np.array([1, 0, 1, 1])],
+        ("pixels", "knn", 2): [np.ones(4), np.ones(4)],
+    }
+    right = {key: [x.astype(bool) for x in y] for key, y in right.items()}
+    gain = evaluation._gain(1, right, 0.0)
+    assert gain == {
+        "labels": 1,
+        "best": "knn",
+        "baseline": "pixels, knn",
+        "gain": 0.25,
+        "interval": (0.25, 0.25),
+    }
+
+
+def test_verdict_says_what_was_worth_it():
+    gain = {"best": "knn", "baseline": "pixels, linear"}
+    result = Evaluation(
+        rows=(),
+        gains=(
+            {**gain, "labels": 10, "gain": 0.074, "interval": (0.05, 0.098)},
+            {
+                **gain,
+                "labels": "all",
+                "gain": 0.001,
+                "interval": (-0.01, 0.012),
+            },
+        ),
+        left_out=(),
+        settings={},
+    )
+    assert result.verdict == (
+        "Worth it: +7.4 points (+5.0 to +9.8) with 10 labels per class, knn "
+        "against pixels, linear. Not shown to be worth it: +0.1 points (-1.0 "
+        "to +1.2) with all labels, knn against pixels, linear."
+    )
+
+
+@pytest.mark.parametrize("wrong", [0, "some", "0%", "100%", 2.5, True])
+def test_unknown_amounts_are_refused(model, images, wrong):
+    with pytest.raises(ValueError) as error:
+        simclr.evaluate(model, images, images, labels=(wrong,))
+    assert str(error.value) == (
+        "`labels` must be positive integers (per class), shares such as '1%' "
+        f"and 'all'. Received: labels with {wrong!r}"
+    )
+
+
+def test_missing_labels_are_refused(model, images):
     with pytest.raises(ValueError) as error:
         simclr.evaluate(model, images[0], images)
     assert str(error.value) == (
         "`train` must hold labels: elements (images, labels). Received: "
         "images only"
     )
+
+
+def test_single_images_of_a_class_cannot_be_split(model, images):
+    labels = np.array([7] + [8] * 23)
     with pytest.raises(ValueError) as error:
-        simclr.evaluate(model, images, images, labels=(13,))
+        simclr.evaluate(model, (images[0], labels))
     assert str(error.value) == (
-        "`labels` must not exceed the smallest class. Received: 13 labels per "
-        "class, but class 0 has 12"
+        "Without `test`, every class needs at least two images that are no "
+        "duplicates. Received: 1 of class 7"
     )
+
+
+def test_canvases_of_different_sizes_are_joined():
+    parts = [
+        {
+            "images": np.ones((2, side, side + 1, 1)),
+            "sizes": np.full((2, 2), side),
+        }
+        for side in (4, 6)
+    ]
+    joined = evaluation._joined(parts)
+    assert joined["images"].shape == (4, 6, 7, 1)
+    assert joined["images"][:2].sum() == 2 * 4 * 5

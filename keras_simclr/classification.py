@@ -1,0 +1,208 @@
+"""The classifier to take home: trained on all labels, and put to work."""
+
+import csv
+import dataclasses
+import itertools
+import json
+import pathlib
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_simclr import data
+from keras_simclr.embedding import valid_names
+from keras_simclr.evaluation import Evaluation, evaluate
+from keras_simclr.export import write_network
+from keras_simclr.finetuning import Tuner, load_labelled
+from keras_simclr.networks import plain_copy
+from keras_simclr.probes import extract_features, linear_probe
+
+_CLASS_NAMES = "class_names.json"
+_RECIPES = ("linear", "finetune")
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier:
+    """Result of `train_classifier`; `str()` says how good it is.
+
+    Attributes:
+        recipe: `"linear"`, on the frozen encoder, or `"finetune"`.
+        accuracy: Cross-validated, 0 to 1.
+        interval: 95 % interval of it.
+        class_names: Name of each probability.
+        evaluation: The `Evaluation` that chose between the recipes.
+    """
+
+    recipe: str
+    accuracy: float
+    interval: tuple
+    class_names: tuple
+    evaluation: Evaluation
+
+    def __str__(self):
+        low, high = (100 * x for x in self.interval)
+        return (
+            f"{self.evaluation}\nChosen: {self.recipe}, with a cross-validated "
+            f"accuracy of {self.accuracy:.1%} ({low:.1f} to {high:.1f})."
+        )
+
+
+def train_classifier(
+    model,
+    train,
+    directory,
+    *,
+    class_names=(),
+    projection_layer=0,
+    seed=0,
+    report=None,
+):
+    """Trains a classifier by the better of two recipes, and writes it.
+
+    The linear probe and fine-tuning are compared on random fifths of the
+    images, held out; the better one is trained on all of them.
+
+    - `classifier.keras`: plain Keras layers, for images of the encoder's size.
+    - `saved_model/`: for images of any size, as from `export_encoder`.
+    - `class_names.json`: list of the name of each probability.
+
+    Args:
+        model: A `SimCLRModel`.
+        train: Labelled images: `(images, labels)` arrays, or a dataset of
+            batches of them.
+        directory: Directory to write, new or empty. It is complete or absent.
+        class_names: Names, where the labels are places in them.
+        projection_layer: As `fine_tune`.
+        seed: Integer.
+        report: As `evaluate`.
+
+    Returns:
+        A `Classifier`.
+
+    Raises:
+        ValueError: If labels are missing, or a class has fewer than two
+            images.
+        FileExistsError: If `directory` holds anything.
+
+    Example:
+
+    ```python
+    folder = simclr.folders.ImageFolder("labelled")
+    dataset = simclr.dataset_from_directory(
+        folder, shuffle=False, drop_remainder=False
+    )
+    print(train_classifier(
+        model, dataset, "my_classifier", class_names=folder.class_names
+    ))
+    ```
+    """
+    examples = load_labelled("train", train)
+    result = evaluate(
+        model,
+        train,
+        probes=_RECIPES,
+        labels=("all",),
+        baselines=False,
+        projection_layer=projection_layer,
+        seed=seed,
+        report=report,
+    )
+    best = max(result.rows, key=lambda row: row["accuracy"])
+    labels = np.unique(examples["labels"])
+    if best["probe"] == "finetune":
+        tuner = Tuner(model, labels, projection_layer=projection_layer)
+        tuner.fit(examples, seed)
+        network = tuner.network()
+    else:
+        features = extract_features(model, train)
+        places = examples["labels"]
+        probe = linear_probe(features, places, features, places, seed=seed)
+        encoder = plain_copy(model.encoder)
+        network = keras.Sequential(
+            [keras.Input(encoder.input_shape[1:]), encoder, probe.classifier],
+            name="classifier",
+        )
+    names = [str(class_names[x] if class_names else x) for x in labels]
+    texts = {_CLASS_NAMES: json.dumps(names, ensure_ascii=False, indent=2)}
+    write_network(model, network, directory, "classifier", texts)
+    return Classifier(
+        recipe=best["probe"],
+        accuracy=best["accuracy"],
+        interval=best["interval"],
+        class_names=tuple(names),
+        evaluation=result,
+    )
+
+
+def write_predictions(directory, dataset, path, names=None):
+    """Writes a table of the class of every image: path, class, probability.
+
+    Args:
+        directory: What `train_classifier` wrote.
+        dataset: `tf.data.Dataset` of batches of images.
+        path: `pathlib.Path` of the CSV file to write.
+        names: Iterator over the names of the images, or None to count them.
+
+    Returns:
+        Number of rows.
+
+    Raises:
+        FileNotFoundError: If `directory` holds no classifier.
+        ValueError: If images are unusable.
+
+    Example:
+
+    ```python
+    write_predictions("my_classifier", dataset, pathlib.Path("photos.csv"))
+    ```
+    """
+    directory = pathlib.Path(directory)
+    if not (directory / _CLASS_NAMES).is_file():
+        raise FileNotFoundError(
+            f"`model` must be a directory with {_CLASS_NAMES}, written by "
+            f"`finetune`. Received: {str(directory)!r}"
+        )
+    classes = json.loads((directory / _CLASS_NAMES).read_text())
+    module = tf.saved_model.load(directory / "saved_model")
+    names = map(str, itertools.count()) if names is None else names
+    count = 0
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["path", "class", "probability"])
+        for element in data.checked_elements(dataset):
+            images, sizes = data.images_and_sizes(element)
+            if sizes is None:
+                images = tf.image.convert_image_dtype(images, tf.float32)
+                probabilities = module(images).numpy()
+            else:
+                probabilities = module.on_canvas(images, sizes).numpy()
+            places = probabilities.argmax(axis=1)
+            rows = zip(
+                valid_names(itertools.islice(names, len(places))),
+                (classes[place] for place in places),
+                probabilities.max(axis=1),
+                strict=True,
+            )
+            table.writerows((*row, f"{p:.4f}") for *row, p in rows)
+            count += len(places)
+    return count
+
+
+def input_size(directory):
+    """Side of what a classifier sees.
+
+    Args:
+        directory: What `train_classifier` wrote.
+
+    Returns:
+        The longer side, pixels.
+
+    Example:
+
+    ```python
+    canvas_size = data.canvas_for(input_size("my_classifier"))
+    ```
+    """
+    path = pathlib.Path(directory) / "classifier.keras"
+    return max(keras.models.load_model(path).input_shape[1:3])

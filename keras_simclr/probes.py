@@ -1,0 +1,399 @@
+"""Probes: small classifiers on the representations of an encoder at rest."""
+
+import dataclasses
+import random
+import warnings
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_simclr import _checks, data
+from keras_simclr.augmentations import to_float
+from keras_simclr.model import SimCLRModel
+from keras_simclr.networks import plain_copy
+
+# scikit-learn's C: the inverse of the L2 penalty. Strongest penalty first.
+INVERSE_PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+_UNTUNED = 1.0  # Where a class has one label, and none to validate on.
+_VALIDATION_SHARE = 0.2
+# Below this many labels one validation split says little; take the mean of 5.
+_FEW_LABELS = 1_000
+_MOST_TO_CHOOSE_ON = 10_000
+_ROWS_AT_ONCE = 1_000
+PIXELS = 32  # Larger images are averaged to this size for the baseline.
+_SMALL_ARRAY = 1_000_000  # Numbers.
+
+
+@dataclasses.dataclass(frozen=True)
+class KNNProbe:
+    """Result of `knn_probe`.
+
+    Attributes:
+        accuracy: Share of test examples classified rightly, 0 to 1.
+        k: Neighbours that voted.
+        temperature: Temperature of their weights.
+        predictions: Label found for each test example.
+    """
+
+    accuracy: float
+    k: int
+    temperature: float
+    predictions: np.ndarray = dataclasses.field(repr=False, compare=False)
+
+    def __str__(self):
+        return (
+            f"k-NN accuracy {self.accuracy:.2%} (cosine, k={self.k}, "
+            f"temperature={self.temperature})"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearProbe:
+    """Result of `linear_probe`.
+
+    Attributes:
+        accuracy: Share of test examples classified rightly, 0 to 1.
+        inverse_penalty: scikit-learn's C that validation chose.
+        classifier: Keras model from features to class probabilities; behind
+            the encoder it classifies images.
+        classes: Label of each probability.
+        predictions: Label found for each test example.
+    """
+
+    accuracy: float
+    inverse_penalty: float
+    classifier: keras.Model
+    classes: tuple
+    predictions: np.ndarray = dataclasses.field(repr=False, compare=False)
+
+    def __str__(self):
+        return (
+            f"linear accuracy {self.accuracy:.2%} (logistic regression on "
+            f"standardised features, C={self.inverse_penalty:g})"
+        )
+
+
+def extract_features(model, images, *, batch_size=256):
+    """Representations of images, from an encoder at rest.
+
+    Args:
+        model: A `SimCLRModel`, or any Keras model from images to
+            representations.
+        images: Array of shape `(N, height, width, channels)`, uint8 or float
+            in [0, 1]; or a dataset of batches of them, where labels are
+            ignored.
+        batch_size: Images in a batch, for arrays.
+
+    Returns:
+        float32 array of shape `(N, features)`: before the projection head, and
+        from the float32 encoder that `export_encoder` writes.
+
+    Raises:
+        ValueError: If images are not finite, or floats not in [0, 1].
+
+    Example:
+
+    >>> encoder = simclr.ResNet(10, stem="cifar", input_shape=(8, 8, 1))
+    >>> model = simclr.SimCLRModel(encoder)
+    >>> extract_features(model, np.zeros((4, 8, 8, 1), "uint8")).shape
+    (4, 512)
+    """
+    (features,), _ = extract([representation(model)], images, batch_size)
+    return features
+
+
+def representation(model):
+    """Function from a batch of images to representations, frozen and at rest.
+
+    Args:
+        model: A `SimCLRModel`, or any Keras model.
+
+    Returns:
+        Function of a tensor of images, and their `sizes` or None, to a
+        float32 tensor `(batch, features)`.
+
+    Example:
+
+    >>> encoder = simclr.ResNet(10, stem="cifar", input_shape=(8, 8, 1))
+    >>> model = simclr.SimCLRModel(encoder)
+    >>> representation(model)(tf.zeros((2, 8, 8, 1)), None).shape
+    TensorShape([2, 512])
+    """
+    encoder, prepare = model, view_of(model)
+    if isinstance(model, SimCLRModel):
+        encoder = plain_copy(model.encoder)
+    return tf.function(
+        lambda images, sizes: tf.cast(
+            encoder(prepare(images, sizes), training=False), tf.float32
+        ),
+        reduce_retracing=True,
+    )
+
+
+def view_of(model):
+    """Function from images and sizes to what the encoder sees."""
+    if isinstance(model, SimCLRModel):
+        return model.evaluation_view
+
+    def whole(images, sizes):
+        if sizes is not None:
+            raise ValueError(
+                "Images with `sizes` need a SimCLRModel, which knows how to "
+                f"bring them to its encoder. Received: model={model.name!r}"
+            )
+        return to_float(images)
+
+    return whole
+
+
+def pixels_of(model):
+    """Function from images and sizes to pixels that a probe can digest."""
+    prepare = view_of(model)
+
+    def pixels(images, sizes):
+        view = prepare(images, sizes)
+        if view.shape.rank == 4:
+            size = [min(side, PIXELS) for side in view.shape[1:3]]
+            if size != view.shape[1:3]:
+                view = tf.image.resize(view, size, method="area")
+        return tf.reshape(view, (tf.shape(view)[0], -1))
+
+    return tf.function(pixels, reduce_retracing=True)
+
+
+def extract(functions, images, batch_size=256):
+    """Outputs of several functions of the images, and the labels if any."""
+    if not isinstance(images, tf.data.Dataset):
+        parts = images if isinstance(images, tuple) else (images,)
+        images = data.dataset_from_arrays(
+            *parts, batch_size=batch_size, shuffle=False, drop_remainder=False
+        )
+    data.check_length(images)
+    outputs, labels = [[] for _ in functions], []
+    for element in data.checked_elements(images):
+        batch, sizes = data.images_and_sizes(element)
+        for output, function in zip(outputs, functions, strict=True):
+            output.append(function(batch, sizes).numpy())
+        if "labels" in element:
+            labels.append(element["labels"].numpy())
+    outputs = [np.concatenate(output) for output in outputs]
+    return outputs, np.concatenate(labels) if labels else None
+
+
+def knn_probe(
+    train_features,
+    train_labels,
+    test_features,
+    test_labels,
+    *,
+    k=20,
+    temperature=0.1,
+):
+    """Classifies by the votes of the most similar training examples.
+
+    The k neighbours with the largest cosine similarity s vote with the weight
+    `exp(s / temperature)`.
+
+    Args:
+        train_features: Array of shape `(N, D)`.
+        train_labels: Array of shape `(N,)`, any labels.
+        test_features: Array of shape `(M, D)`.
+        test_labels: Array of shape `(M,)`.
+        k: Neighbours that vote, at most N.
+        temperature: Positive number.
+
+    Returns:
+        A `KNNProbe`.
+
+    Raises:
+        ValueError: If an argument is out of range or the arrays do not match.
+
+    Example:
+
+    >>> features = np.repeat(np.eye(2), 5, axis=0)
+    >>> labels = np.repeat([3, 7], 5)
+    >>> print(knn_probe(features, labels, features, labels, k=3))
+    k-NN accuracy 100.00% (cosine, k=3, temperature=0.1)
+
+    References:
+        - Wu et al. 2018, arXiv:1805.01978, section 3.4.
+    """
+    _check_probe(train_features, train_labels, test_features, test_labels)
+    _checks.positive_number("temperature", temperature)
+    k = min(_checks.integer("k", k, minimum=1), len(train_labels))
+    classes, places = np.unique(train_labels, return_inverse=True)
+    train = _normalize(train_features)
+    predictions = []
+    for start in range(0, len(test_features), _ROWS_AT_ONCE):
+        test = _normalize(test_features[start : start + _ROWS_AT_ONCE])
+        similarities = test @ train.T  # (rows, N)
+        nearest = np.argpartition(-similarities, k - 1, axis=1)[:, :k]
+        nearby = np.take_along_axis(similarities, nearest, axis=1)
+        # The largest similarity is at most 1: the weights cannot overflow.
+        weights = np.exp((nearby.astype("float64") - 1.0) / temperature)
+        votes = np.zeros((len(test), len(classes)))
+        rows = np.arange(len(test))[:, None]
+        np.add.at(votes, (rows, places[nearest]), weights)
+        predictions.append(classes[votes.argmax(axis=1)])
+    predictions = np.concatenate(predictions)
+    accuracy = np.mean(predictions == np.asarray(test_labels))
+    return KNNProbe(float(accuracy), k, temperature, predictions)
+
+
+def linear_probe(
+    train_features, train_labels, test_features, test_labels, *, seed=0
+):
+    """Trains a logistic regression on features and tests it.
+
+    The features are standardised. C, the inverse of the L2 penalty, is the best
+    of 0.001, 0.01, 0.1, 1 and 10 on a stratified validation split of 20 % (the
+    mean over five splits below 1,000 labels; 10,000 examples at most to train
+    and to validate on); then all training examples are used.
+
+    Args:
+        train_features: Array of shape `(N, D)`.
+        train_labels: Array of shape `(N,)`, any labels. C is 1 if a class has
+            only one.
+        test_features: Array of shape `(M, D)`.
+        test_labels: Array of shape `(M,)`.
+        seed: Integer that draws the validation split.
+
+    Returns:
+        A `LinearProbe`: the accuracy, and the classifier that reached it.
+
+    Raises:
+        ValueError: If the arrays do not match or hold fewer than two classes.
+
+    Example:
+
+    >>> rng = np.random.default_rng(0)
+    >>> features = rng.normal(size=(40, 2)) + np.repeat([[-3], [3]], 20, axis=0)
+    >>> labels = np.repeat(["cat", "dog"], 20)
+    >>> probe = linear_probe(features, labels, features, labels)
+    >>> probe.accuracy, probe.classes
+    (1.0, ('cat', 'dog'))
+    >>> probe.classifier.predict(features[:1], verbose=0).round()
+    array([[1., 0.]], dtype=float32)
+
+    In front of it, the encoder makes an image classifier:
+    `keras.Sequential([encoder, probe.classifier])`.
+
+    References:
+        - Chen et al. 2020, arXiv:2002.05709, section 2.3 and appendix B.8.
+    """
+    from sklearn.preprocessing import StandardScaler
+    from threadpoolctl import threadpool_limits
+
+    _check_probe(train_features, train_labels, test_features, test_labels)
+    labels = np.asarray(train_labels)
+    scaler = StandardScaler().fit(train_features)
+    features = scaler.transform(train_features).astype("float32")
+    # Threads cost more than they bring on small arrays.
+    is_small = features.size < _SMALL_ARRAY
+    with threadpool_limits(1 if is_small else None):
+        inverse_penalty = _choose_inverse_penalty(features, labels, seed)
+        solver = _fit_logistic(features, labels, inverse_penalty)
+    test = scaler.transform(test_features).astype("float32")
+    predictions = solver.predict(test)
+    return LinearProbe(
+        accuracy=float(np.mean(predictions == np.asarray(test_labels))),
+        inverse_penalty=inverse_penalty,
+        classifier=_as_keras(solver, scaler),
+        classes=tuple(solver.classes_.tolist()),
+        predictions=predictions,
+    )
+
+
+def _choose_inverse_penalty(features, labels, seed):
+    from sklearn.model_selection import StratifiedShuffleSplit
+
+    _, counts = np.unique(labels, return_counts=True)
+    if counts.min() < 2:
+        return _UNTUNED
+    classes = len(counts)
+    held_out = max(classes, int(_VALIDATION_SHARE * len(labels)))
+    splits = StratifiedShuffleSplit(
+        n_splits=5 if len(labels) < _FEW_LABELS else 1,
+        train_size=min(len(labels) - held_out, _MOST_TO_CHOOSE_ON),
+        test_size=min(held_out, _MOST_TO_CHOOSE_ON),
+        random_state=seed,
+    )
+    scores = np.zeros(len(INVERSE_PENALTIES))
+    for kept, held in splits.split(features, labels):
+        solver = None
+        for place, inverse_penalty in enumerate(INVERSE_PENALTIES):
+            solver = _fit_logistic(
+                features[kept], labels[kept], inverse_penalty, solver
+            )
+            scores[place] += solver.score(features[held], labels[held])
+    # The first of equals is the strongest penalty.
+    return INVERSE_PENALTIES[int(scores.argmax())]
+
+
+def _fit_logistic(features, labels, inverse_penalty, start=None):
+    """Fits one penalty, from the weights of `start` if given."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    solver = start or LogisticRegression(max_iter=200, warm_start=True)
+    solver.set_params(C=inverse_penalty)
+    with warnings.catch_warnings():
+        # Weak penalties converge slowly; 200 iterations are the setting.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return solver.fit(features, labels)
+
+
+def _as_keras(solver, scaler):
+    """The same classifier as a Keras model, standardisation folded in."""
+    kernel, bias = solver.coef_.T, solver.intercept_
+    if len(bias) == 1:  # Two classes: one logit, against 0.
+        kernel = np.concatenate([np.zeros_like(kernel), kernel], axis=1)
+        bias = np.concatenate([np.zeros_like(bias), bias])
+    kernel = kernel / scaler.scale_[:, None]
+    bias = bias - scaler.mean_ @ kernel
+    dense = keras.layers.Dense(
+        len(bias), activation="softmax", dtype="float32", name="probabilities"
+    )
+    inputs = keras.Input((len(kernel),), name="features", dtype="float32")
+    model = keras.Model(inputs, dense(inputs), name="linear_probe")
+    dense.set_weights([kernel, bias])
+    return model
+
+
+def _check_probe(train_features, train_labels, test_features, test_labels):
+    for name, features, labels in (
+        ("train", train_features, train_labels),
+        ("test", test_features, test_labels),
+    ):
+        if np.ndim(features) != 2 or len(features) != len(labels):
+            raise ValueError(
+                f"`{name}_features` must have the shape (N, D), with N labels. "
+                f"Received: {name}_features of shape {np.shape(features)}, "
+                f"{name}_labels of shape {np.shape(labels)}"
+            )
+        if not np.isfinite(features).all():
+            raise ValueError(
+                f"`{name}_features` must be finite. Received: NaN or infinity"
+            )
+    if len(np.unique(train_labels)) < 2:
+        raise ValueError(
+            "`train_labels` must hold at least two classes. Received: "
+            f"{np.unique(train_labels).tolist()}"
+        )
+
+
+def _normalize(features):
+    features = np.asarray(features, "float32")
+    norms = np.linalg.norm(features, axis=1, keepdims=True)
+    return features / np.maximum(norms, np.finfo("float32").tiny)
+
+
+def untrained_copy(model, seed):
+    """The model with its weights drawn anew; no global state is changed."""
+    state = random.getstate()
+    random.seed(seed)  # Keras takes the seeds of initializers from here.
+    try:
+        return type(model).from_config(model.get_config())
+    finally:
+        random.setstate(state)

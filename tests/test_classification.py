@@ -1,0 +1,99 @@
+import csv
+import json
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_simclr as simclr
+from keras_simclr import classification, finetuning
+
+
+@pytest.fixture(scope="module")
+def model():
+    keras.utils.set_random_seed(0)
+    encoder = keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            keras.layers.Conv2D(6, 3),
+            keras.layers.BatchNormalization(),
+            keras.layers.GlobalAveragePooling2D(),
+        ]
+    )
+    crop = simclr.RandomResizedCrop(8, 8)
+    return simclr.SimCLRModel(encoder, augmentation=crop)
+
+
+@pytest.fixture(scope="module")
+def images():
+    rng = np.random.default_rng(0)
+    labels = np.arange(24) % 2
+    pixels = rng.random((24, 8, 8, 1))
+    pixels[1::2] *= 0.3
+    return (pixels * 255).astype("uint8"), labels
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    monkeypatch.setattr(finetuning, "_FEWEST_STEPS", 2)
+
+
+@pytest.mark.parametrize("best", ["linear", "finetune"])
+def test_classifier_of_the_better_recipe_is_written(
+    model, images, tmp_path, monkeypatch, best
+):
+    evaluate = classification.evaluate
+
+    def rigged(*args, probes, **kwargs):
+        assert set(probes) == {"linear", "finetune"}
+        return evaluate(*args, probes=[best], **kwargs)
+
+    monkeypatch.setattr(classification, "evaluate", rigged)
+    out = tmp_path / "out"
+    result = classification.train_classifier(
+        model, images, out, class_names=("café", "dog")
+    )
+    assert result.recipe == best
+    assert result.class_names == ("café", "dog")
+    rows = result.evaluation.rows
+    assert [row["features"] for row in rows] == ["simclr"]
+    assert len(rows[0]["draws"]) == 5
+    assert str(result).endswith(
+        f"Chosen: {best}, with a cross-validated accuracy of "
+        f"{result.accuracy:.1%} ({100 * result.interval[0]:.1f} to "
+        f"{100 * result.interval[1]:.1f})."
+    )
+    assert json.loads((out / "class_names.json").read_text()) == ["café", "dog"]
+    classifier = keras.models.load_model(out / "classifier.keras")
+    pixels = images[0].astype("float32") / 255
+    expected = classifier.predict(pixels, verbose=0)
+    module = tf.saved_model.load(out / "saved_model")
+    np.testing.assert_allclose(module(pixels).numpy(), expected, atol=1e-5)
+    canvas = np.pad(images[0], [(0, 0), (0, 4), (0, 6), (0, 0)])
+    sizes = np.full((24, 2), 8, "int32")
+    found = module.on_canvas(canvas, sizes).numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    check_predictions(out, images, expected, tmp_path / "classes.csv")
+
+
+def check_predictions(out, images, expected, path):
+    dataset = tf.data.Dataset.from_tensor_slices(images[0]).batch(7)
+    assert classification.write_predictions(out, dataset, path) == 24
+    with path.open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == [str(n) for n in range(24)]
+    names = np.array(["café", "dog"])[expected.argmax(axis=1)]
+    assert [row["class"] for row in rows] == names.tolist()
+    found = [float(row["probability"]) for row in rows]
+    np.testing.assert_allclose(found, expected.max(axis=1), atol=1e-4)
+    assert classification.input_size(out) == 8
+
+
+def test_what_is_no_classifier_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError) as error:
+        classification.write_predictions(tmp_path, None, tmp_path / "x.csv")
+    assert str(error.value) == (
+        "`model` must be a directory with class_names.json, written by "
+        f"`finetune`. Received: {str(tmp_path)!r}"
+    )

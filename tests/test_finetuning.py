@@ -1,0 +1,168 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_simclr as simclr
+from keras_simclr import finetuning
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    monkeypatch.setattr(finetuning, "_FEWEST_STEPS", 3)
+
+
+@pytest.fixture(scope="module")
+def model():
+    keras.utils.set_random_seed(0)
+    encoder = keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            keras.layers.Conv2D(6, 3),
+            simclr.networks.FusedBatchNormalization(),
+            keras.layers.ReLU(),
+            keras.layers.GlobalAveragePooling2D(),
+        ]
+    )
+    return simclr.SimCLRModel(
+        encoder,
+        simclr.ProjectionHead(3, units=5),
+        augmentation=simclr.SimCLRAugmentation(8),
+    )
+
+
+@pytest.fixture(scope="module")
+def images():
+    rng = np.random.default_rng(0)
+    labels = np.array(["cat", "dog"])[np.arange(24) % 2]
+    pixels = rng.random((24, 8, 8, 1))
+    pixels[1::2] *= 0.3
+    return pixels.astype("float32"), labels
+
+
+def weights(model):
+    return [variable.numpy() for variable in model.variables]
+
+
+@pytest.mark.parametrize("projection_layer", [0, 1])
+def test_result_is_a_plain_classifier(model, images, projection_layer):
+    before = weights(model)
+    result = simclr.fine_tune(
+        model, images, images, projection_layer=projection_layer
+    )
+    for old, new in zip(before, weights(model), strict=True):
+        np.testing.assert_array_equal(old, new)
+    probabilities = result.classifier.predict(images[0], verbose=0)
+    found = np.array(result.classes)[probabilities.argmax(axis=1)]
+    np.testing.assert_array_equal(found, result.predictions)
+    assert np.mean(found == images[1]) == result.accuracy
+    assert result.classes == ("cat", "dog")
+    assert result.steps == 3
+    layers = result.classifier._flatten_layers()
+    assert not any("keras_simclr" in type(x).__module__ for x in layers)
+    assert str(result).startswith(f"fine-tuned accuracy {result.accuracy:.2%} ")
+
+
+def test_training_starts_where_the_linear_probe_ends(
+    model, images, monkeypatch
+):
+    monkeypatch.setitem(finetuning._LEARNING_RATES, "finetune", 0.0)
+    result = simclr.fine_tune(model, images, images)
+    features = simclr.extract_features(model, images[0])
+    probe = simclr.linear_probe(features, images[1], features, images[1])
+    # Batch norm goes on with new statistics even at a rate of 0.
+    tuner = finetuning.Tuner(model, np.array(["cat", "dog"]))
+    examples = {"images": images[0], "labels": images[1]}
+    tuner.fit(examples, 0)
+    np.testing.assert_allclose(
+        tuner.network().layers[-1].get_weights()[0],
+        probe.classifier.layers[-1].get_weights()[0],
+        rtol=1e-4,
+        atol=1e-5,
+    )
+    assert result.steps == 3
+
+
+def test_all_weights_move(model, images):
+    tuner = finetuning.Tuner(model, np.array(["cat", "dog"]))
+    tuner.fit({"images": images[0], "labels": images[1]}, 0)
+    encoder = simclr.networks.plain_copy(model.encoder)
+    network = tuner.network()
+    tuned = next(x for x in network.layers if isinstance(x, keras.Model))
+    for old, new in zip(weights(encoder), weights(tuned), strict=True):
+        assert np.abs(old - new).max() > 0
+
+
+def test_from_scratch_forgets_what_was_learned(model, images):
+    """Two models with the same shape and different weights."""
+    other = type(model).from_config(model.get_config())
+    options = {"from_scratch": True, "seed": 1}
+    first, second = (
+        simclr.fine_tune(each, images, images, **options)
+        for each in (model, other)
+    )
+    for ours, theirs in zip(
+        weights(first.classifier), weights(second.classifier), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_tuner_forgets_its_last_training(model, images):
+    examples = {"images": images[0], "labels": images[1]}
+    tuner = finetuning.Tuner(model, np.array(["cat", "dog"]))
+    tuner.fit(examples, 1)
+    tuner.fit(examples, 0)
+    fresh = simclr.fine_tune(model, images, seed=0)
+    assert fresh.accuracy is None
+    for ours, theirs in zip(
+        weights(tuner.network()), weights(fresh.classifier), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_images_on_canvases_are_learned_from(model, images):
+    pixels = np.zeros((24, 12, 10, 1), "uint8")
+    pixels[:, :8, :8] = images[0] * 255
+    sizes = np.full((24, 2), 8)
+    labels = (images[1] == "dog").astype(int)
+    dataset = tf.data.Dataset.from_tensor_slices(
+        {"images": pixels, "sizes": sizes, "labels": labels}
+    ).batch(7)
+    result = simclr.fine_tune(model, dataset, dataset)
+    assert result.predictions.shape == (24,)
+    assert result.accuracy == 1.0
+
+
+def test_steps_grow_with_the_root_of_the_labels(model):
+    tuner = finetuning.Tuner(model, np.array([0, 1]))
+    assert [tuner.steps_for(n) for n in (2, 64, 256, 6400)] == [3, 3, 6, 30]
+
+
+def test_learning_rate_follows_a_cosine_to_zero():
+    schedule = finetuning._Cosine(0.2)
+    schedule.steps.assign(4)
+    found = [float(schedule(step)) for step in (0, 1, 2, 4)]
+    expected = keras.optimizers.schedules.CosineDecay(0.2, 4)
+    np.testing.assert_allclose(
+        found, [float(expected(step)) for step in (0, 1, 2, 4)], atol=1e-7
+    )
+
+
+def test_bad_input_is_refused(model, images):
+    with pytest.raises(ValueError) as error:
+        simclr.fine_tune(model, images, projection_layer=4)
+    assert str(error.value) == (
+        "`projection_layer` must be a layer of the projection head. Received: "
+        "projection_layer=4, a head of 3 layers"
+    )
+    with pytest.raises(ValueError) as error:
+        simclr.fine_tune(model, (images[0], np.zeros(24)))
+    assert str(error.value) == (
+        "`train` must hold at least two classes. Received: [0.0]"
+    )
+    with pytest.raises(ValueError) as error:
+        simclr.fine_tune(model, images, images[0])
+    assert str(error.value) == (
+        "`test` must hold labels: elements (images, labels). Received: "
+        "images only"
+    )

@@ -1,0 +1,234 @@
+import random
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_simclr as simclr
+from keras_simclr import probes
+
+
+def small_encoder():
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            keras.layers.Conv2D(6, 3),
+            simclr.networks.FusedBatchNormalization(),
+            keras.layers.ReLU(),
+            keras.layers.GlobalAveragePooling2D(),
+        ]
+    )
+
+
+@pytest.fixture(scope="module")
+def model():
+    keras.utils.set_random_seed(0)
+    return simclr.SimCLRModel(small_encoder())
+
+
+@pytest.fixture(scope="module")
+def blobs():
+    rng = np.random.default_rng(0)
+    labels = np.arange(90) % 3
+    features = rng.normal(size=(90, 5)) + 2 * labels[:, None]
+    return features, labels
+
+
+@pytest.fixture(scope="module")
+def images():
+    rng = np.random.default_rng(0)
+    labels = np.arange(24) % 2
+    pixels = rng.random((24, 8, 8, 1)) * (labels[:, None, None, None] + 1) / 2
+    return pixels.astype("float32"), labels
+
+
+def knn_oracle(train, train_labels, test, k, temperature):
+    predictions = []
+    for row in test:
+        cosines = [
+            float(row @ other / np.linalg.norm(row) / np.linalg.norm(other))
+            for other in train
+        ]
+        votes = {}
+        for place in sorted(range(len(train)), key=lambda i: -cosines[i])[:k]:
+            label = train_labels[place]
+            weight = np.exp(cosines[place] / temperature)
+            votes[label] = votes.get(label, 0.0) + weight
+        predictions.append(max(votes, key=votes.get))
+    return np.array(predictions)
+
+
+@pytest.mark.parametrize(("k", "temperature"), [(1, 0.1), (7, 0.1), (20, 2.0)])
+def test_knn_probe_equals_a_loop_over_neighbours(blobs, k, temperature):
+    features, labels = blobs
+    train, test = slice(0, 60), slice(60, 90)
+    expected = knn_oracle(
+        features[train], labels[train], features[test], k, temperature
+    )
+    result = simclr.knn_probe(
+        features[train],
+        labels[train],
+        features[test],
+        labels[test],
+        k=k,
+        temperature=temperature,
+    )
+    assert result.accuracy == np.mean(expected == labels[test])
+
+
+def test_knn_probe_uses_at_most_all_training_examples(blobs):
+    features, labels = blobs
+    result = simclr.knn_probe(features[:6], labels[:6], features, labels)
+    assert result.k == 6
+
+
+def test_knn_probe_survives_zero_features_and_small_temperatures():
+    features, labels = np.zeros((4, 3)), np.array([0, 1, 0, 1])
+    result = simclr.knn_probe(
+        features, labels, features, labels, temperature=1e-4
+    )
+    assert result.accuracy == 0.5
+
+
+def test_linear_probe_returns_the_classifier_that_reached_its_accuracy(blobs):
+    features, labels = blobs
+    probe = simclr.linear_probe(
+        features[:60], labels[:60], features[60:], labels[60:]
+    )
+    probabilities = probe.classifier.predict(features[60:], verbose=0)
+    found = np.array(probe.classes)[probabilities.argmax(axis=1)]
+    assert np.mean(found == labels[60:]) == probe.accuracy
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1.0, atol=1e-5)
+
+
+def test_linear_probe_equals_scikit_learn_at_its_penalty(blobs):
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    features, labels = blobs
+    probe = simclr.linear_probe(features, labels, features, labels)
+    scaled = StandardScaler().fit_transform(features)
+    oracle = LogisticRegression(
+        C=probe.inverse_penalty, max_iter=5000, tol=1e-8
+    ).fit(scaled, labels)
+    found = probe.classifier.predict(features, verbose=0)
+    np.testing.assert_allclose(found, oracle.predict_proba(scaled), atol=0.02)
+
+
+def test_predictions_are_what_the_accuracy_counts(blobs):
+    features, labels = blobs
+    for probe in (simclr.knn_probe, simclr.linear_probe):
+        result = probe(features[:60], labels[:60], features[60:], labels[60:])
+        assert np.mean(result.predictions == labels[60:]) == result.accuracy
+
+
+def test_linear_probe_takes_one_label_of_a_class(blobs):
+    features, labels = blobs
+    result = simclr.linear_probe(features[:4], labels[:4], features, labels)
+    assert result.inverse_penalty == 1.0
+    assert result.accuracy > 0.5
+
+
+def test_linear_probe_does_not_depend_on_the_scale_of_a_feature(blobs):
+    features, labels = blobs
+    scaled = features * np.array([1, 10, 100, 0.1, 0.01]) + 5
+    first = simclr.linear_probe(features, labels, features, labels)
+    second = simclr.linear_probe(scaled, labels, scaled, labels)
+    assert first.inverse_penalty == second.inverse_penalty
+    assert first.accuracy == pytest.approx(second.accuracy, abs=0.02)
+
+
+def test_linear_probe_chooses_a_strong_penalty_for_pure_noise():
+    rng = np.random.default_rng(0)
+    features, labels = rng.normal(size=(60, 50)), np.arange(60) % 2
+    signal = features + 20 * labels[:, None]
+    noisy = simclr.linear_probe(features, labels, features, labels)
+    clear = simclr.linear_probe(signal, labels, signal, labels)
+    assert clear.accuracy == 1.0
+    assert noisy.inverse_penalty <= 1.0
+
+
+@pytest.mark.parametrize("probe", [simclr.knn_probe, simclr.linear_probe])
+def test_probes_refuse_what_does_not_match(probe, blobs):
+    features, labels = blobs
+    with pytest.raises(ValueError) as error:
+        probe(features, labels[:-1], features, labels)
+    assert str(error.value) == (
+        "`train_features` must have the shape (N, D), with N labels. Received: "
+        "train_features of shape (90, 5), train_labels of shape (89,)"
+    )
+    with pytest.raises(ValueError) as error:
+        probe(features, labels, features * np.nan, labels)
+    assert str(error.value) == (
+        "`test_features` must be finite. Received: NaN or infinity"
+    )
+    with pytest.raises(ValueError) as error:
+        probe(features, labels * 0, features, labels)
+    assert str(error.value) == (
+        "`train_labels` must hold at least two classes. Received: [0]"
+    )
+
+
+def test_results_print_their_settings(blobs):
+    features, labels = blobs
+    assert str(simclr.knn_probe(features, labels, features, labels)).endswith(
+        "(cosine, k=20, temperature=0.1)"
+    )
+    assert ", C=" in str(
+        simclr.linear_probe(features, labels, features, labels)
+    )
+
+
+def test_features_are_what_the_model_predicts(model, images):
+    features = simclr.extract_features(model, images[0], batch_size=10)
+    np.testing.assert_allclose(
+        features, model.predict(images[0], verbose=0), atol=1e-6
+    )
+
+
+def test_features_of_arrays_datasets_and_uint8_agree(model, images):
+    pixels = (images[0] * 255).astype("uint8")
+    dataset = tf.data.Dataset.from_tensor_slices((pixels, images[1])).batch(5)
+    expected = simclr.extract_features(model, pixels / np.float32(255))
+    for source in (pixels, dataset):
+        found = simclr.extract_features(model, source)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_features_of_a_keras_model_are_its_output(images):
+    network = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten()])
+    features = simclr.extract_features(network, images[0])
+    np.testing.assert_allclose(features, images[0].reshape(24, 64))
+
+
+def test_features_are_float32_under_mixed_precision(images):
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = simclr.SimCLRModel(small_encoder())
+    finally:
+        keras.config.set_dtype_policy("float32")
+    features = simclr.extract_features(model, images[0])
+    coarse = model.predict(images[0], verbose=0)
+    assert features.dtype == coarse.dtype == np.float32
+    assert 0 < np.abs(features - coarse).max() < 0.05 * np.abs(features).max()
+
+
+def test_features_refuse_unusable_pixels(model, images):
+    with pytest.raises(ValueError) as error:
+        simclr.extract_features(model, images[0] * np.nan)
+    assert str(error.value).startswith(
+        "Values of `images` must be finite. Received: NaN or infinity in rows 0"
+    )
+
+
+def test_untrained_encoder_is_drawn_without_touching_global_state(model):
+    state = random.getstate()
+    copies = [probes.untrained_copy(model, 1) for _ in range(2)]
+    assert random.getstate() == state
+    for first, second, trained in zip(
+        *(m.encoder.get_weights() for m in (*copies, model)), strict=True
+    ):
+        np.testing.assert_array_equal(first, second)
+        if first.ndim > 1:
+            assert not np.array_equal(first, trained)
