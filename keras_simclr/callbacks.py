@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_simclr import _checks, data, measures
-from keras_simclr.evaluation import knn_probe, linear_probe, representation
+from keras_simclr.evaluation import knn_probe, linear_probe
 from keras_simclr.losses import NTXent
 from keras_simclr.networks import plain_copy
 
@@ -24,15 +24,20 @@ class _Periodic(keras.callbacks.Callback):
     def __init__(self, every):
         super().__init__()
         self.every = _checks.integer("every", every, minimum=1)
-        self._latest = None
 
     def on_train_begin(self, logs=None):
         self._latest = None
+        self._encoder = plain_copy(self.model.encoder)
+        self._head = plain_copy(self.model.projection_head)
+        # Traced once for all epochs.
+        self._outputs = tf.function(self.outputs, reduce_retracing=True)
 
     def on_epoch_end(self, epoch, logs=None):
         # Loggers take their columns from the first epoch.
         is_due = self._latest is None or (epoch + 1) % self.every == 0
         if is_due or epoch + 1 == self.params["epochs"]:
+            self._encoder.set_weights(self.model.encoder.get_weights())
+            self._head.set_weights(self.model.projection_head.get_weights())
             self._latest = self.measure()
             logs.update(self._latest)
         else:
@@ -40,6 +45,9 @@ class _Periodic(keras.callbacks.Callback):
 
     def repeated(self, latest):
         return latest
+
+    def represent(self, view):
+        return tf.cast(self._encoder(view, training=False), tf.float32)
 
 
 class _Probe(_Periodic):
@@ -52,11 +60,7 @@ class _Probe(_Periodic):
 
     def measure(self):
         start = time.perf_counter()
-        represent = representation(self.model)
-        train, test = (
-            _features_and_labels(represent, dataset)
-            for dataset in (self._train, self._test)
-        )
+        train, test = map(self._features_and_labels, (self._train, self._test))
         accuracy = math.nan  # Of a model that has diverged.
         if np.isfinite(train[0]).all() and np.isfinite(test[0]).all():
             accuracy = self.probe(*train, *test).accuracy
@@ -68,6 +72,17 @@ class _Probe(_Periodic):
 
     def repeated(self, latest):
         return {**latest, f"{self.prefix}_seconds": 0.0}
+
+    def outputs(self, images, sizes):
+        return self.represent(self.model.evaluation_view(images, sizes))
+
+    def _features_and_labels(self, dataset):
+        features, labels = [], []
+        for element in _first(dataset, _MOST_TO_PROBE):
+            inputs = data.images_and_sizes(element)
+            features.append(self._outputs(*inputs).numpy())
+            labels.append(element["labels"].numpy().ravel())
+        return np.concatenate(features), np.concatenate(labels)
 
 
 class KNNProbe(_Probe):
@@ -238,11 +253,16 @@ class Measures(_Periodic):
             views = float(self.model.loss_metric.count.numpy()) / replicas
             self._chance = measures.chance_loss(round(views / steps / 2))
 
+    def outputs(self, images, sizes, step):
+        views = self.model.views(images, sizes, step=step)
+        views = (self.model.evaluation_view(images, sizes), *views)
+        h, h_1, h_2 = map(self.represent, views)
+        return h, *(self._head(each, training=False) for each in (h, h_1, h_2))
+
     def measure(self):
-        outputs = _outputs_of(self.model)
         parts = [
             # Other draws for each part.
-            outputs(*data.images_and_sizes(element), tf.constant(part))
+            self._outputs(*data.images_and_sizes(element), tf.constant(part))
             for part, element in enumerate(self._elements)
         ]
         h, z, z_1, z_2 = (
@@ -258,21 +278,6 @@ class Measures(_Periodic):
             (measures.uniformity(z_1) + measures.uniformity(z_2)) / 2,
         )
         return dict(zip(_MEASURES, values, strict=True))
-
-
-def _outputs_of(model):
-    """Function from images, sizes and step to h, z and z of two views."""
-    encoder = plain_copy(model.encoder)
-    head = plain_copy(model.projection_head)
-
-    @tf.function(reduce_retracing=True)
-    def outputs(images, sizes, step):
-        views = model.views(images, sizes, step=step)
-        h = encoder(model.evaluation_view(images, sizes), training=False)
-        z_1, z_2 = (encoder(view, training=False) for view in views)
-        return h, *(head(each, training=False) for each in (h, z_1, z_2))
-
-    return outputs
 
 
 def _as_dataset(images):
@@ -312,12 +317,3 @@ def _first(dataset, most):
         most -= element["images"].shape[0]
         if most == 0:
             return
-
-
-def _features_and_labels(represent, dataset):
-    features, labels = [], []
-    for element in _first(dataset, _MOST_TO_PROBE):
-        images, sizes = data.images_and_sizes(element)
-        features.append(represent(images, sizes).numpy())
-        labels.append(element["labels"].numpy().ravel())
-    return np.concatenate(features), np.concatenate(labels)

@@ -60,14 +60,16 @@ def every_callback(**arguments):
 
 
 def test_callbacks_report_the_model_as_it_is_and_leave_it_so(plain_weights):
-    model = tiny_model()
-    history = fit(model, *every_callback(), epochs=2)
+    model, probes = tiny_model(), every_callback()
+    history = fit(model, *probes, epochs=2)
+    for probe in probes:  # For one batch size, and for any.
+        assert probe._outputs.experimental_get_tracing_count() <= 2
     for ours, right in zip(model.get_weights(), plain_weights, strict=True):
         np.testing.assert_array_equal(ours, right)
     for name in ("knn", "linear"):
         features = [simclr.extract_features(model, x) for x, _ in (TRAIN, TEST)]
-        probe = getattr(simclr, f"{name}_probe")
-        right = probe(features[0], TRAIN[1], features[1], TEST[1]).accuracy
+        classify = getattr(simclr, f"{name}_probe")
+        right = classify(features[0], TRAIN[1], features[1], TEST[1]).accuracy
         assert history[f"{name}_accuracy"][-1] == right
         assert min(history[f"{name}_seconds"]) > 0
 
@@ -158,28 +160,30 @@ def test_other_losses_have_no_chance():
     assert "loss_over_chance" not in fit(model, callbacks.Measures(IMAGES))
 
 
-def test_replicas_see_what_one_device_sees():
-    results = []
-    for replicas in (1, 2):
-        with mirrored(replicas).scope():
-            model = tiny_model()
-        results.append(fit(model, *every_callback()))
-    one, two = results
-    assert one.keys() == two.keys()
-    for name in one:
-        if not name.endswith("seconds"):
-            np.testing.assert_allclose(two[name], one[name], rtol=1e-3)
-
-
-def test_replicas_train_as_without_callbacks():
+def test_replicas_train_as_they_do_without_callbacks():
     weights = []
     for more in ([], every_callback()):
         with mirrored(2).scope():
             model = tiny_model()
-            fit(model, *more, epochs=2)
+        history = fit(model, *more)
         weights.append(model.get_weights())
     for ours, right in zip(*weights, strict=True):
         np.testing.assert_array_equal(ours, right)
+    features = simclr.extract_features(model, IMAGES)
+    assert history["rankme"] == [pytest.approx(measures.rankme(features))]
+    parts = features[:16], TRAIN[1], features[16:], TEST[1]
+    right = simclr.knn_probe(*parts).accuracy
+    assert history["knn_accuracy"] == [right]
+    right = history["loss"][0] / np.log(2 * 8 - 1)
+    assert history["loss_over_chance"] == [pytest.approx(right)]
+
+
+def test_fit_in_the_scope_of_a_strategy_is_measured():
+    with mirrored(2).scope():
+        model = tiny_model()
+        history = fit(model, *every_callback())
+    features = simclr.extract_features(model, IMAGES)
+    assert history["rankme"] == [pytest.approx(measures.rankme(features))]
 
 
 @pytest.fixture
