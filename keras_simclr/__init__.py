@@ -30,6 +30,7 @@ from keras_simclr import (
     callbacks as callbacks,
     folders as folders,
     measures as measures,
+    runs as runs,
     testing as testing,
 )
 from keras_simclr.augmentations import (
