@@ -26,7 +26,13 @@ if _os.environ.get(
         "KERAS_BACKEND=tensorflow and unset TF_USE_LEGACY_KERAS."
     )
 
-from keras_simclr import folders as folders, testing as testing
+from keras_simclr import (
+    callbacks as callbacks,
+    folders as folders,
+    measures as measures,
+    runs as runs,
+    testing as testing,
+)
 from keras_simclr.augmentations import (
     RandomColorDistortion as RandomColorDistortion,
     RandomFlip as RandomFlip,

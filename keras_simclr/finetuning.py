@@ -12,7 +12,12 @@ from keras_simclr.augmentations import SimCLRAugmentation
 from keras_simclr.export import with_evaluation_view
 from keras_simclr.model import SimCLRModel, as_list
 from keras_simclr.networks import plain_copy
-from keras_simclr.probes import linear_probe, untrained_copy, view_of
+from keras_simclr.probes import (
+    linear_probe,
+    one_per_row,
+    untrained_copy,
+    view_of,
+)
 
 _BATCH_SIZE = 64
 _FEWEST_STEPS = 300  # Up to one batch of examples.
@@ -49,8 +54,8 @@ class FineTuning:
 
 
 SETTINGS = (
-    f"at least {_FEWEST_STEPS} steps, batches of {_BATCH_SIZE}, crops and flips, SGD with Nesterov momentum "
-    "0.9, cosine decay"
+    f"at least {_FEWEST_STEPS} steps, batches of {_BATCH_SIZE}, crops and "
+    "flips, SGD with Nesterov momentum 0.9, cosine decay"
 )
 
 
@@ -169,9 +174,8 @@ def load_labelled(name, source):
         key: np.concatenate([batch[key].numpy() for batch in batches])
         for key in batches[0]
     }
-    if is_dataset:
-        return examples
-    return {**examples, "labels": np.asarray(parts[1])}
+    labels = examples["labels"] if is_dataset else np.asarray(parts[1])
+    return {**examples, "labels": one_per_row(labels)}
 
 
 class Tuner:

@@ -219,6 +219,7 @@ def knn_probe(
     References:
         - Wu et al. 2018, arXiv:1805.01978, section 3.4.
     """
+    train_labels, test_labels = map(one_per_row, (train_labels, test_labels))
     _check_probe(train_features, train_labels, test_features, test_labels)
     _checks.positive_number("temperature", temperature)
     k = min(_checks.integer("k", k, minimum=1), len(train_labels))
@@ -237,7 +238,7 @@ def knn_probe(
         np.add.at(votes, (rows, places[nearest]), weights)
         predictions.append(classes[votes.argmax(axis=1)])
     predictions = np.concatenate(predictions)
-    accuracy = np.mean(predictions == np.asarray(test_labels))
+    accuracy = np.mean(predictions == test_labels)
     return KNNProbe(float(accuracy), k, temperature, predictions)
 
 
@@ -285,8 +286,8 @@ def linear_probe(
     from sklearn.preprocessing import StandardScaler
     from threadpoolctl import threadpool_limits
 
-    _check_probe(train_features, train_labels, test_features, test_labels)
-    labels = np.asarray(train_labels)
+    labels, test_labels = map(one_per_row, (train_labels, test_labels))
+    _check_probe(train_features, labels, test_features, test_labels)
     scaler = StandardScaler().fit(train_features)
     features = scaler.transform(train_features).astype("float32")
     # Threads cost more than they bring on small arrays.
@@ -297,7 +298,7 @@ def linear_probe(
     test = scaler.transform(test_features).astype("float32")
     predictions = solver.predict(test)
     return LinearProbe(
-        accuracy=float(np.mean(predictions == np.asarray(test_labels))),
+        accuracy=float(np.mean(predictions == test_labels)),
         inverse_penalty=inverse_penalty,
         classifier=_as_keras(solver, scaler),
         classes=tuple(solver.classes_.tolist()),
@@ -359,6 +360,25 @@ def _as_keras(solver, scaler):
     model = keras.Model(inputs, dense(inputs), name="linear_probe")
     dense.set_weights([kernel, bias])
     return model
+
+
+def one_per_row(labels):
+    """Labels as an array of shape `(N,)`, also from `(N, 1)`.
+
+    Args:
+        labels: Array.
+
+    Returns:
+        Array.
+
+    Example:
+
+    >>> one_per_row([[3], [7]])
+    array([3, 7])
+    """
+    labels = np.asarray(labels)
+    is_column = labels.ndim == 2 and labels.shape[1] == 1
+    return labels[:, 0] if is_column else labels
 
 
 def _check_probe(train_features, train_labels, test_features, test_labels):

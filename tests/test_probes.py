@@ -123,6 +123,14 @@ def test_predictions_are_what_the_accuracy_counts(blobs):
         assert np.mean(result.predictions == labels[60:]) == result.accuracy
 
 
+def test_labels_may_be_a_column(blobs):
+    features, labels = blobs
+    for probe in (simclr.knn_probe, simclr.linear_probe):
+        flat = probe(features, labels, features, labels)
+        column = probe(features, labels[:, None], features, labels[:, None])
+        assert flat.accuracy == column.accuracy
+
+
 def test_linear_probe_takes_one_label_of_a_class(blobs):
     features, labels = blobs
     result = simclr.linear_probe(features[:4], labels[:4], features, labels)

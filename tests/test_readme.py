@@ -24,10 +24,11 @@ def test_programs_run(tmp_path, monkeypatch):
         text = text.replace(large, small)
     standins.use(monkeypatch)
     images = np.zeros((4, 32, 32, 3), "uint8")
+    labels = np.array([[0], [1], [0], [1]])
     monkeypatch.setattr(
         keras.datasets.cifar10,
         "load_data",
-        lambda: ((images, None), (None,) * 2),
+        lambda: ((images, labels), (images, labels)),
     )
     two = mirrored(2)
     monkeypatch.setattr(tf.distribute, "MirroredStrategy", lambda: two)

@@ -1,0 +1,319 @@
+"""Probes and measures while a model trains, as entries of the logs."""
+
+import math
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_simclr import _checks, data, measures
+from keras_simclr.losses import NTXent
+from keras_simclr.networks import plain_copy
+from keras_simclr.probes import knn_probe, linear_probe
+
+_MOST_TO_PROBE = 10_000
+_MOST_TO_MEASURE = 1_024
+_BATCH_SIZE = 256
+_MEASURES = ("rankme", "rankme_z", "spread", "alignment", "uniformity")
+
+
+class _Periodic(keras.callbacks.Callback):
+    """Adds what `measure` returns to the logs; some epochs repeat the last."""
+
+    def __init__(self, every):
+        super().__init__()
+        self.every = _checks.integer("every", every, minimum=1)
+
+    def on_train_begin(self, logs=None):
+        self._latest = None
+        self._encoder = plain_copy(self.model.encoder)
+        self._head = plain_copy(self.model.projection_head)
+        # Traced once for all epochs.
+        self._outputs = tf.function(self.outputs, reduce_retracing=True)
+
+    def on_epoch_end(self, epoch, logs=None):
+        # Loggers take their columns from the first epoch.
+        is_due = self._latest is None or (epoch + 1) % self.every == 0
+        if is_due or epoch + 1 == self.params["epochs"]:
+            self._encoder.set_weights(self.model.encoder.get_weights())
+            self._head.set_weights(self.model.projection_head.get_weights())
+            self._latest = self.measure()
+            logs.update(self._latest)
+        else:
+            logs.update(self.repeated(self._latest))
+
+    def repeated(self, latest):
+        return latest
+
+    def represent(self, view):
+        return tf.cast(self._encoder(view, training=False), tf.float32)
+
+
+class _Probe(_Periodic):
+    """Trains a classifier on representations and tests it."""
+
+    def __init__(self, train, test, *, every=1):
+        super().__init__(every)
+        self._train = _labelled("train", train)
+        self._test = _labelled("test", test)
+
+    def measure(self):
+        start = time.perf_counter()
+        train, test = map(self._features_and_labels, (self._train, self._test))
+        accuracy = math.nan  # Of a model that has diverged.
+        if np.isfinite(train[0]).all() and np.isfinite(test[0]).all():
+            accuracy = self.probe(*train, *test).accuracy
+        seconds = time.perf_counter() - start
+        return {
+            f"{self.prefix}_accuracy": accuracy,
+            f"{self.prefix}_seconds": seconds,
+        }
+
+    def repeated(self, latest):
+        return {**latest, f"{self.prefix}_seconds": 0.0}
+
+    def outputs(self, images, sizes):
+        return self.represent(self.model.evaluation_view(images, sizes))
+
+    def _features_and_labels(self, dataset):
+        features, labels = [], []
+        for element in _first(dataset, _MOST_TO_PROBE):
+            inputs = data.images_and_sizes(element)
+            features.append(self._outputs(*inputs).numpy())
+            labels.append(element["labels"].numpy().ravel())
+        return np.concatenate(features), np.concatenate(labels)
+
+
+class KNNProbe(_Probe):
+    """Adds the accuracy of `simclr.knn_probe` to the logs during `fit`.
+
+    After the first epoch of a `fit`, every `every`-th and the last, `logs` gets
+    `knn_accuracy`, and `knn_seconds`, the time it took. In the epochs between
+    the accuracy is the last one and the seconds are 0. Callbacks that stand
+    behind it, such as `CSVLogger`, `TensorBoard` and `EarlyStopping`, see both.
+    Training is not changed. A model whose representations are not finite has
+    the accuracy NaN.
+
+    Args:
+        train: Labelled images for the probe: `(images, labels)` arrays, or a
+            dataset of batches of them. The first 10,000 are used, whatever
+            their classes: shuffle what is sorted by class before. Of datasets,
+            not the one that `fit` trains on: every pass would move its shuffle.
+        test: The same, to test on; the first 10,000 here, too.
+        every: Epochs from one probe to the next.
+
+    Raises:
+        ValueError: If labels are missing, are not one per image, or `every` is
+            no integer of at least 1.
+
+    Example:
+
+    >>> encoder = keras.Sequential(
+    ...     [keras.Input((8, 8, 1)), keras.layers.Flatten()]
+    ... )
+    >>> flip = simclr.RandomFlip()
+    >>> model = simclr.SimCLRModel(encoder, augmentation=flip)
+    >>> model.compile()
+    >>> labels = np.arange(20) % 2
+    >>> images = np.zeros((20, 8, 8, 1)) + labels[:, None, None, None] / 2
+    >>> both = (images, labels)
+    >>> history = model.fit(
+    ...     images, batch_size=10, verbose=0, callbacks=[KNNProbe(both, both)]
+    ... )
+    >>> history.history["knn_accuracy"]
+    [1.0]
+
+    References:
+        - Wu et al. 2018, arXiv:1805.01978, section 3.4.
+    """
+
+    prefix, probe = "knn", staticmethod(knn_probe)
+
+
+class LinearProbe(_Probe):
+    """Adds the accuracy of `simclr.linear_probe` to the logs during `fit`.
+
+    As `KNNProbe`, with `linear_accuracy` and `linear_seconds`. It takes longer:
+    of several penalties the best on held-out training examples is chosen.
+
+    Args:
+        train: As `KNNProbe`.
+        test: As `KNNProbe`.
+        every: As `KNNProbe`.
+
+    Raises:
+        ValueError: As `KNNProbe`.
+
+    Example:
+
+    >>> images = np.zeros((20, 8, 8, 1), "uint8")
+    >>> both = (images, np.arange(20) % 2)
+    >>> probe = LinearProbe(both, both, every=10)
+
+    References:
+        - Chen et al. 2020, arXiv:2002.05709, section 2.3.
+    """
+
+    prefix, probe = "linear", staticmethod(linear_probe)
+
+
+class Measures(_Periodic):
+    """Adds measures of representations and projections to the logs.
+
+    No labels are needed. After the first epoch of a `fit`, every `every`-th and
+    the last, measured in float32 and at rest; in the epochs between the values
+    are the last ones. Those of a model that has diverged are NaN. Training is
+    not changed.
+
+    | entry | `simclr.measures` | of |
+    |---|---|---|
+    | `rankme` | `rankme` | the representations h of the images |
+    | `rankme_z` | `rankme` | their projections z |
+    | `spread` | mean of `spread` | z |
+    | `alignment` | `alignment` | z of two views of each image |
+    | `uniformity` | mean of `uniformity` | z of either view |
+    | `loss_over_chance` | `chance_loss` | `loss`, of every epoch |
+
+    Of a collapsed encoder `rankme` is near 1, `spread` and `uniformity` are
+    near 0, and `loss_over_chance` near 1. The views are the same each time,
+    unless a layer of the augmentation takes no `seed`. `loss_over_chance` is
+    there if the model's loss is `NTXent`; with `groups` chance is lower than it
+    assumes, and penalties count as loss.
+
+    Args:
+        images: Array of shape `(N, height, width, channels)`, or a dataset of
+            batches, where labels are ignored. The first 1,024 are read once
+            and kept. The ranks are at most their number.
+        every: Epochs from one measurement to the next.
+
+    Raises:
+        ValueError: If there are fewer than two images, their values are
+            unusable, or `every` is no integer of at least 1.
+
+    Example:
+
+    >>> encoder = keras.Sequential(
+    ...     [keras.Input((8, 8, 1)), keras.layers.Flatten()]
+    ... )
+    >>> flip = simclr.RandomFlip()
+    >>> model = simclr.SimCLRModel(encoder, augmentation=flip)
+    >>> model.compile()
+    >>> images = np.random.default_rng(0).random((20, 8, 8, 1))
+    >>> history = model.fit(
+    ...     images, batch_size=10, verbose=0, callbacks=[Measures(images)]
+    ... )
+    >>> 10 < history.history["rankme"][0] < 20
+    True
+
+    References:
+        - Garrido et al. 2023, arXiv:2210.02885.
+        - Wang and Isola 2020, arXiv:2005.10242.
+    """
+
+    def __init__(self, images, *, every=1):
+        super().__init__(every)
+        self._elements = [
+            {name: batch.numpy() for name, batch in element.items()}
+            for element in _first(_as_dataset(images), _MOST_TO_MEASURE)
+        ]
+        size = sum(len(element["images"]) for element in self._elements)
+        if size < 2:
+            raise ValueError(
+                "`images` must be at least two. Received: images of shape "
+                f"{self._elements[0]['images'].shape}"
+            )
+        self._first_step = 0
+        self._chance = None
+
+    def on_train_begin(self, logs=None):
+        super().on_train_begin(logs)
+        self._chance = None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._first_step = int(self.model.optimizer.iterations.numpy())
+
+    def on_test_begin(self, logs=None):
+        self._learn_chance()  # Validation is about to reset the metrics.
+
+    def on_epoch_end(self, epoch, logs=None):
+        super().on_epoch_end(epoch, logs)
+        self._learn_chance()
+        if self._chance is not None:
+            logs["loss_over_chance"] = logs["loss"] / self._chance
+
+    def _learn_chance(self):
+        """Learns the batch size from the first epoch: its views, its steps."""
+        step = int(self.model.optimizer.iterations.numpy())
+        steps = step - self._first_step
+        is_ours = isinstance(self.model.loss, NTXent)
+        if self._chance is None and is_ours and steps > 0:
+            # Each replica counts the views of all.
+            replicas = self.model.distribute_strategy.num_replicas_in_sync
+            views = float(self.model.loss_metric.count.numpy()) / replicas
+            self._chance = measures.chance_loss(round(views / steps / 2))
+
+    def outputs(self, images, sizes, step):
+        views = self.model.views(images, sizes, step=step)
+        views = (self.model.evaluation_view(images, sizes), *views)
+        h, h_1, h_2 = map(self.represent, views)
+        return h, *(self._head(each, training=False) for each in (h, h_1, h_2))
+
+    def measure(self):
+        parts = [
+            # Other draws for each part.
+            self._outputs(*data.images_and_sizes(element), tf.constant(part))
+            for part, element in enumerate(self._elements)
+        ]
+        h, z, z_1, z_2 = (
+            np.concatenate(each) for each in zip(*parts, strict=True)
+        )
+        if not all(np.isfinite(each).all() for each in (h, z, z_1, z_2)):
+            return dict.fromkeys(_MEASURES, math.nan)
+        values = (
+            measures.rankme(h),
+            measures.rankme(z),
+            float(measures.spread(z).mean()),
+            measures.alignment(z_1, z_2),
+            (measures.uniformity(z_1) + measures.uniformity(z_2)) / 2,
+        )
+        return dict(zip(_MEASURES, values, strict=True))
+
+
+def _as_dataset(images):
+    """Dataset of batches, if it is none yet."""
+    if not isinstance(images, tf.data.Dataset):
+        parts = images if isinstance(images, tuple) else (images,)
+        images = data.dataset_from_arrays(
+            *parts, batch_size=_BATCH_SIZE, shuffle=False, drop_remainder=False
+        )
+    data.check_length(images, steps_per_epoch=1)  # We take the first ones.
+    return images
+
+
+def _labelled(name, images):
+    """Dataset of batches; raises if they are without labels."""
+    dataset = _as_dataset(images)
+    labels = data.unpack(dataset.element_spec).get("labels")
+    if labels is None:
+        raise ValueError(
+            f"`{name}` must hold labels: elements (images, labels). "
+            "Received: images only"
+        )
+    columns = (None,), (None, 1)
+    if not any(map(labels.shape.is_compatible_with, columns)):
+        raise ValueError(
+            f"`{name}` must hold one label per image. Received: labels of "
+            f"shape {labels.shape}"
+        )
+    return dataset
+
+
+def _first(dataset, most):
+    """Elements of a dataset until they hold `most` images, or all."""
+    for element in data.checked_elements(dataset):
+        element = {name: batch[:most] for name, batch in element.items()}
+        yield element
+        most -= element["images"].shape[0]
+        if most == 0:
+            return

@@ -1,0 +1,303 @@
+import csv
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from replicas import mirrored
+
+import keras_simclr as simclr
+from keras_simclr import callbacks, measures
+
+
+def tiny_model(**compile_arguments):
+    keras.utils.set_random_seed(0)
+    encoder = keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            keras.layers.Conv2D(6, 3),
+            keras.layers.BatchNormalization(),
+            keras.layers.GlobalAveragePooling2D(),
+        ]
+    )
+    model = simclr.SimCLRModel(
+        encoder,
+        keras.layers.Dense(4),
+        augmentation=simclr.RandomFlip(),
+    )
+    model.compile(keras.optimizers.SGD(0.1), **compile_arguments)
+    return model
+
+
+LABELS = np.arange(24) % 2
+IMAGES = np.random.default_rng(0).random((24, 8, 8, 1)) * (
+    (LABELS[:, None, None, None] + 1) / 2
+)
+TRAIN, TEST = (IMAGES[:16], LABELS[:16]), (IMAGES[16:], LABELS[16:])
+
+
+def fit(model, *more, epochs=1, **arguments):
+    arguments.setdefault("x", IMAGES)
+    arguments.setdefault("batch_size", 8)
+    return model.fit(
+        epochs=epochs, verbose=0, callbacks=list(more), **arguments
+    ).history
+
+
+@pytest.fixture(scope="module")
+def plain_weights():
+    model = tiny_model()
+    fit(model, epochs=2)
+    return model.get_weights()
+
+
+def every_callback(**arguments):
+    return [
+        callbacks.KNNProbe(TRAIN, TEST, **arguments),
+        callbacks.LinearProbe(TRAIN, TEST, **arguments),
+        callbacks.Measures(IMAGES, **arguments),
+    ]
+
+
+def test_callbacks_report_the_model_as_it_is_and_leave_it_so(plain_weights):
+    model, probes = tiny_model(), every_callback()
+    history = fit(model, *probes, epochs=2)
+    for probe in probes:  # For one batch size, and for any.
+        assert probe._outputs.experimental_get_tracing_count() <= 2
+    for ours, right in zip(model.get_weights(), plain_weights, strict=True):
+        np.testing.assert_array_equal(ours, right)
+    for name in ("knn", "linear"):
+        features = [simclr.extract_features(model, x) for x, _ in (TRAIN, TEST)]
+        classify = getattr(simclr, f"{name}_probe")
+        right = classify(features[0], TRAIN[1], features[1], TEST[1]).accuracy
+        assert history[f"{name}_accuracy"][-1] == right
+        assert min(history[f"{name}_seconds"]) > 0
+
+
+def test_measures_are_those_of_the_model_at_rest():
+    model = tiny_model()
+    history = fit(model, callbacks.Measures(IMAGES))
+
+    def project(view):
+        h = model.encoder(view, training=False)
+        return model.projection_head(h, training=False).numpy()
+
+    h = simclr.extract_features(model, IMAGES)
+    z = project(model.evaluation_view(IMAGES))
+    z_1, z_2 = map(project, model.views(IMAGES, step=0))
+    right = {
+        "rankme": measures.rankme(h),
+        "rankme_z": measures.rankme(z),
+        "spread": measures.spread(z).mean(),
+        "alignment": measures.alignment(z_1, z_2),
+        "uniformity": np.mean([measures.uniformity(x) for x in (z_1, z_2)]),
+        "loss_over_chance": history["loss"][0] / np.log(2 * 8 - 1),
+    }
+    assert right["alignment"] > 1e-7
+    for name, value in right.items():
+        assert history[name] == [pytest.approx(value, rel=1e-4)], name
+    assert set(history) == {*right, "loss", "contrastive_accuracy"}
+
+
+def counted(callback):
+    """Has a callback count its measurements instead."""
+    calls = []
+
+    def measure():
+        calls.append(len(calls) + 1)
+        return {"knn_accuracy": calls[-1], "knn_seconds": 1.0}
+
+    callback.measure = measure
+    return callback
+
+
+def test_first_every_kth_and_last_epoch_are_probed(tmp_path):
+    model, path = tiny_model(run_eagerly=True), tmp_path / "log.csv"
+    probe = counted(callbacks.KNNProbe(TRAIN, TEST, every=3))
+    history = fit(model, probe, keras.callbacks.CSVLogger(path), epochs=8)
+    right = [1, 1, 2, 2, 2, 3, 3, 4]
+    measured = [1, 0, 1, 0, 0, 1, 0, 1]
+    assert history["knn_accuracy"] == right
+    assert history["knn_seconds"] == measured
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["knn_accuracy"]) for row in rows] == right
+    assert [float(row["knn_seconds"]) for row in rows] == measured
+    # A second `fit` begins anew.
+    history = fit(model, probe, epochs=10, initial_epoch=9)
+    assert history["knn_accuracy"] == [5]
+
+
+def test_training_can_stop_early_by_a_probe():
+    probe = counted(callbacks.KNNProbe(TRAIN, TEST, every=2))
+    stop = keras.callbacks.EarlyStopping(
+        "knn_accuracy", mode="min", patience=2, start_from_epoch=0
+    )
+    model = tiny_model(run_eagerly=True)
+    history = fit(model, probe, stop, epochs=9)
+    assert history["knn_accuracy"] == [1, 2, 2]
+
+
+def test_measures_between_repeat_but_the_loss_does_not():
+    history = fit(tiny_model(), callbacks.Measures(IMAGES, every=4), epochs=3)
+    assert history["rankme"][0] == history["rankme"][1] != history["rankme"][2]
+    right = np.array(history["loss"]) / np.log(15)
+    np.testing.assert_allclose(history["loss_over_chance"], right, rtol=1e-6)
+
+
+def test_chance_is_that_of_training_and_not_of_validation():
+    validation = tf.data.Dataset.from_tensor_slices(IMAGES).batch(4)
+    model = tiny_model(run_eagerly=True)
+    history = fit(model, callbacks.Measures(IMAGES), validation_data=validation)
+    right = history["loss"][0] / np.log(2 * 8 - 1)
+    assert history["loss_over_chance"] == [pytest.approx(right)]
+
+
+def test_other_losses_have_no_chance():
+    model = tiny_model(
+        run_eagerly=True, loss=lambda a, b: tf.reduce_mean((a - b) ** 2)
+    )
+    assert "loss_over_chance" not in fit(model, callbacks.Measures(IMAGES))
+
+
+def test_replicas_train_as_they_do_without_callbacks():
+    weights = []
+    for more in ([], every_callback()):
+        with mirrored(2).scope():
+            model = tiny_model()
+        history = fit(model, *more)
+        weights.append(model.get_weights())
+    for ours, right in zip(*weights, strict=True):
+        np.testing.assert_array_equal(ours, right)
+    features = simclr.extract_features(model, IMAGES)
+    assert history["rankme"] == [pytest.approx(measures.rankme(features))]
+    parts = features[:16], TRAIN[1], features[16:], TEST[1]
+    right = simclr.knn_probe(*parts).accuracy
+    assert history["knn_accuracy"] == [right]
+    right = history["loss"][0] / np.log(2 * 8 - 1)
+    assert history["loss_over_chance"] == [pytest.approx(right)]
+
+
+def test_fit_in_the_scope_of_a_strategy_is_measured():
+    with mirrored(2).scope():
+        model = tiny_model()
+        history = fit(model, *every_callback())
+    features = simclr.extract_features(model, IMAGES)
+    assert history["rankme"] == [pytest.approx(measures.rankme(features))]
+
+
+@pytest.fixture
+def _mixed():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+@pytest.mark.usefixtures("_mixed")
+def test_mixed_precision_is_measured_in_float32():
+    model = tiny_model()
+    assert model.encoder.compute_dtype == "bfloat16"
+    history = fit(model, *every_callback())
+    features = simclr.extract_features(model, IMAGES)
+    assert history["rankme"] == [pytest.approx(measures.rankme(features))]
+    assert 0 <= history["knn_accuracy"][0] <= 1
+    assert 0 <= history["linear_accuracy"][0] <= 1
+    assert keras.config.dtype_policy().name == "mixed_bfloat16"
+
+
+def test_divergence_is_logged_as_nan():
+    model = tiny_model(run_eagerly=True)
+    model.set_weights([np.nan * weight for weight in model.get_weights()])
+    history = fit(model, *every_callback())
+    names = ["knn_accuracy", "linear_accuracy", "rankme", "rankme_z"]
+    names += ["spread", "alignment", "uniformity"]
+    for name in names:
+        assert np.isnan(history[name]).all(), name
+
+
+@pytest.mark.parametrize("most", [5, 8, 11, 16, 17])
+def test_first_examples_are_taken_from_batches_of_any_size(most):
+    dataset = tf.data.Dataset.from_tensor_slices(TRAIN).batch(4).repeat(2)
+    elements = list(callbacks._first(dataset, most))
+    images = np.concatenate([element["images"] for element in elements])
+    labels = np.concatenate([element["labels"] for element in elements])
+    np.testing.assert_array_equal(
+        images, np.tile(IMAGES[:16], (2, 1, 1, 1))[:most]
+    )
+    np.testing.assert_array_equal(labels, np.tile(LABELS[:16], 2)[:most])
+
+
+def test_cost_is_bounded(monkeypatch):
+    for name in ("_MOST_TO_PROBE", "_MOST_TO_MEASURE"):
+        monkeypatch.setattr(callbacks, name, 10)
+    images, labels = np.tile(IMAGES, (2, 1, 1, 1)), np.tile(LABELS, 2)
+    endless = tf.data.Dataset.from_tensor_slices((images, labels))
+    endless = endless.batch(4).repeat()
+    history = fit(
+        tiny_model(run_eagerly=True),
+        callbacks.KNNProbe(endless, endless),
+        callbacks.Measures(endless),
+    )
+    few = fit(
+        tiny_model(run_eagerly=True),
+        callbacks.KNNProbe(
+            (images[:10], labels[:10, None]), (images[:10], labels[:10, None])
+        ),
+        callbacks.Measures(images[:10]),
+    )
+    for name in ("knn_accuracy", "rankme", "rankme_z", "spread"):
+        assert history[name] == [pytest.approx(few[name][0])], name
+
+
+def test_images_on_canvases_are_measured():
+    sizes = np.full((24, 2), 8, "int32")
+    canvases = np.pad(IMAGES, ((0, 0), (0, 4), (0, 4), (0, 0)))
+    dataset = tf.data.Dataset.from_tensor_slices(
+        {"images": canvases, "sizes": sizes, "labels": LABELS}
+    ).batch(8)
+    keras.utils.set_random_seed(0)
+    encoder = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten()])
+    crop = simclr.RandomResizedCrop(8, 8)
+    model = simclr.SimCLRModel(
+        encoder, keras.layers.Dense(4), augmentation=crop
+    )
+    model.compile(keras.optimizers.SGD(0.1), run_eagerly=True)
+    history = fit(
+        model,
+        callbacks.KNNProbe(dataset, dataset),
+        callbacks.Measures(dataset),
+        x=dataset,
+        batch_size=None,
+    )
+    right = measures.rankme(simclr.extract_features(model, IMAGES))
+    assert history["rankme"] == [pytest.approx(right, rel=1e-4)]
+    assert 0 <= history["knn_accuracy"][0] <= 1
+
+
+@pytest.mark.parametrize("probe", [callbacks.KNNProbe, callbacks.LinearProbe])
+def test_probes_refuse_other_than_one_label_per_image(probe):
+    with pytest.raises(ValueError) as error:
+        probe(TRAIN, IMAGES)
+    assert str(error.value) == (
+        "`test` must hold labels: elements (images, labels). Received: images "
+        "only"
+    )
+    with pytest.raises(ValueError) as error:
+        probe((IMAGES, np.eye(24)), TEST)
+    assert str(error.value) == (
+        "`train` must hold one label per image. Received: labels of shape "
+        "(None, 24)"
+    )
+    with pytest.raises(ValueError) as error:
+        probe(TRAIN, TEST, every=0)
+    assert str(error.value) == (
+        "`every` must be an integer of at least 1. Received: every=0"
+    )
+
+
+def test_measures_refuse_a_single_image():
+    with pytest.raises(ValueError) as error:
+        callbacks.Measures(IMAGES[:1])
+    assert str(error.value) == (
+        "`images` must be at least two. Received: images of shape (1, 8, 8, 1)"
+    )
