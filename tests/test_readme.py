@@ -7,6 +7,8 @@ import standins
 import tensorflow as tf
 from replicas import mirrored
 
+from keras_simclr import finetuning
+
 README = pathlib.Path(__file__).parents[1] / "README.md"
 # The same programs, as small as they can be.
 SMALLER = {
@@ -38,11 +40,16 @@ def test_programs_run(tmp_path, monkeypatch):
     for number in range(4):
         pixels = np.full((10, 10, 3), 40 * number, "uint8")
         keras.utils.save_img(photos / f"{number}.png", pixels)
+        folder = tmp_path / "labelled" / ("cat", "dog")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        keras.utils.save_img(folder / f"{number}.png", pixels)
+    monkeypatch.setattr(finetuning, "_FEWEST_STEPS", 1)
     names = {}
     for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         exec(block, names)
     assert names["embeddings"].shape == (4, 4)
     assert names["dataset"].element_spec["images"].shape == (4, 256, 256, 3)
+    assert names["classifier"].output_shape == (None, 2)
     assert names["model"].encoder.output_shape == (None, 1280)
 
 
@@ -54,7 +61,7 @@ def test_commands_are_those_of_the_command_line():
     commands = re.findall(
         r"^keras-simclr (.*)$", README.read_text(), re.MULTILINE
     )
-    assert len(commands) == 12
+    assert len(commands) == 13
     for line in commands:
         command, *arguments = line.split()
         values = flags.FlagValues()
