@@ -21,6 +21,7 @@ from keras_simclr.networks import ResNet
 _EPOCHS = 80
 _BATCH_SIZE = 128
 _FILES = (
+    "digits.npz",
     "encoder",
     "epoch-*.weights.h5",
     "flags.txt",
@@ -147,6 +148,11 @@ def run(output_dir="runs/demo", *, seed=0, epochs=_EPOCHS):
     )
     _plot_views(model, train[0][:8], output_dir / "views.png")
     _plot_loss(output_dir / "log.csv", output_dir / "loss.png")
+    np.savez(
+        output_dir / "digits.npz",
+        images=np.concatenate([train[0], test[0]]),
+        labels=np.concatenate([train[1], test[1]]),
+    )
     print("Probing: linear probe and k-NN, on held-out digits.")
     result = evaluate(
         model,

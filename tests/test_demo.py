@@ -48,6 +48,7 @@ def output_dir(tmp_path_factory):
 
 def test_demo_writes_all_it_promises(output_dir):
     assert sorted(path.name for path in output_dir.iterdir()) == [
+        "digits.npz",
         "encoder",
         "epoch-000001.weights.h5",
         "flags.txt",
