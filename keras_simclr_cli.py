@@ -369,6 +369,12 @@ def _pretrain(values):
 
     from keras_simclr import runs
 
+    size = values.micro_batch_size
+    if size not in (None, "auto") and not size.isdigit():
+        raise ValueError(
+            "`micro_batch_size` must be a positive integer or auto. Received: "
+            f"micro_batch_size={size!r}"
+        )
     strategy = runs.make_strategy(values.strategy)
     print(f"Devices: {runs.describe_devices(strategy)}.")
     runs.check_can_run(values.output_dir)

@@ -291,6 +291,15 @@ def test_chosen_micro_batch_and_strategy_are_used(
     assert "Chosen for this machine: --micro_batch_size=4.\n" in text
 
 
+def test_micro_batches_are_of_a_number(data, tmp_path, capsys):
+    arguments = ["--micro_batch_size=few", f"--output_dir={tmp_path / 'run'}"]
+    assert cli.main([*PRETRAIN, data, *arguments]) == 1
+    assert capsys.readouterr().err == (
+        "keras-simclr: pretrain: `micro_batch_size` must be a positive integer "
+        "or auto. Received: micro_batch_size='few'\n"
+    )
+
+
 def test_workers_must_not_choose_by_themselves(
     data, tmp_path, monkeypatch, capsys
 ):
