@@ -78,26 +78,19 @@ class Evaluation:
         return " ".join(parts)
 
     def __str__(self):
-        columns = list(dict.fromkeys(row["labels"] for row in self.rows))
+        cells = {
+            (row["probe"], row["features"], row["labels"]): _cell(row)
+            for row in self.rows
+        }
+        columns = list(dict.fromkeys(labels for *_, labels in cells))
+        kinds = dict.fromkeys(key[:2] for key in cells)
         title = "accuracy, % ± 95 %"
         lines = [f"{title:24}" + "".join(f"{_head(x):>15}" for x in columns)]
-        kinds = {(row["probe"], row["features"]): None for row in self.rows}
         order = ("linear", "knn", "finetune", "scratch")
         for probe, features in sorted(kinds, key=lambda x: order.index(x[0])):
-            cells = [
-                next(
-                    (
-                        _cell(row)
-                        for row in self.rows
-                        if (row["probe"], row["features"], row["labels"])
-                        == (probe, features, label)
-                    ),
-                    "",
-                )
-                for label in columns
-            ]
+            texts = (cells.get((probe, features, x), "") for x in columns)
             name = f"{features}, {probe}"
-            lines.append(f"{name:24}" + "".join(f"{c:>15}" for c in cells))
+            lines.append(f"{name:24}" + "".join(f"{x:>15}" for x in texts))
         lines.append(self.settings["examples"])
         lines += [f"Left out: {reason}." for reason in self.left_out]
         return "\n".join([*lines, self.verdict]).rstrip()
