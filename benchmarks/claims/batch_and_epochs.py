@@ -5,8 +5,8 @@ python benchmarks/claims/batch_and_epochs.py [--quick] [--seeds=N] [...]
 
 import common
 
-_BATCH_SIZES = (64, 256, 1024)
-_EPOCHS = (2, 8)
+_BATCH_SIZES = (32, 128, 512)
+_EPOCHS = (3, 12)
 
 
 def configurations(seed, _):
@@ -85,7 +85,7 @@ CLAIM = common.Claim(
     "significant advantage over smaller ones; with more, the gaps decrease or "
     "disappear; training longer is better. Batches of 256 to 8,192.",
     here="The learning rate grows linearly with the batch, as in the paper's "
-    "figure 9. An epoch has 8 steps of 1,024 images, or 128 of 64.",
+    "figure 9. An epoch has 8 steps of 512 images, or 128 steps of 32.",
     configurations=configurations,
     work=common.train_and_probe,
     statements=statements,

@@ -18,10 +18,10 @@ RESULTS = pathlib.Path(__file__).parent / "results"
 # The defaults of `keras-simclr pretrain`, made small.
 RECIPE = {
     "data": "fashion_mnist",
-    "images": 8192,
+    "images": 4096,
     "width": 0.25,
     "batch_size": 128,
-    "epochs": 4,
+    "epochs": 6,
     "learning_rate": 1.0,  # At a batch of 256.
     "smallest_crop": 0.2,
     "evaluated_on": "test",
