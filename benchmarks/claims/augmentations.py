@@ -198,8 +198,8 @@ CLAIM = common.Claim(
     "order, that of the axes, and shown on both sides. Every augmentation is "
     "applied to every image: crops of a fifth to all of the area, without "
     "flips; a gray square of half the side; the recipe's colour distortion; "
-    "noise of 0.1; blur of 0.1 to 2 pixels with a kernel of 3. The pairs of the "
-    "first statement share single augmentations: they are not independent.",
+    "noise of 0.1; blur of 0.1 to 2 pixels with a kernel of 3. The pairs of "
+    "the first statement share single ones: they are not independent.",
     configurations=configurations,
     work=work,
     statements=statements,

@@ -28,6 +28,7 @@ RECIPE = {
 }
 TEMPERATURE = 0.2
 _QUICK = {"images": 256, "epochs": 1, "batch_size": 64}
+_CLIP_ART = RESULTS.with_name(".clip_art.npz")  # Made once.
 _HELD_OUT = 5_000  # Training images to choose on.
 _LABELS = 5_000  # Most that a probe trains on.
 
@@ -45,7 +46,7 @@ class Claim:
             holds what is known by then.
         work: Function `(config, data)` that returns measures, shares of 1.
         statements: Function `(runs)` that returns a list of `Statement`.
-        plot: Function `(runs, axes)`, or None for bars.
+        plot: Function `(runs, axes)`, or None for points.
         seeds: How many seeds by default.
     """
 
@@ -274,10 +275,26 @@ def _fashion_mnist(data_dir):
 
 
 @functools.cache
-def _clip_art(directory, manifest, size=32, smallest_class=100):
-    """One of each group of duplicates, squeezed to a square; a third to test.
+def _clip_art(directory, manifest):
+    """Two thirds to train on, the others to test."""
+    import numpy as np
 
-    The classes are the top-level folders with enough images.
+    if not _CLIP_ART.exists():
+        images, labels = _squeezed(directory, manifest)
+        np.savez_compressed(_CLIP_ART, images=images, labels=labels)
+    arrays = np.load(_CLIP_ART)
+    images, labels = arrays["images"], arrays["labels"]
+    test, train = np.split(
+        np.random.default_rng(0).permutation(len(labels)), [len(labels) // 3]
+    )
+    train, test = ((images[x], labels[x]) for x in (train, test))
+    return Data(train=train, held_out=test, test=test)
+
+
+def _squeezed(directory, manifest, size=32, smallest_class=100):
+    """One image of each group of duplicates, squeezed to a square.
+
+    Its label is the top-level folder; of those with enough images.
     """
     import tempfile
 
@@ -291,11 +308,15 @@ def _clip_art(directory, manifest, size=32, smallest_class=100):
             manifest = pathlib.Path(temporary, "manifest.parquet")
             folders.scan(directory, manifest)
         folder = folders.ImageFolder(directory, manifest=manifest)
+    places = np.arange(len(folder.paths))
+    if folder.groups is not None:
+        places = np.unique(folder.groups, return_index=True)[1]
+    counts = np.bincount(folder.labels[places])
+    places = places[counts[folder.labels[places]] >= smallest_class]
+    folder.paths = [folder.paths[place] for place in places]
+    folder.labels, folder.groups = folder.labels[places], None
     dataset = simclr.dataset_from_directory(
-        folder,
-        canvas_size=4 * size,
-        shuffle=False,
-        drop_remainder=False,
+        folder, canvas_size=4 * size, shuffle=False, drop_remainder=False
     )
     squeeze = simclr.RandomResizedCrop(size, size)
     images, labels = [], []
@@ -305,16 +326,7 @@ def _clip_art(directory, manifest, size=32, smallest_class=100):
         )
         images.append(np.round(255 * squeezed).astype("uint8"))
         labels.append(batch["labels"])
-    images, labels = np.concatenate(images), np.concatenate(labels)
-    groups = folder.groups
-    groups = np.arange(len(images)) if groups is None else groups
-    first = np.unique(groups, return_index=True)[1]
-    counts = np.bincount(labels[first])
-    first = first[counts[labels[first]] >= smallest_class]
-    first = np.random.default_rng(0).permutation(first)
-    test, train = np.split(first, [len(first) // 3])
-    train, test = ((images[x], labels[x]) for x in (train, test))
-    return Data(train=train, held_out=test, test=test)
+    return np.concatenate(images), np.concatenate(labels)
 
 
 # Training.

@@ -174,24 +174,19 @@ def _draw(claim, runs, path):
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
-    (claim.plot or _bars)(runs, axes)
+    (claim.plot or _points)(runs, axes)
     axes.set_title(claim.title)
     figure.savefig(path, dpi=80)
     pyplot.close(figure)
 
 
-def _bars(runs, axes):
+def _points(runs, axes):
+    """Each run as a dot, with means and intervals."""
     runs = [run for run in runs if run["config"]["evaluated_on"] == "test"]
-    measures = [
-        measure
-        for measure in ("accuracy", "accuracy_of_z")
-        if any(measure in run["result"] for run in runs)
-    ]
     # A loss has one learning rate only: it does not name it.
     varied = [x for x in _varied(runs) if x not in ("learning_rate", "epochs")]
     groups = _groups(runs, varied)
-    everything = []
-    for shift, measure in enumerate(measures):
+    for shift, measure in enumerate(("accuracy", "accuracy_of_z")):
         for place, group in enumerate(groups.values()):
             found = [
                 100 * run["result"][measure]
@@ -200,35 +195,33 @@ def _bars(runs, axes):
             ]
             if not found:
                 continue
-            everything += found
             mean, half = common.interval(found)
-            axes.bar(
-                place + shift / 3,
+            axes.errorbar(
+                place + shift / 5,
                 mean,
-                0.6 / len(measures),
-                yerr=half if half < 100 else 0,
+                half if len(found) > 2 else 0,
+                marker="_",
+                markersize=20,
                 capsize=3,
                 color=f"C{shift}",
                 label=_MEASURES[measure] if place == len(groups) - 1 else None,
             )
+            places = [place + shift / 5] * len(found)
+            axes.plot(places, found, ".", color=f"C{shift}")
     labels = [
-        "\n".join(
-            _bar_label(name, x) for name, x in zip(varied, values, strict=True)
-        )
+        "\n".join(_label(n, x) for n, x in zip(varied, values, strict=True))
         for values in groups
     ]
     axes.set_xticks(range(len(labels)), labels)
     axes.tick_params(axis="x", labelsize=8)
-    low, high = min(everything), max(everything)
-    axes.set_ylim(low - 0.5 * (high - low) - 1, high + 0.3 * (high - low) + 1)
+    axes.margins(x=0.1)
     axes.set_ylabel("linear accuracy, %")
-    if len(measures) > 1:
-        axes.legend()
+    axes.legend()
 
 
-def _bar_label(name, value):
+def _label(name, value):
     if isinstance(value, bool):
-        return name if value else f"not {name}"
+        return name if value else f"not\n{name}"
     return str(value).replace(", ", "\n")
 
 
