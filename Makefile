@@ -3,11 +3,14 @@
 # make test-versions: the tests on every TensorFlow that is supported: an hour.
 # make coverage: the tests, tracing what they cover: half as long again.
 # make benchmark: measure beside the peers (an hour); see benchmarks/README.md.
+# make claims: try the paper's claims (two hours) and write docs/claims.md.
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: benchmark coverage demo test test-newest test-versions
+CLAIMS := heads temperature losses augmentations batch_and_epochs width
+
+.PHONY: benchmark claims coverage demo test test-newest test-versions
 
 demo: .venv/installed
 	$(BIN)/keras-simclr demo
@@ -37,6 +40,10 @@ coverage: .venv/installed-test
 
 benchmark: .venv/installed
 	$(BIN)/python benchmarks/run.py
+
+claims: .venv/installed
+	for claim in $(CLAIMS); do $(BIN)/python benchmarks/claims/$$claim.py || exit 1; done
+	$(BIN)/python benchmarks/claims/report.py
 
 .venv/installed: setup.cfg
 	$(PYTHON) -m venv .venv

@@ -1,0 +1,211 @@
+"""Single augmentations and pairs of them, each on one of the two views.
+
+python benchmarks/claims/augmentations.py [--quick] [--seeds=N] \
+    [--data=FOLDER] [--manifest=PATH]
+"""
+
+import itertools
+
+import common
+
+NAMES = ("crop", "cutout", "color", "sobel", "noise", "blur", "rotation")
+
+
+def cells():
+    """Names of the single augmentations and of the pairs, in order."""
+    return [*NAMES, *(" + ".join(x) for x in itertools.combinations(NAMES, 2))]
+
+
+def configurations(seed, _):
+    """Every cell of the lower half of figure 5."""
+    for cell in cells():
+        yield {
+            **common.RECIPE,
+            "data": "clip_art",
+            "images": 2048,
+            "batch_size": 64,
+            "augmentation": cell,
+            "seed": seed,
+        }
+
+
+def work(config, data):
+    """Augments the first view only."""
+    made = layers(config)
+    return common.train_and_probe(
+        config,
+        data,
+        augmentation=[made[x] for x in config["augmentation"].split(" + ")],
+        second_augmentation=[],
+    )
+
+
+def layers(config):
+    """The augmentations by their names, each applied to every image.
+
+    Args:
+        config: Dictionary with `smallest_crop`.
+
+    Returns:
+        Dictionary.
+    """
+    import keras_simclr as simclr
+
+    cutout, sobel = cutout_and_sobel()
+    scale = (config["smallest_crop"], 1.0)
+    return {
+        "crop": simclr.RandomResizedCrop(32, 32, scale=scale),
+        "cutout": cutout,
+        "color": simclr.RandomColorDistortion(),
+        "sobel": sobel,
+        "noise": simclr.RandomGaussianNoise(rate=1.0),
+        "blur": simclr.RandomGaussianBlur(rate=1.0),
+        "rotation": simclr.RandomRotate90(),
+    }
+
+
+def cutout_and_sobel():
+    """Two augmentations that the package does not have.
+
+    Returns:
+        A layer that makes a square of half the image's side gray, somewhere
+        (DeVries & Taylor 2017, arXiv:1708.04552); and one that replaces each
+        channel by the length of its gradient by Sobel's kernels, in which the
+        full step from black to white is 1.
+    """
+    import tensorflow as tf
+
+    from keras_simclr.augmentations import Augmentation, to_float
+
+    class Cutout(Augmentation):
+        _draws_per_image = 2
+
+        def _transform(self, images, draws):
+            images = to_float(images)
+            height, width = images.shape[1:3]
+            rows = _is_near(height, draws[:, 0])
+            columns = _is_near(width, draws[:, 1])
+            inside = rows[:, :, None] & columns[:, None, :]
+            return tf.where(inside[..., None], 0.5, images)
+
+    def _is_near(side, draws):
+        """Whether each pixel lies within a quarter of the side, (B, side)."""
+        distances = tf.range(0.5, side) - side * draws[:, None]
+        return tf.abs(distances) < side / 4
+
+    class Sobel(Augmentation):
+        def _draw(self, seed, images, part=None):
+            return ()
+
+        def _transform(self, images, draws):
+            images = to_float(images)
+            margins = [[0, 0], [1, 1], [1, 1], [0, 0]]
+            padded = tf.pad(images, margins, "SYMMETRIC")
+            above, below = padded[:, :-2], padded[:, 2:]
+            left, right = padded[:, :, :-2], padded[:, :, 2:]
+            vertical = below - above
+            vertical = (
+                vertical[:, :, :-2]
+                + 2.0 * vertical[:, :, 1:-1]
+                + vertical[:, :, 2:]
+            )
+            horizontal = right - left
+            horizontal = (
+                horizontal[:, :-2]
+                + 2.0 * horizontal[:, 1:-1]
+                + horizontal[:, 2:]
+            )
+            length = tf.sqrt(tf.square(vertical) + tf.square(horizontal))
+            return tf.clip_by_value(length / 4.0, 0.0, 1.0)
+
+    return Cutout(), Sobel()
+
+
+def statements(runs):
+    """What figure 5 and section 3.1 lead one to expect."""
+    found = {c: common.by_seed(runs, augmentation=c) for c in cells()}
+    seeds = set.intersection(*(set(values) for values in found.values()))
+    pairs = [cell for cell in cells() if " + " in cell]
+    if not seeds:
+        gains, stands_out, crop_and_color = [], [], []
+    else:
+        mean = {
+            cell: sum(values[seed] for seed in seeds) / len(seeds)
+            for cell, values in found.items()
+        }
+        gains = [mean[x] - max(mean[y] for y in x.split(" + ")) for x in pairs]
+        best = "crop + color"
+        stands_out = [
+            found[best][seed]
+            - max(found[cell][seed] for cell in cells() if cell != best)
+            for seed in seeds
+        ]
+        crop_and_color = [
+            found[best][seed] - max(found[cell][seed] for cell in NAMES)
+            for seed in seeds
+        ]
+    return [
+        common.statement(
+            "A pair is better than the better one of the two.",
+            gains,
+            of="pairs",
+        ),
+        common.statement(
+            "Crop and colour together are better than the best single one.",
+            crop_and_color,
+        ),
+        common.statement(
+            "Crop and colour stand out: they are better than the best other "
+            "cell.",
+            stands_out,
+        ),
+    ]
+
+
+def plot(runs, axes):
+    """The heat map."""
+    import numpy as np
+
+    values = np.full((len(NAMES), len(NAMES)), np.nan)
+    for cell in cells():
+        found = common.by_seed(runs, augmentation=cell)
+        if found:
+            places = [NAMES.index(name) for name in cell.split(" + ")]
+            row, column = places[-1], places[0]
+            mean, _ = common.interval(list(found.values()))
+            values[row, column] = values[column, row] = 100 * mean
+    picture = axes.imshow(values, cmap="Blues")
+    middle = np.nanmin(values) / 2 + np.nanmax(values) / 2
+    for (row, column), value in np.ndenumerate(values):
+        color = "white" if value > middle else "black"
+        text = "" if np.isnan(value) else f"{value:.1f}"
+        axes.text(column, row, text, ha="center", va="center", color=color)
+    axes.set_xticks(range(len(NAMES)), NAMES, rotation=30)
+    axes.set_yticks(range(len(NAMES)), NAMES)
+    axes.figure.colorbar(picture, label="linear accuracy, %")
+
+
+CLAIM = common.Claim(
+    name="augmentations",
+    title="Composing augmentations",
+    paper="Section 3.1, figure 5, one branch only: no single augmentation "
+    "suffices (crop 33.1, cutout 25.6, colour 18.8, others below 10); pairs "
+    "are much better; crop and colour stand out (56.3 and 55.8 in the two "
+    "orders).",
+    here="One view is augmented, the other is the image itself, as in the "
+    "paper; but the paper crops at random first, the same for both views, and "
+    "here the whole image is squeezed to 32 pixels. Pairs are run in one "
+    "order, that of the axes, and shown on both sides. Every augmentation is "
+    "applied to every image: crops of a fifth to all of the area, without "
+    "flips; a gray square of half the side; the recipe's colour distortion; "
+    "noise of 0.1; blur of 0.1 to 2 pixels with a kernel of 3. The pairs of "
+    "the first statement share single ones: they are not independent.",
+    configurations=configurations,
+    work=work,
+    statements=statements,
+    plot=plot,
+    seeds=2,
+)
+
+if __name__ == "__main__":
+    common.main(CLAIM)
