@@ -109,12 +109,11 @@ def _table(runs):
                 r["result"][measure] for r in group if measure in r["result"]
             ]
             cells.append(_mean_and_interval(found) if found else "")
-        seconds = [run["result"]["seconds"] for run in group]
-        cells += [str(len(group)), f"{sum(seconds) / len(seconds):.0f}"]
+        cells.append(str(len(group)))
         rows.append(cells)
     heads = [name.replace("_", " ") for name in varied]
     heads += [_MEASURES[measure] for measure in measures]
-    return _markdown([*heads, "seeds", "seconds a run"], rows)
+    return _markdown([*heads, "seeds"], rows)
 
 
 def _varied(runs):
