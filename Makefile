@@ -8,7 +8,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-CLAIMS := heads temperature losses augmentations batch_and_epochs width
+CLAIMS := heads temperature losses augmentations batch_and_epochs width few_labels
 
 .PHONY: benchmark claims coverage demo test test-newest test-versions
 

@@ -12,6 +12,7 @@ NAMES = [
     "augmentations",
     "batch_and_epochs",
     "common",
+    "few_labels",
     "heads",
     "losses",
     "report",

@@ -16,6 +16,7 @@ _CLAIMS = (
     "temperature",
     "batch_and_epochs",
     "width",
+    "few_labels",
 )
 _DOCS = pathlib.Path(__file__).parents[2] / "docs"
 _RULE = """\
@@ -45,6 +46,7 @@ its folders of at least 100 images as classes, a third to test on."""
 _MEASURES = {
     "accuracy": "accuracy, %",
     "accuracy_of_z": "accuracy of z, %",
+    "accuracy_from_scratch": "from scratch, %",
     "contrastive_accuracy": "contrastive accuracy, %",
 }
 
@@ -109,12 +111,11 @@ def _table(runs):
                 r["result"][measure] for r in group if measure in r["result"]
             ]
             cells.append(_mean_and_interval(found) if found else "")
-        seconds = [run["result"]["seconds"] for run in group]
-        cells += [str(len(group)), f"{sum(seconds) / len(seconds):.0f}"]
+        cells.append(str(len(group)))
         rows.append(cells)
     heads = [name.replace("_", " ") for name in varied]
     heads += [_MEASURES[measure] for measure in measures]
-    return _markdown([*heads, "seeds", "seconds a run"], rows)
+    return _markdown([*heads, "seeds"], rows)
 
 
 def _varied(runs):
@@ -186,7 +187,8 @@ def _points(runs, axes):
     # A loss has one learning rate only: it does not name it.
     varied = [x for x in _varied(runs) if x not in ("learning_rate", "epochs")]
     groups = _groups(runs, varied)
-    for shift, measure in enumerate(("accuracy", "accuracy_of_z")):
+    measures = [x for x in _MEASURES if x.startswith("accuracy")]
+    for shift, measure in enumerate(measures):
         for place, group in enumerate(groups.values()):
             found = [
                 100 * run["result"][measure]
@@ -215,7 +217,7 @@ def _points(runs, axes):
     axes.set_xticks(range(len(labels)), labels)
     axes.tick_params(axis="x", labelsize=8)
     axes.margins(x=0.1)
-    axes.set_ylabel("linear accuracy, %")
+    axes.set_ylabel("test accuracy, %")
     axes.legend()
 
 
