@@ -20,7 +20,7 @@ from keras_simclr.probes import (
 )
 
 _BATCH_SIZE = 64
-_FEWEST_STEPS = 300  # Up to one batch of examples.
+_FEWEST_STEPS = 200  # Up to one batch of examples.
 # Chosen on Fashion-MNIST, 10 and 60 labels per class, 3,000 training images
 # held out: 0.003 to 0.3 were tried, and up to 1 from scratch.
 _LEARNING_RATES = {"finetune": 0.1, "scratch": 0.3}
