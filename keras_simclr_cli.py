@@ -649,58 +649,58 @@ def _finetune(values):
 
 
 def _predict(values):
-    import pathlib
-
     from keras_simclr import classification, data, export
 
     export.check_is_free(values.output_dir)
-    output_dir = pathlib.Path(values.output_dir)
-    staged = output_dir / "staged.csv"
-    path = output_dir / "predictions.csv"
     canvas_size = data.canvas_for(classification.input_size(values.model))
     source, images = _open(values, values.split, canvas_size, **_IN_ORDER)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    count = classification.write_predictions(
-        values.model, images, staged, _readable(source)
+    _write_table(
+        source,
+        values.output_dir,
+        "predictions.csv",
+        "classified images",
+        lambda path, names: classification.write_predictions(
+            values.model, images, path, names
+        ),
     )
-    staged.replace(path)
-    print(f"{path} holds the classes of {count} images.")
-    _write_skipped(source, output_dir)
 
 
 def _embed(values):
-    import pathlib
-
     from keras_simclr import embedding, export, runs
 
     export.check_is_free(values.output_dir)
-    output_dir = pathlib.Path(values.output_dir)
-    staged = output_dir / f"staged.{values.format}"
-    path = output_dir / f"embeddings.{values.format}"
     model = runs.load_model(values.run_dir)
     source, images = _open_in_order(values, values.split, model)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    count = embedding.write_embeddings(model, images, staged, _readable(source))
-    staged.replace(path)
-    print(f"{path} holds {count} representations.")
-    _write_skipped(source, output_dir)
+    _write_table(
+        source,
+        values.output_dir,
+        f"embeddings.{values.format}",
+        "representations",
+        lambda path, names: embedding.write_embeddings(
+            model, images, path, names
+        ),
+    )
 
 
-def _readable(source):
-    """The names of the images that a folder's dataset has, as it goes."""
-    return None if isinstance(source, str) else source.readable()
-
-
-def _write_skipped(source, output_dir):
+def _write_table(source, output_dir, name, what, write):
+    """A row for each image, and beside it a list of the files without one."""
     import csv
+    import pathlib
 
-    if isinstance(source, str):
-        return
-    path = output_dir / "skipped.csv"
-    with path.open("w", newline="", errors="backslashreplace") as file:
-        reasons = {**source.left_out, **source.skipped}
-        csv.writer(file).writerows([("path", "reason"), *reasons.items()])
-    print(f"{path} lists {len(reasons)} other files.")
+    output_dir = pathlib.Path(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    path = output_dir / name
+    staged = path.with_stem("staged")
+    is_folder = not isinstance(source, str)
+    count = write(staged, source.readable() if is_folder else None)
+    staged.replace(path)
+    print(f"{path} holds {count} {what}.")
+    if is_folder:
+        others = output_dir / "skipped.csv"
+        with others.open("w", newline="", errors="backslashreplace") as file:
+            reasons = {**source.left_out, **source.skipped}
+            csv.writer(file).writerows([("path", "reason"), *reasons.items()])
+        print(f"{others} lists {len(reasons)} other files.")
 
 
 def _export(values):

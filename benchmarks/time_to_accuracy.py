@@ -14,6 +14,7 @@ import tempfile
 
 import numpy as np
 import processes
+from images import fashion_mnist
 from processes import Contender, ContenderError, Worker
 
 # Chosen with --held_out: 87 % after 2.0 epochs. A rate of 0.5 takes 2.5, and 2
@@ -110,21 +111,10 @@ def run(
 def _write_data(path, data_dir, count, held_out):
     """Writes the images that all train on; returns both sets of labels."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    import tensorflow_datasets as tfds
-
     test = "train[50000:]" if held_out else "test"
     train = "train[:50000]" if held_out else "train"
-    (images, labels), (test_images, test_labels) = (
-        tfds.as_numpy(
-            tfds.load(
-                "fashion_mnist",
-                split=split,
-                data_dir=data_dir,
-                batch_size=-1,
-                as_supervised=True,
-            )
-        )
-        for split in (train, test)
+    (images, labels), (test_images, test_labels) = fashion_mnist(
+        train, test, data_dir=data_dir
     )
     np.savez(path, images=images[:count], test_images=test_images)
     return labels[:count], test_labels

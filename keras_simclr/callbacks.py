@@ -10,11 +10,10 @@ import tensorflow as tf
 from keras_simclr import _checks, data, measures
 from keras_simclr.losses import NTXent
 from keras_simclr.networks import plain_copy
-from keras_simclr.probes import knn_probe, linear_probe
+from keras_simclr.probes import extract, knn_probe, linear_probe
 
 _MOST_TO_PROBE = 10_000
 _MOST_TO_MEASURE = 1_024
-_BATCH_SIZE = 256
 _MEASURES = ("rankme", "rankme_z", "spread", "alignment", "uniformity")
 
 
@@ -55,8 +54,10 @@ class _Probe(_Periodic):
 
     def __init__(self, train, test, *, every=1):
         super().__init__(every)
-        self._train = _labelled("train", train)
-        self._test = _labelled("test", test)
+        self._train = data.in_order_with_labels("train", train)
+        self._test = data.in_order_with_labels("test", test)
+        for dataset in (self._train, self._test):
+            _check_has_batches(dataset)
 
     def measure(self):
         start = time.perf_counter()
@@ -77,12 +78,9 @@ class _Probe(_Periodic):
         return self.represent(self.model.evaluation_view(images, sizes))
 
     def _features_and_labels(self, dataset):
-        features, labels = [], []
-        for element in _first(dataset, _MOST_TO_PROBE):
-            inputs = data.images_and_sizes(element)
-            features.append(self._outputs(*inputs).numpy())
-            labels.append(element["labels"].numpy().ravel())
-        return np.concatenate(features), np.concatenate(labels)
+        elements = _first(dataset, _MOST_TO_PROBE)
+        (features,), labels = extract([self._outputs], elements)
+        return features, labels
 
 
 class KNNProbe(_Probe):
@@ -213,9 +211,11 @@ class Measures(_Periodic):
 
     def __init__(self, images, *, every=1):
         super().__init__(every)
+        dataset = data.in_order(images)
+        _check_has_batches(dataset)
         self._elements = [
             {name: batch.numpy() for name, batch in element.items()}
-            for element in _first(_as_dataset(images), _MOST_TO_MEASURE)
+            for element in _first(dataset, _MOST_TO_MEASURE)
         ]
         size = sum(len(element["images"]) for element in self._elements)
         if size < 2:
@@ -280,33 +280,8 @@ class Measures(_Periodic):
         return dict(zip(_MEASURES, values, strict=True))
 
 
-def _as_dataset(images):
-    """Dataset of batches, if it is none yet."""
-    if not isinstance(images, tf.data.Dataset):
-        parts = images if isinstance(images, tuple) else (images,)
-        images = data.dataset_from_arrays(
-            *parts, batch_size=_BATCH_SIZE, shuffle=False, drop_remainder=False
-        )
-    data.check_length(images, steps_per_epoch=1)  # We take the first ones.
-    return images
-
-
-def _labelled(name, images):
-    """Dataset of batches; raises if they are without labels."""
-    dataset = _as_dataset(images)
-    labels = data.unpack(dataset.element_spec).get("labels")
-    if labels is None:
-        raise ValueError(
-            f"`{name}` must hold labels: elements (images, labels). "
-            "Received: images only"
-        )
-    columns = (None,), (None, 1)
-    if not any(map(labels.shape.is_compatible_with, columns)):
-        raise ValueError(
-            f"`{name}` must hold one label per image. Received: labels of "
-            f"shape {labels.shape}"
-        )
-    return dataset
+def _check_has_batches(dataset):
+    data.check_length(dataset, steps_per_epoch=1)  # We take the first ones.
 
 
 def _first(dataset, most):

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_simclr import data
+from keras_simclr.augmentations import to_float
 from keras_simclr.embedding import valid_names
 from keras_simclr.evaluation import Evaluation, evaluate
 from keras_simclr.export import write_network
@@ -100,7 +101,7 @@ def train_classifier(
     examples = load_labelled("train", train)
     result = evaluate(
         model,
-        train,
+        examples,
         probes=_RECIPES,
         labels=("all",),
         baselines=False,
@@ -115,7 +116,7 @@ def train_classifier(
         tuner.fit(examples, seed)
         network = tuner.network()
     else:
-        features = extract_features(model, train)
+        features = extract_features(model, examples)
         places = examples["labels"]
         probe = linear_probe(features, places, features, places, seed=seed)
         encoder = plain_copy(model.encoder)
@@ -173,7 +174,7 @@ def write_predictions(directory, dataset, path, names=None):
         for element in data.checked_elements(dataset):
             images, sizes = data.images_and_sizes(element)
             if sizes is None:
-                images = tf.image.convert_image_dtype(images, tf.float32)
+                images = to_float(images)
                 probabilities = module(images).numpy()
             else:
                 probabilities = module.on_canvas(images, sizes).numpy()

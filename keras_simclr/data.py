@@ -422,6 +422,65 @@ def unpack(element):
     return dict(zip(("images", "labels"), parts, strict=False))
 
 
+def in_order(images, *, batch_size=256):
+    """Brings images to a dataset of batches, if they are none yet.
+
+    Args:
+        images: Array, `(images, labels)` arrays, a dictionary of arrays, or a
+            `tf.data.Dataset` of batches, which is left as it is.
+        batch_size: Images in a batch, for arrays.
+
+    Returns:
+        A `tf.data.Dataset` of all of them.
+
+    Example:
+
+    >>> len(in_order(np.zeros((10, 8, 8, 3)), batch_size=4))
+    3
+    """
+    if isinstance(images, tf.data.Dataset):
+        return images
+    parts = images if isinstance(images, tuple) else (images,)
+    return dataset_from_arrays(
+        *parts, batch_size=batch_size, shuffle=False, drop_remainder=False
+    )
+
+
+def in_order_with_labels(name, images):
+    """As `in_order`, for images that must have labels.
+
+    Args:
+        name: What they are called in messages.
+        images: As `in_order`.
+
+    Returns:
+        A `tf.data.Dataset`.
+
+    Raises:
+        ValueError: If labels are missing, or not one per image.
+
+    Example:
+
+    >>> images, labels = np.zeros((10, 8, 8, 3)), np.zeros(10)
+    >>> len(in_order_with_labels("train", (images, labels)))
+    1
+    """
+    dataset = in_order(images)
+    labels = unpack(dataset.element_spec).get("labels")
+    if labels is None:
+        raise ValueError(
+            f"`{name}` must hold labels: elements (images, labels). "
+            "Received: images only"
+        )
+    columns = (None,), (None, 1)
+    if not any(map(labels.shape.is_compatible_with, columns)):
+        raise ValueError(
+            f"`{name}` must hold one label per image. Received: labels of "
+            f"shape {labels.shape}"
+        )
+    return dataset
+
+
 def images_and_sizes(element):
     """The images of a dataset element, for use without training.
 

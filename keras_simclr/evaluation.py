@@ -4,9 +4,10 @@ import dataclasses
 import time
 
 import numpy as np
+import tensorflow as tf
 
-from keras_simclr import _checks
-from keras_simclr.augmentations import RandomResizedCrop, to_float
+from keras_simclr import _checks, data
+from keras_simclr.augmentations import RandomResizedCrop
 from keras_simclr.finetuning import SETTINGS, Tuner, load_labelled
 from keras_simclr.model import SimCLRModel
 from keras_simclr.probes import (
@@ -19,6 +20,7 @@ from keras_simclr.probes import (
     representation,
     untrained_copy,
 )
+from keras_simclr.runs import duration
 
 PROBES = ("linear", "knn", "finetune")
 LABELS = (1, 5, 10, 50, "1%", "10%", "all")
@@ -190,11 +192,20 @@ def evaluate(
     labels = [_checked_amount(amount) for amount in labels]
     start = time.perf_counter()
     pool = _Pool(train, test, draws, seed)
-    contenders = _contenders(
-        model, probes, encoders or {}, pool, projection_layer, seed
-    )
-    if not baselines:
-        contenders = [x for x in contenders if x.features == "simclr"]
+    functions = {"simclr": representation(model)}
+    if baselines:
+        functions = {
+            "pixels": pixels_of(model),
+            "untrained": representation(untrained_copy(model, seed)),
+            **{k: _representation_of(x) for k, x in (encoders or {}).items()},
+            **functions,
+        }
+    contenders = _probes(functions, probes, pool)
+    if "finetune" in probes:
+        contenders += [
+            _Tuning(model, pool, projection_layer, from_scratch)
+            for from_scratch in ((True, False) if baselines else (False,))
+        ]
     jobs, left_out = pool.jobs(labels)
     if report:
         seconds = sum(
@@ -203,7 +214,7 @@ def evaluate(
             for _, _, chosen, _ in jobs
         )
         taken = time.perf_counter() - start
-        report(f"This will take about {_duration(taken + seconds)}.")
+        report(f"This will take about {duration(taken + seconds)}.")
     results = {}  # Whether each test image was classified rightly.
     for contender in contenders:
         for amount, draw, chosen, tests in jobs:
@@ -343,17 +354,24 @@ class _Pool:
 
 def _joined(parts):
     """Arrays of examples end to end, canvases made equal."""
-    shared = set.intersection(*(set(part) for part in parts))
+    if len(parts) == 1:
+        return parts[0]
+    shared = set.intersection(*map(set, parts))
     if "sizes" in shared:
         largest = np.max([part["images"].shape[1:3] for part in parts], axis=0)
-        for part in parts:
-            images = part["images"]
-            missing = largest - images.shape[1:3]
-            margins = [(0, 0), (0, missing[0]), (0, missing[1]), (0, 0)]
-            part["images"] = np.pad(images, margins)
+        parts = [
+            {**part, "images": _on_canvas(part["images"], *largest)}
+            for part in parts
+        ]
     return {
         key: np.concatenate([part[key] for part in parts]) for key in shared
     }
+
+
+def _on_canvas(images, height, width):
+    missing = (height - images.shape[1], width - images.shape[2])
+    margins = [(0, 0), (0, missing[0]), (0, missing[1]), (0, 0)]
+    return np.pad(images, margins)
 
 
 def _is_share(amount):
@@ -393,27 +411,18 @@ def draw_labelled(labels, amount, rng):
     return np.concatenate(chosen)
 
 
-def _contenders(model, probes, encoders, pool, projection_layer, seed):
-    """Everything that learns from labels, with what it learns on."""
-    functions = {
-        "pixels": pixels_of(model),
-        "untrained": representation(untrained_copy(model, seed)),
-        **{name: _representation_of(x) for name, x in encoders.items()},
-        "simclr": representation(model),
-    }
-    features, _ = extract(functions.values(), pool.examples)
-    contenders = [
+def _probes(functions, probes, pool):
+    """The probes on what each function makes of the images."""
+    probes = [probe for probe in probes if probe != "finetune"]
+    if not probes:
+        return []
+    elements = map(data.unpack, data.in_order(pool.examples))
+    features, _ = extract(functions.values(), elements)
+    return [
         _Probe(name, probe, x, pool.labels, pool.test_size)
         for probe in probes
-        if probe != "finetune"
         for name, x in zip(functions, features, strict=True)
     ]
-    if "finetune" in probes:
-        contenders += [
-            _Tuning(model, pool, projection_layer, from_scratch)
-            for from_scratch in (True, False)
-        ]
-    return contenders
 
 
 def _representation_of(encoder):
@@ -425,9 +434,9 @@ def _representation_of(encoder):
     represent = representation(encoder)
 
     def resized(images, sizes):
-        views = to_float(crop(images, training=False, sizes=sizes))
+        views = crop(images, training=False, sizes=sizes)
         if channels == 3 and views.shape[-1] == 1:
-            views = np.repeat(views, 3, axis=-1)
+            views = tf.repeat(views, 3, axis=-1)
         return represent(views, None)
 
     return resized
@@ -574,9 +583,3 @@ def interval(draws, correction=0.0):
     deviation = np.std(values, ddof=1) if len(values) > 1 else 0.0
     half = quantile * deviation * np.sqrt(share)
     return float(values.mean() - half), float(values.mean() + half)
-
-
-def _duration(seconds):
-    if seconds < 120:
-        return f"{seconds:.0f} seconds"
-    return f"{seconds / 60:.0f} minutes"

@@ -141,7 +141,8 @@ def load_labelled(name, source):
 
     Args:
         name: What they are called in messages.
-        source: `(images, labels)` arrays, or a dataset of batches of them.
+        source: `(images, labels)` arrays, or a dataset of batches of them; or
+            what this function returned.
 
     Returns:
         Dictionary of arrays of the same length: `images`, `labels`, and
@@ -156,26 +157,19 @@ def load_labelled(name, source):
     >>> sorted(load_labelled("train", (images, labels)))
     ['images', 'labels']
     """
-    is_dataset = isinstance(source, tf.data.Dataset)
-    parts = source if isinstance(source, tuple) else (source,)
-    dataset = source
-    if not is_dataset:  # Labels may be of any kind.
-        dataset = data.dataset_from_arrays(
-            parts[0], shuffle=False, drop_remainder=False
-        )
+    if isinstance(source, dict):
+        return source
+    dataset = data.in_order_with_labels(name, source)
     data.check_length(dataset)
     batches = list(data.checked_elements(dataset))
-    if "labels" not in batches[0] and (is_dataset or len(parts) == 1):
-        raise ValueError(
-            f"`{name}` must hold labels: elements (images, labels). "
-            "Received: images only"
-        )
     examples = {
         key: np.concatenate([batch[key].numpy() for batch in batches])
         for key in batches[0]
     }
-    labels = examples["labels"] if is_dataset else np.asarray(parts[1])
-    return {**examples, "labels": one_per_row(labels)}
+    labels = one_per_row(examples["labels"])
+    if labels.dtype == object:  # Strings, as TensorFlow gives them.
+        labels = np.char.decode(labels.astype(bytes), "utf-8")
+    return {**examples, "labels": labels}
 
 
 class Tuner:
@@ -240,18 +234,19 @@ class Tuner:
             seed: Integer.
             steps: Number of steps, or None for those of `steps_for`.
         """
-        images = {k: examples[k] for k in ("images", "sizes") if k in examples}
+        images = _without_labels(examples)
         places = np.searchsorted(self.classes, examples["labels"])
-        source = untrained_copy(self.model, seed)
-        if not self.from_scratch:
-            source = self.model
+        source = self.model
+        if self.from_scratch:
+            source = untrained_copy(source, seed)
         for copy, layer in zip(
             self._network.layers_below,
             _layers(source, self.projection_layer),
             strict=True,
         ):
             copy.set_weights(layer.get_weights())
-        self._network.start(self._first_weights(images, places, seed))
+        first_weights = self._first_weights(images, places, seed)
+        self._network.dense.set_weights(first_weights)
         self._schedule.steps.assign(steps or self.steps_for(len(places)))
         for variable in self._network.optimizer.variables:
             variable.assign(keras.ops.zeros_like(variable))
@@ -281,7 +276,7 @@ class Tuner:
         Returns:
             Array of labels.
         """
-        images = {k: examples[k] for k in ("images", "sizes") if k in examples}
+        images = _without_labels(examples)
         probabilities = self._network.predict_in_batches(images)
         return self.classes[probabilities.argmax(axis=1)]
 
@@ -349,15 +344,14 @@ class _Network(keras.Model):
             views = self._view(images["images"], images.get("sizes"))
         return self.core(views, training=training)
 
-    def start(self, first_weights):
-        self.dense.set_weights(first_weights)
-
     def predict_in_batches(self, images, features=False):
-        dataset = data.dataset_from_arrays(
-            images, shuffle=False, drop_remainder=False
-        )
-        outputs = [self._at_rest(batch, features).numpy() for batch in dataset]
+        batches = data.in_order(images)
+        outputs = [self._at_rest(batch, features).numpy() for batch in batches]
         return np.concatenate(outputs)
+
+
+def _without_labels(examples):
+    return {k: examples[k] for k in ("images", "sizes") if k in examples}
 
 
 def _batches(images, places, seed):

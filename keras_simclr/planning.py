@@ -133,9 +133,9 @@ class Plan:
             ),
             "micro-batch": flags["micro_batch_size"] or "none: a batch fits",
             "learning rate": f"{rate:g} at a batch of {flags['batch_size']}",
-            "an epoch": f"{_duration(epoch)}: {3600 / epoch:,.1f} an hour",
-            f"{flags['epochs']} epochs": f"{_duration(total)}, of which "
-            f"{_duration(self.start_up)} to start",
+            "an epoch": f"{runs.duration(epoch)}: {3600 / epoch:,.1f} an hour",
+            f"{flags['epochs']} epochs": f"{runs.duration(total)}, of which "
+            f"{runs.duration(self.start_up)} to start",
         }
         lines = [f"{name:16}{text}" for name, text in rows.items()]
         return "\n".join([*lines, "", self.command])
@@ -156,13 +156,6 @@ def as_arguments(flags):
     ['--depth=18']
     """
     return [f"--{k}={v}" for k, v in flags.items() if v is not None]
-
-
-def _duration(seconds):
-    for unit, size in (("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.1f} seconds"
 
 
 _CURES = {

@@ -99,7 +99,10 @@ def extract_features(model, images, *, batch_size=256):
     >>> extract_features(model, np.zeros((4, 8, 8, 1), "uint8")).shape
     (4, 512)
     """
-    (features,), _ = extract([representation(model)], images, batch_size)
+    dataset = data.in_order(images, batch_size=batch_size)
+    data.check_length(dataset)
+    elements = data.checked_elements(dataset)
+    (features,), _ = extract([representation(model)], elements)
     return features
 
 
@@ -162,21 +165,30 @@ def pixels_of(model):
     return tf.function(pixels, reduce_retracing=True)
 
 
-def extract(functions, images, batch_size=256):
-    """Outputs of several functions of the images, and the labels if any."""
-    if not isinstance(images, tf.data.Dataset):
-        parts = images if isinstance(images, tuple) else (images,)
-        images = data.dataset_from_arrays(
-            *parts, batch_size=batch_size, shuffle=False, drop_remainder=False
-        )
-    data.check_length(images)
+def extract(functions, elements):
+    """Outputs of several functions of images, and the labels if any.
+
+    Args:
+        functions: Functions of a tensor of images and their sizes or None.
+        elements: Iterable of dictionaries, as `data.checked_elements`.
+
+    Returns:
+        List of an array for each function, and array of shape `(N,)` or None.
+
+    Example:
+
+    >>> elements = [{"images": tf.ones((2, 3)), "labels": tf.zeros((2, 1))}]
+    >>> (doubles,), labels = extract([lambda x, _: 2 * x], elements)
+    >>> doubles.shape, labels.shape
+    ((2, 3), (2,))
+    """
     outputs, labels = [[] for _ in functions], []
-    for element in data.checked_elements(images):
+    for element in elements:
         batch, sizes = data.images_and_sizes(element)
         for output, function in zip(outputs, functions, strict=True):
             output.append(function(batch, sizes).numpy())
         if "labels" in element:
-            labels.append(element["labels"].numpy())
+            labels.append(one_per_row(element["labels"]))
     outputs = [np.concatenate(output) for output in outputs]
     return outputs, np.concatenate(labels) if labels else None
 

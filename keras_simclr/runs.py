@@ -444,6 +444,26 @@ def fastest_precision():
     return "mixed_bfloat16" if is_faster else "float32"
 
 
+def duration(seconds):
+    """A time in words.
+
+    Args:
+        seconds: Number.
+
+    Returns:
+        String.
+
+    Example:
+
+    >>> duration(90), duration(600)
+    ('90.0 seconds', '10.0 minutes')
+    """
+    for unit, size in (("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} seconds"
+
+
 def forget_models():
     """Frees the memory of models that are no longer used.
 

@@ -1,8 +1,37 @@
 """Small stand-ins for what takes long to compile."""
 
 import keras
+import numpy as np
 
 import keras_simclr as simclr
+
+
+def encoder(*layers, filters=6, shape=(8, 8, 1)):
+    """A convolution and what stands between it and the pooling."""
+    return keras.Sequential(
+        [
+            keras.Input(shape),
+            keras.layers.Conv2D(filters, 3),
+            *layers,
+            keras.layers.GlobalAveragePooling2D(),
+        ]
+    )
+
+
+def model():
+    """A model whose representations are what it says, and not trained."""
+    keras.utils.set_random_seed(0)
+    return simclr.SimCLRModel(
+        encoder(keras.layers.BatchNormalization()),
+        augmentation=simclr.RandomResizedCrop(8, 8),
+    )
+
+
+def labelled_images():
+    """24 images of two classes, one brighter than the other."""
+    labels = np.arange(24) % 2
+    pixels = np.random.default_rng(0).random((24, 8, 8, 1), "float32")
+    return pixels * np.float32((labels[:, None, None, None] + 1) / 2), labels
 
 
 def use(patch):
@@ -13,14 +42,9 @@ def use(patch):
     resnet, recipe = simclr.ResNet, simclr.SimCLRAugmentation
 
     def small_resnet(*args, **kwargs):
-        return keras.Sequential(
-            [
-                keras.Input(resnet(*args, **kwargs).input_shape[1:]),
-                keras.layers.Conv2D(4, 3),
-                keras.layers.BatchNormalization(),
-                keras.layers.GlobalAveragePooling2D(),
-            ]
-        )
+        shape = resnet(*args, **kwargs).input_shape[1:]
+        norm = keras.layers.BatchNormalization()
+        return encoder(norm, filters=4, shape=shape)
 
     def small_recipe(*args, **kwargs):
         return recipe(*args, **kwargs).crop

@@ -3,6 +3,7 @@ import csv
 import keras
 import numpy as np
 import pytest
+import standins
 import tensorflow as tf
 from replicas import mirrored
 
@@ -12,16 +13,8 @@ from keras_simclr import callbacks, measures
 
 def tiny_model(**compile_arguments):
     keras.utils.set_random_seed(0)
-    encoder = keras.Sequential(
-        [
-            keras.Input((8, 8, 1)),
-            keras.layers.Conv2D(6, 3),
-            keras.layers.BatchNormalization(),
-            keras.layers.GlobalAveragePooling2D(),
-        ]
-    )
     model = simclr.SimCLRModel(
-        encoder,
+        standins.encoder(keras.layers.BatchNormalization()),
         keras.layers.Dense(4),
         augmentation=simclr.RandomFlip(),
     )
@@ -29,10 +22,7 @@ def tiny_model(**compile_arguments):
     return model
 
 
-LABELS = np.arange(24) % 2
-IMAGES = np.random.default_rng(0).random((24, 8, 8, 1)) * (
-    (LABELS[:, None, None, None] + 1) / 2
-)
+IMAGES, LABELS = standins.labelled_images()
 TRAIN, TEST = (IMAGES[:16], LABELS[:16]), (IMAGES[16:], LABELS[16:])
 
 

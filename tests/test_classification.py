@@ -4,6 +4,7 @@ import json
 import keras
 import numpy as np
 import pytest
+import standins
 import tensorflow as tf
 
 import keras_simclr as simclr
@@ -12,25 +13,12 @@ from keras_simclr import classification, finetuning
 
 @pytest.fixture(scope="module")
 def model():
-    keras.utils.set_random_seed(0)
-    encoder = keras.Sequential(
-        [
-            keras.Input((8, 8, 1)),
-            keras.layers.Conv2D(6, 3),
-            keras.layers.BatchNormalization(),
-            keras.layers.GlobalAveragePooling2D(),
-        ]
-    )
-    crop = simclr.RandomResizedCrop(8, 8)
-    return simclr.SimCLRModel(encoder, augmentation=crop)
+    return standins.model()
 
 
 @pytest.fixture(scope="module")
 def images():
-    rng = np.random.default_rng(0)
-    labels = np.arange(24) % 2
-    pixels = rng.random((24, 8, 8, 1))
-    pixels[1::2] *= 0.3
+    pixels, labels = standins.labelled_images()
     return (pixels * 255).astype("uint8"), labels
 
 
@@ -75,6 +63,25 @@ def test_classifier_of_the_better_recipe_is_written(
     found = module.on_canvas(canvas, sizes).numpy()
     np.testing.assert_allclose(found, expected, atol=1e-5)
     check_predictions(out, images, expected, tmp_path / "classes.csv")
+
+
+def test_a_shuffled_dataset_is_read_once(model, tmp_path, monkeypatch):
+    pixels, labels = standins.labelled_images()
+    pixels[1::2] *= 0.1
+    evaluate = classification.evaluate
+    monkeypatch.setattr(
+        classification,
+        "evaluate",
+        lambda *args, probes, **kwargs: evaluate(
+            *args, probes=["linear"], **kwargs
+        ),
+    )
+    dataset = simclr.dataset_from_arrays(pixels, labels, batch_size=8)
+    out = tmp_path / "out"
+    classification.train_classifier(model, dataset, out)
+    classifier = keras.models.load_model(out / "classifier.keras")
+    found = classifier.predict(pixels, verbose=0).argmax(axis=1)
+    np.testing.assert_array_equal(found, labels)
 
 
 def check_predictions(out, images, expected, path):

@@ -1,6 +1,6 @@
-import keras
 import numpy as np
 import pytest
+import standins
 from scipy import stats
 
 import keras_simclr as simclr
@@ -10,25 +10,12 @@ from keras_simclr.evaluation import Evaluation
 
 @pytest.fixture(scope="module")
 def model():
-    keras.utils.set_random_seed(0)
-    encoder = keras.Sequential(
-        [
-            keras.Input((8, 8, 1)),
-            keras.layers.Conv2D(6, 3),
-            keras.layers.BatchNormalization(),
-            keras.layers.GlobalAveragePooling2D(),
-        ]
-    )
-    crop = simclr.RandomResizedCrop(8, 8)
-    return simclr.SimCLRModel(encoder, augmentation=crop)
+    return standins.model()
 
 
 @pytest.fixture(scope="module")
 def images():
-    rng = np.random.default_rng(0)
-    labels = np.arange(24) % 2
-    pixels = rng.random((24, 8, 8, 1)) * (labels[:, None, None, None] + 1) / 2
-    return pixels.astype("float32"), labels
+    return standins.labelled_images()
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+import standins
 import tensorflow as tf
 
 import keras_simclr as simclr
@@ -15,17 +16,9 @@ def _quick(monkeypatch):
 @pytest.fixture(scope="module")
 def model():
     keras.utils.set_random_seed(0)
-    encoder = keras.Sequential(
-        [
-            keras.Input((8, 8, 1)),
-            keras.layers.Conv2D(6, 3),
-            simclr.networks.FusedBatchNormalization(),
-            keras.layers.ReLU(),
-            keras.layers.GlobalAveragePooling2D(),
-        ]
-    )
+    norm = simclr.networks.FusedBatchNormalization()
     return simclr.SimCLRModel(
-        encoder,
+        standins.encoder(norm, keras.layers.ReLU()),
         simclr.ProjectionHead(3, units=5),
         augmentation=simclr.SimCLRAugmentation(8),
     )
@@ -131,6 +124,13 @@ def test_images_on_canvases_are_learned_from(model, images):
     result = simclr.fine_tune(model, dataset, dataset)
     assert result.predictions.shape == (24,)
     assert result.accuracy == 1.0
+
+
+def test_labels_of_datasets_may_be_strings(images):
+    dataset = tf.data.Dataset.from_tensor_slices(images).batch(7)
+    examples = finetuning.load_labelled("train", dataset)
+    np.testing.assert_array_equal(examples["labels"], images[1])
+    np.testing.assert_array_equal(examples["images"], images[0])
 
 
 def test_steps_grow_with_the_root_of_the_labels(model):

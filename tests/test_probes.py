@@ -3,6 +3,7 @@ import random
 import keras
 import numpy as np
 import pytest
+import standins
 import tensorflow as tf
 
 import keras_simclr as simclr
@@ -10,15 +11,8 @@ from keras_simclr import probes
 
 
 def small_encoder():
-    return keras.Sequential(
-        [
-            keras.Input((8, 8, 1)),
-            keras.layers.Conv2D(6, 3),
-            simclr.networks.FusedBatchNormalization(),
-            keras.layers.ReLU(),
-            keras.layers.GlobalAveragePooling2D(),
-        ]
-    )
+    norm = simclr.networks.FusedBatchNormalization()
+    return standins.encoder(norm, keras.layers.ReLU())
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +31,7 @@ def blobs():
 
 @pytest.fixture(scope="module")
 def images():
-    rng = np.random.default_rng(0)
-    labels = np.arange(24) % 2
-    pixels = rng.random((24, 8, 8, 1)) * (labels[:, None, None, None] + 1) / 2
-    return pixels.astype("float32"), labels
+    return standins.labelled_images()
 
 
 def knn_oracle(train, train_labels, test, k, temperature):

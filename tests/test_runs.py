@@ -3,6 +3,7 @@ import json
 import keras
 import numpy as np
 import pytest
+import standins
 from replicas import mirrored
 
 import keras_simclr as simclr
@@ -12,16 +13,11 @@ from keras_simclr import runs
 def tiny_model(run_eagerly=True):
     """A model to train. Few steps are faster without a graph."""
     keras.utils.set_random_seed(0)
-    encoder = keras.Sequential(
-        [
-            keras.Input((8, 8, 1)),
-            keras.layers.Conv2D(4, 3),
-            keras.layers.BatchNormalization(),
-            keras.layers.GlobalAveragePooling2D(),
-        ]
-    )
+    norm = keras.layers.BatchNormalization()
     model = simclr.SimCLRModel(
-        encoder, keras.layers.Dense(4), augmentation=simclr.RandomFlip()
+        standins.encoder(norm, filters=4),
+        keras.layers.Dense(4),
+        augmentation=simclr.RandomFlip(),
     )
     model.compile(keras.optimizers.SGD(0.1), run_eagerly=run_eagerly)
     return model

@@ -97,13 +97,12 @@ def interval(values):
     Returns:
         Pair of numbers; the second is infinite for a single value.
     """
-    from scipy.stats import t
+    from keras_simclr import evaluation
 
-    count = len(values)
-    if count < 2:
+    if len(values) < 2:
         return values[0], math.inf
-    error = statistics.stdev(values) / math.sqrt(count)
-    return statistics.fmean(values), float(t.ppf(0.975, count - 1)) * error
+    low, high = evaluation.interval([[value] for value in values])
+    return statistics.fmean(values), (high - low) / 2
 
 
 def statement(text, differences, above=0.0, of="seeds"):
@@ -251,20 +250,11 @@ def _load(name, images, arguments):
 def _fashion_mnist(data_dir):
     """The training images in a fixed order, the last of them held out."""
     import numpy as np
-    import tensorflow_datasets as tfds
 
-    train, test = (
-        tfds.as_numpy(
-            tfds.load(
-                "fashion_mnist",
-                split=split,
-                data_dir=data_dir,
-                batch_size=-1,
-                as_supervised=True,
-            )
-        )
-        for split in ("train", "test")
-    )
+    sys.path.insert(0, str(RESULTS.parents[1]))
+    from images import fashion_mnist
+
+    train, test = fashion_mnist("train", "test", data_dir=data_dir)
     order = np.random.default_rng(0).permutation(len(train[0]))
     kept, held = order[:-_HELD_OUT], order[-_HELD_OUT:]
     return Data(

@@ -16,10 +16,16 @@ def configurations(seed, _):
 
 def work(config, data):
     """Pretrains on all images, then trains on those that have labels."""
+    import numpy as np
+
     import keras_simclr as simclr
+    from keras_simclr.evaluation import draw_labelled
 
     model, _ = common.pretrain(config, data.train[0])
-    labelled = _draw(*data.train, config["labelled"], config["seed"])
+    images, labels = data.train
+    rng = np.random.default_rng(config["seed"])
+    places = draw_labelled(labels, f"{config['labelled']:.0%}", rng)
+    labelled = images[places], labels[places]
     test = getattr(data, config["evaluated_on"])
     return {
         name: simclr.fine_tune(
@@ -30,22 +36,6 @@ def work(config, data):
             ("accuracy_from_scratch", True),
         )
     }
-
-
-def _draw(images, labels, share, seed):
-    """As many images of each class, at random."""
-    import numpy as np
-
-    rng = np.random.default_rng(seed)
-    classes = np.unique(labels)
-    count = max(2, round(share * len(labels) / len(classes)))
-    chosen = np.concatenate(
-        [
-            rng.choice(np.flatnonzero(labels == x), count, replace=False)
-            for x in classes
-        ]
-    )
-    return images[chosen], labels[chosen]
 
 
 def statements(runs):
