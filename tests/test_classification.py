@@ -65,23 +65,25 @@ def test_classifier_of_the_better_recipe_is_written(
     check_predictions(out, images, expected, tmp_path / "classes.csv")
 
 
-def test_a_shuffled_dataset_is_read_once(model, tmp_path, monkeypatch):
-    pixels, labels = standins.labelled_images()
-    pixels[1::2] *= 0.1
-    evaluate = classification.evaluate
-    monkeypatch.setattr(
-        classification,
-        "evaluate",
-        lambda *args, probes, **kwargs: evaluate(
-            *args, probes=["linear"], **kwargs
-        ),
-    )
-    dataset = simclr.dataset_from_arrays(pixels, labels, batch_size=8)
-    out = tmp_path / "out"
-    classification.train_classifier(model, dataset, out)
-    classifier = keras.models.load_model(out / "classifier.keras")
-    found = classifier.predict(pixels, verbose=0).argmax(axis=1)
-    np.testing.assert_array_equal(found, labels)
+def test_features_of_a_shuffled_dataset_keep_their_labels(
+    model, images, tmp_path, monkeypatch
+):
+    evaluate, probe = classification.evaluate, classification.linear_probe
+    known = simclr.extract_features(model, images[0])
+
+    def checked(features, labels, *args, **kwargs):
+        distances = np.abs(features[:, None] - known).sum(axis=-1)
+        expected = images[1][distances.argmin(axis=1)]
+        np.testing.assert_array_equal(labels, expected)
+        return probe(features, labels, *args, **kwargs)
+
+    def rigged(*args, probes, **kwargs):
+        return evaluate(*args, probes=["linear"], **kwargs)
+
+    monkeypatch.setattr(classification, "evaluate", rigged)
+    monkeypatch.setattr(classification, "linear_probe", checked)
+    dataset = simclr.dataset_from_arrays(*images, batch_size=8)
+    classification.train_classifier(model, dataset, tmp_path / "out")
 
 
 def check_predictions(out, images, expected, path):
