@@ -604,7 +604,7 @@ def _evaluate(values):
 
     labels = [int(x) if x.isdigit() else x for x in values.labels]
     model = runs.load_model(values.run_dir)
-    _, train = _open_in_order(values, values.split, model)
+    source, train = _open_in_order(values, values.split, model)
     test_split, test = values.test_split, None
     if test_split is None and values.data.startswith("tfds:"):
         test_split = "test"
@@ -622,11 +622,16 @@ def _evaluate(values):
             for path in values.encoders
         },
         projection_layer=values.projection_layer,
+        class_names=_class_names(source),
         seed=values.seed,
         report=print,
     )
     print(result)
     runs.update_summary(values.run_dir, result.summary)
+
+
+def _class_names(source):
+    return getattr(source, "class_names", ())
 
 
 def _finetune(values):
@@ -639,7 +644,7 @@ def _finetune(values):
         model,
         train,
         values.output_dir,
-        class_names=getattr(source, "class_names", None),
+        class_names=_class_names(source),
         projection_layer=values.projection_layer,
         seed=values.seed,
         report=print,

@@ -131,6 +131,7 @@ def evaluate(
     encoders=None,
     baselines=True,
     projection_layer=0,
+    class_names=(),
     seed=0,
     report=None,
 ):
@@ -157,6 +158,7 @@ def evaluate(
             with, which take float images in [0, 1] of their own size.
         baselines: Whether to compare with anything else at all.
         projection_layer: As `fine_tune`.
+        class_names: Names, where the labels are places in them.
         seed: Integer that everything drawn is a function of.
         report: Function that is told, in words, how long it will take.
 
@@ -191,7 +193,7 @@ def evaluate(
     _checks.integer("draws", draws, minimum=2)
     labels = [_checked_amount(amount) for amount in labels]
     start = time.perf_counter()
-    pool = _Pool(train, test, draws, seed)
+    pool = _Pool(train, test, draws, seed, class_names)
     functions = {"simclr": representation(model)}
     if baselines:
         functions = {
@@ -265,13 +267,14 @@ def _checked_amount(amount):
 class _Pool:
     """All labelled images, and which of them are for learning."""
 
-    def __init__(self, train, test, draws, seed):
+    def __init__(self, train, test, draws, seed, class_names):
         parts = [load_labelled("train", train)]
         if test is not None:
             parts.append(load_labelled("test", test))
         self.examples = _joined(parts)
         self.labels = self.examples["labels"]
         self.draws, self.seed = draws, seed
+        self.class_names = class_names
         sizes = [len(part["labels"]) for part in parts]
         if test is not None:
             places = np.arange(sum(sizes))
@@ -294,7 +297,7 @@ class _Pool:
             raise ValueError(
                 "Without `test`, every class needs at least two images that "
                 "are no duplicates. Received: "
-                f"{counts.min()} of class {classes[counts.argmin()]}"
+                f"{counts.min()} of class {self._rarest(classes, counts)}"
             )
         test_size = max(len(classes), round(_TEST_SHARE * len(firsts)))
         splits = StratifiedShuffleSplit(
@@ -332,12 +335,16 @@ class _Pool:
     def _why_not(self, amount):
         for places, _ in self.splits:
             classes, counts = np.unique(self.labels[places], return_counts=True)
-            smallest = classes[counts.argmin()]
+            smallest = self._rarest(classes, counts)
             if isinstance(amount, int) and counts.min() < amount:
                 return f"class {smallest} has {counts.min()} to learn from"
             if _is_share(amount) and _of(amount, len(places)) < len(classes):
                 return f"{len(places)} labels, {len(classes)} classes"
         return None
+
+    def _rarest(self, classes, counts):
+        label = classes[counts.argmin()]
+        return self.class_names[label] if self.class_names else label
 
     def in_words(self):
         if len(self.splits) == 1:

@@ -95,7 +95,7 @@ def pool_of(labels, groups, draws):
         "groups": groups,
     }
     dataset = tf.data.Dataset.from_tensor_slices(examples).batch(16)
-    return evaluation._Pool(dataset, None, draws, seed=0)
+    return evaluation._Pool(dataset, None, draws, seed=0, class_names=())
 
 
 def test_what_labels_cannot_fill_is_left_out_by_name(model, images):
@@ -105,10 +105,11 @@ def test_what_labels_cannot_fill_is_left_out_by_name(model, images):
         probes=["knn"],
         labels=(5, 50, "1%", "all"),
         draws=3,
+        class_names=("lace", "linen"),
     )
     assert {row["labels"] for row in result.rows} == {5, "all"}
     assert result.left_out == (
-        "50 per class, class 0 has 9 to learn from",
+        "50 per class, class lace has 9 to learn from",
         "1%, 19 labels, 2 classes",
     )
     text = str(result)
