@@ -290,6 +290,7 @@ class Checkpoints(keras.callbacks.Callback):
         self._directory = None
 
     def on_train_begin(self, logs=None):
+        _checks.can_be_loaded(self.model)
         if self.model.distribute_strategy.extended.should_checkpoint:
             self.run_dir.mkdir(parents=True, exist_ok=True)
         else:  # All workers must take part in saving.
