@@ -144,7 +144,7 @@ class SimCLRModel(keras.Model):
             micro_batch_size=micro_batch_size,
         )
         variables = [v for part in parts for v in part.variables]
-        check_strategy(self.distribute_strategy, variables)
+        check_strategy(self.distribute_strategy, variables, micro_batch_size)
         self.built = True
 
     @property
