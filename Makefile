@@ -4,13 +4,14 @@
 # make coverage: the tests, tracing what they cover: half as long again.
 # make benchmark: measure beside the peers (an hour); see benchmarks/README.md.
 # make claims: try the paper's claims (two hours) and write docs/claims.md.
+# make parity: compare values with tensorflow-addons; see docs/parity.md.
 
 PYTHON ?= python3
 BIN := .venv/bin
 
 CLAIMS := heads temperature losses augmentations batch_and_epochs width few_labels
 
-.PHONY: benchmark claims coverage demo test test-newest test-versions
+.PHONY: benchmark claims coverage demo parity test test-newest test-versions
 
 demo: .venv/installed
 	$(BIN)/keras-simclr demo
@@ -44,6 +45,15 @@ benchmark: .venv/installed
 claims: .venv/installed
 	for claim in $(CLAIMS); do $(BIN)/python benchmarks/claims/$$claim.py || exit 1; done
 	$(BIN)/python benchmarks/claims/report.py
+
+parity: .venv/installed .parity/installed
+	$(BIN)/python benchmarks/parity.py .parity/bin/python
+
+# No newer Python has a TensorFlow that tensorflow-addons can be imported with.
+.parity/installed:
+	python3.11 -m venv .parity
+	.parity/bin/pip install --quiet tensorflow==2.15.1 tensorflow-addons==0.23.0
+	touch $@
 
 .venv/installed: setup.cfg
 	$(PYTHON) -m venv .venv

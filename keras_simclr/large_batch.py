@@ -431,16 +431,18 @@ def prepare(layers, *, replicas, micro_batch_size):
         )
 
 
-def check_strategy(strategy, variables):
+def check_strategy(strategy, variables, micro_batch_size=None):
     """Refuses a way of distribution that does not train as one device would.
 
     Args:
         strategy: The `tf.distribute.Strategy` of the model.
         variables: Keras variables that were made for it.
+        micro_batch_size: Images in a micro-batch, or None.
 
     Raises:
         ValueError: If replicas are not synchronous, or the variables belong
-            to no strategy or another, or `keras.distribution` is in use.
+            to no strategy or another, or `keras.distribution` is in use, or
+            a TPU is to work in micro-batches.
 
     Example:
 
@@ -457,6 +459,13 @@ def check_strategy(strategy, variables):
             "Negatives come from all replicas, which must work in step. Use "
             "MirroredStrategy or MultiWorkerMirroredStrategy. Received: "
             "ParameterServerStrategy"
+        )
+    is_tpu = isinstance(strategy, tf.distribute.TPUStrategy)
+    if is_tpu and micro_batch_size is not None:
+        raise ValueError(
+            "`micro_batch_size` needs a CPU or GPUs: its loops do not compile "
+            "for a TPU. Leave it out, and take a smaller batch or more cores. "
+            f"Received: micro_batch_size={micro_batch_size} on a TPU"
         )
     with strategy.scope():
         strangers = [

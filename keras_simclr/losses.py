@@ -12,6 +12,7 @@ from keras_simclr import _checks
 _BLOCK_SIZE = 512
 
 
+@keras.saving.register_keras_serializable(package="keras_simclr")
 def nt_xent(z_1, z_2, *, temperature=0.1, block_size=None, groups=None):
     """Normalized temperature-scaled cross-entropy between two sets of views.
 

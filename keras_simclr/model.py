@@ -64,7 +64,7 @@ class SimCLRModel(keras.Model):
             step, to the mean of what all micro-batches would have set.
         seed: Integer. All randomness of the views is a function of it, the
             step, the view and the image's place in the batch.
-        **kwargs: Standard `keras.Model` arguments (`name`).
+        **kwargs: Standard `keras.Model` arguments (`name`, `dtype`).
 
     Call arguments:
         images: uint8, or float in [0, 1], of shape `(batch, height, width,
@@ -144,7 +144,7 @@ class SimCLRModel(keras.Model):
             micro_batch_size=micro_batch_size,
         )
         variables = [v for part in parts for v in part.variables]
-        check_strategy(self.distribute_strategy, variables)
+        check_strategy(self.distribute_strategy, variables, micro_batch_size)
         self.built = True
 
     @property
@@ -290,7 +290,18 @@ class SimCLRModel(keras.Model):
 
     def compile_from_config(self, config):
         self.compile(**keras.saving.deserialize_keras_object(config))
-        self.optimizer.build(self.trainable_variables)
+        self._build_optimizer()
+
+    def _build_optimizer(self):
+        if self.compiled and not self.optimizer.built:
+            with self.distribute_strategy.scope():
+                self.optimizer.build(self.trainable_variables)
+
+    @functools.wraps(keras.Model.save)
+    def save(self, *args, **kwargs):
+        _checks.can_be_loaded(self)
+        self._build_optimizer()
+        return super().save(*args, **kwargs)
 
     @functools.wraps(keras.Model.fit)
     def fit(self, *args, **kwargs):
@@ -320,10 +331,8 @@ class SimCLRModel(keras.Model):
         for name in ("x", "validation_data"):
             if isinstance(call.get(name), tf.data.Dataset):
                 call[name] = data.prepared(call[name])
-        if self.compiled and not self.optimizer.built:
-            # Variables made inside the step would have it traced twice.
-            with self.distribute_strategy.scope():
-                self.optimizer.build(self.trainable_variables)
+        # Variables made inside the step would have it traced twice.
+        self._build_optimizer()
         position = _Position()
         call["callbacks"] = _with_callback(call.get("callbacks"), position)
         try:
@@ -684,6 +693,8 @@ class SimCLRModel(keras.Model):
             "projection_head": self.projection_head,
             "augmentation": self.augmentation,
             "second_augmentation": self.second_augmentation,
+            # By it, Keras decides whether losses are scaled.
+            "dtype": self.dtype_policy,
         }
         return {
             **{

@@ -3,6 +3,7 @@
 import re
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_simclr import _checks
@@ -134,10 +135,17 @@ class LARS(keras.optimizers.Optimizer):
         self.optimizer.learning_rate = learning_rate
 
     def save_own_variables(self, store):
-        """Stores nothing: the inner optimizer stores its own variables."""
+        """Stores what `exclude` matched: variables are renamed by loading.
+
+        The inner optimizer stores its own variables.
+        """
+        if self.built:
+            store["is_adapted"] = np.array(self._is_adapted, "uint8")
 
     def load_own_variables(self, store):
-        """Loads nothing: the inner optimizer loads its own variables."""
+        """Loads what `save_own_variables` stored, if it is there."""
+        if "is_adapted" in store:
+            self._is_adapted = [bool(x) for x in store["is_adapted"]]
 
     def get_config(self):
         return {

@@ -8,6 +8,7 @@ import pathlib
 import re
 import tempfile
 import time
+import warnings
 
 import keras
 import tensorflow as tf
@@ -237,7 +238,9 @@ def check_can_run(run_dir, flags=None):
     """
     run_dir = pathlib.Path(run_dir)
     if not (run_dir / _FLAGS).exists():
-        check_is_free(run_dir)
+        # A run that was ended while it wrote its first file has only this.
+        if list(run_dir.glob("*")) != [_staged(run_dir / _FLAGS)]:
+            check_is_free(run_dir)
         return
     theirs = (run_dir / _FLAGS).read_text()
     if _read_summary(run_dir).get("finished"):
@@ -290,6 +293,7 @@ class Checkpoints(keras.callbacks.Callback):
         self._directory = None
 
     def on_train_begin(self, logs=None):
+        _checks.can_be_loaded(self.model)
         if self.model.distribute_strategy.extended.should_checkpoint:
             self.run_dir.mkdir(parents=True, exist_ok=True)
         else:  # All workers must take part in saving.
@@ -312,12 +316,17 @@ class Checkpoints(keras.callbacks.Callback):
 def restore(model, run_dir):
     """Brings a model to where the last checkpoint of a run was taken.
 
+    One that cannot be read is passed over with a warning.
+
     Args:
         model: A compiled `SimCLRModel`, made like that of the run.
         run_dir: Directory that `Checkpoints` wrote into.
 
     Returns:
         Epochs that it was trained for; 0 if there is no checkpoint.
+
+    Raises:
+        ValueError: If there are checkpoints, but none can be read.
 
     Example:
 
@@ -330,10 +339,24 @@ def restore(model, run_dir):
     checkpoints = _checkpoints(run_dir)
     if not checkpoints:
         return 0
-    with model.distribute_strategy.scope():
-        model.optimizer.build(model.trainable_variables)
-    model.load_weights(checkpoints[-1])
-    return int(re.search(r"\d+", checkpoints[-1].name)[0])
+    if not model.optimizer.built:
+        with model.distribute_strategy.scope():
+            model.optimizer.build(model.trainable_variables)
+    for path in reversed(checkpoints):
+        try:
+            model.load_weights(path)
+        except (OSError, RuntimeError, KeyError) as error:
+            warnings.warn(
+                f"The checkpoint {str(path)!r} cannot be read and is passed "
+                f"over: {error}",
+                stacklevel=2,
+            )
+        else:
+            return int(re.search(r"\d+", path.name)[0])
+    raise ValueError(
+        "A run goes on from a checkpoint that can be read. Received: "
+        f"{str(run_dir)!r}, where none can. Begin anew in another directory."
+    )
 
 
 def _checkpoints(run_dir):
@@ -407,9 +430,13 @@ def _write_text(path, text):
 
 def _write(path, write):
     """Has a file written beside its place, and puts it there when complete."""
-    staged = path.with_name(f"staged-{path.name}")
+    staged = _staged(path)
     write(staged)
     staged.replace(path)
+
+
+def _staged(path):
+    return path.with_name(f"staged-{path.name}")
 
 
 def _read_summary(run_dir):

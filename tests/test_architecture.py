@@ -137,6 +137,25 @@ def test_private_and_old_interfaces_are_not_used(path):
     assert "absl" not in {name.split(".")[0] for name in imports(path)}
 
 
+@pytest.mark.parametrize(
+    "path",
+    [*sorted(PACKAGE.glob("*.py")), ROOT / "keras_simclr_cli.py"],
+    ids=lambda p: p.stem,
+)
+def test_no_file_can_make_it_run_code(path):
+    """No pickle, no `eval`, and Keras's safe mode stays on."""
+    roots = {name.split(".")[0] for name in imports(path)}
+    assert not roots & {"pickle", "dill", "cloudpickle", "joblib", "marshal"}
+    tree = ast.parse(path.read_text())
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    called = {node.func.id for node in calls if isinstance(node.func, ast.Name)}
+    assert not called & {"eval", "exec", "compile", "__import__"}
+    words = {word.arg for node in calls for word in node.keywords}
+    assert not words & {"safe_mode", "allow_pickle"}
+    names = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
+    assert "enable_unsafe_deserialization" not in names
+
+
 def test_package_says_nothing_on_import():
     result = subprocess.run(
         [sys.executable, "-W", "error", "-c", "import keras_simclr"],

@@ -593,6 +593,22 @@ def test_asynchronous_replicas_are_refused():
         large_batch.check_strategy(strategy, [])
 
 
+def test_micro_batches_on_a_tpu_are_refused(monkeypatch):
+    two = mirrored(2)
+    monkeypatch.setattr(tf.distribute, "TPUStrategy", type(two))
+    with two.scope():
+        simclr.SimCLRModel(network(), augmentation=light())
+        with pytest.raises(ValueError) as error:
+            simclr.SimCLRModel(
+                network(), augmentation=light(), micro_batch_size=4
+            )
+    assert str(error.value) == (
+        "`micro_batch_size` needs a CPU or GPUs: its loops do not compile for "
+        "a TPU. Leave it out, and take a smaller batch or more cores. "
+        "Received: micro_batch_size=4 on a TPU"
+    )
+
+
 def test_distribution_of_keras_is_refused(monkeypatch):
     monkeypatch.setattr(keras.distribution, "distribution", lambda: "a mesh")
     message = (

@@ -89,9 +89,9 @@ def test_interrupted_run_keeps_the_model_as_it_is_then(tmp_path, dataset):
     assert int(loaded.optimizer.iterations) == 3
 
 
-def numbered():
+def numbered(count=24):
     """Whose order matters: every batch is another."""
-    images = np.random.default_rng(0).random((24, 8, 8, 1), "float32")
+    images = np.random.default_rng(0).random((count, 8, 8, 1), "float32")
     return simclr.dataset_from_arrays(images, batch_size=4, seed=5)
 
 
@@ -197,6 +197,67 @@ def test_run_never_overwrites(tmp_path, dataset):
     with pytest.raises(FileExistsError, match="new or empty"):
         runs.pretrain(tiny_model(), dataset, tmp_path, epochs=1)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_run_killed_while_it_wrote_its_flags_goes_on(tmp_path, dataset):
+    (tmp_path / "staged-flags.txt").write_text("--epo")
+    epochs = runs.pretrain(
+        tiny_model(), dataset, tmp_path, epochs=1, flags="--epochs=1\n"
+    )
+    assert epochs == 1
+    assert (tmp_path / "flags.txt").read_text() == "--epochs=1\n"
+    assert not (tmp_path / "staged-flags.txt").exists()
+
+
+def test_file_beside_staged_flags_is_not_ours(tmp_path):
+    for name in ("staged-flags.txt", "thesis.tex"):
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(FileExistsError, match="new or empty"):
+        runs.check_can_run(tmp_path)
+
+
+def cut(path):
+    """Keeps the first half of a file."""
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+def test_damaged_checkpoint_is_passed_over(tmp_path):
+    whole = tiny_model()
+    runs.pretrain(whole, numbered(8), tmp_path / "whole", epochs=3)
+    run_dir, model = tmp_path / "run", tiny_model()
+    interrupt(model, after=5)
+    runs.pretrain(model, numbered(8), run_dir, epochs=3)
+    last = run_dir / "epoch-000002.weights.h5"
+    cut(last)
+    resumed = tiny_model()
+    with pytest.warns(UserWarning) as record:
+        epochs = runs.pretrain(resumed, numbered(8), run_dir, epochs=3)
+    (warning,) = [x for x in record if x.category is UserWarning]
+    assert str(warning.message).startswith(
+        f"The checkpoint {str(last)!r} cannot be read and is passed over: "
+        "Unable to synchronously open file (truncated file"
+    )
+    assert epochs == 3
+    for ours, right in zip(resumed.variables, whole.variables, strict=True):
+        np.testing.assert_array_equal(ours.numpy(), right.numpy())
+    logs = [tmp_path / name / "log.csv" for name in ("run", "whole")]
+    assert logs[0].read_bytes() == logs[1].read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore:The checkpoint ")
+def test_run_without_a_readable_checkpoint_is_refused(tmp_path, dataset):
+    model = tiny_model()
+    callbacks = [runs.Checkpoints(tmp_path)]
+    model.fit(dataset, epochs=2, callbacks=callbacks, verbose=0)
+    for path in tmp_path.glob("epoch-*"):
+        cut(path)
+    with pytest.raises(ValueError) as error:
+        runs.restore(tiny_model(), tmp_path)
+    assert str(error.value) == (
+        "A run goes on from a checkpoint that can be read. Received: "
+        f"{str(tmp_path)!r}, where none can. Begin anew in another directory."
+    )
 
 
 def test_failed_save_leaves_the_model_before_it(tmp_path, monkeypatch):
