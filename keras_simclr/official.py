@@ -161,6 +161,7 @@ def load_official(path, *, projection_layer=None):
     path = pathlib.Path(path)
     file = _open(path)
     expected, info = _match(file, path)
+    info.update(_choose_layer(path, projection_layer, expected, info))
     encoder = ResNet(
         info["depth"],
         width_multiplier=info["width_multiplier"],
@@ -173,7 +174,6 @@ def load_official(path, *, projection_layer=None):
         units=info["projection_units"] or 1,
         name="projection_head",
     )
-    info.update(_choose_layer(path, projection_layer, file, expected, info))
     inputs = keras.Input(encoder.output_shape[1:], name="representations")
     projection_head = keras.Model(inputs, head(inputs), name="projection_head")
     images = keras.Input(encoder.input_shape[1:], name="images")
@@ -191,6 +191,29 @@ def load_official(path, *, projection_layer=None):
         classifier=classifier if info["classes"] else None,
         info=info,
     )
+
+
+def named_layer(path):
+    """What the published names in a path say about its classifier.
+
+    Args:
+        path: Path; the name nearest to its end counts.
+
+    Returns:
+        The category, or None, and the projection layer that its classifiers
+        sit on: 1 or 0.
+
+    Example:
+
+    >>> named_layer("simclrv2/finetuned_1pct/r50_1x_sk0/saved_model")
+    ('finetuned_1pct', 1)
+    >>> named_layer("simclrv1/finetune_10pct/1x/saved_model")
+    ('finetune_10pct', 0)
+    """
+    categories = _CATEGORY.findall(str(pathlib.Path(path).absolute()))
+    if not categories:
+        return None, 0
+    return categories[-1], int(bool(_ON_FIRST_LAYER.fullmatch(categories[-1])))
 
 
 def import_official(path, output_dir, *, projection_layer=None):
@@ -292,10 +315,10 @@ class _File:
 def _reading(path, read):
     try:
         return read()
-    except tf.errors.OpError as error:
+    except (tf.errors.OpError, IndexError) as error:  # Read beyond the end.
         raise ValueError(
             "`path` must be a whole checkpoint: its files are damaged or "
-            f"incomplete. Received: path={str(path)!r} ({error.message}). Copy "
+            f"incomplete. Received: path={str(path)!r} ({error}). Copy "
             "them again"
         ) from None
 
@@ -684,10 +707,9 @@ def _classifier_variables(file, features):
     yield names[1], (("logits",), "bias", (classes,))
 
 
-def _choose_layer(path, projection_layer, file, expected, info):
+def _choose_layer(path, projection_layer, expected, info):
     """The entries of `info` about the classifier's place, and what is known."""
-    categories = _CATEGORY.findall(str(path.absolute()))
-    category = categories[-1] if categories else None
+    category, layer = named_layer(path)
     accuracies = [
         model.accuracies[category]
         for model in PUBLISHED
@@ -705,7 +727,7 @@ def _choose_layer(path, projection_layer, file, expected, info):
         return entries
     reason = "as asked"
     if projection_layer is None:
-        projection_layer = int(bool(_ON_FIRST_LAYER.fullmatch(category or "")))
+        projection_layer = layer
         reason = (
             f"the path says {category}"
             if category
