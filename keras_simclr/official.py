@@ -160,7 +160,7 @@ def load_official(path, *, projection_layer=None):
     """
     path = pathlib.Path(path)
     file = _open(path)
-    expected, info = _match(file, path)
+    expected, info = _match(file)
     info.update(_choose_layer(path, projection_layer, expected, info))
     encoder = ResNet(
         info["depth"],
@@ -506,12 +506,11 @@ def _numbered(scope, kind, number, variable):
     return f"{scope}/{kind}{suffix}/{variable}"
 
 
-def _match(file, path):
+def _match(file):
     """Finds the network whose variables the file holds, all and no others.
 
     Args:
         file: A `_File`.
-        path: Its path.
 
     Returns:
         Dictionary from our name of each variable to its layer, its name in
@@ -524,7 +523,7 @@ def _match(file, path):
     if not encoder.keys() & file.shapes.keys():
         raise ValueError(
             "`path` must hold an official SimCLR network. Received: "
-            f"path={str(path)!r} with other variables:"
+            f"path={str(file.path)!r} with other variables:"
             + _listing("", sorted(file.shapes))
         )
     features = _features(depth, width)
@@ -532,7 +531,7 @@ def _match(file, path):
     classifier = dict(_classifier_variables(file, features))
     expected = {**encoder, **head, **classifier}
     name = f"r{depth}_{width}x_sk{int(has_sk)}"
-    _check_variables(file, path, expected, name)
+    _check_variables(file, expected, name)
     kernels = [shape for (*_, shape) in head.values() if len(shape) == 2]
     classes = [
         shape[0] for (*_, shape) in classifier.values() if len(shape) == 1
@@ -566,14 +565,14 @@ def _fit(file, candidate):
     return 2 * shared - len(variables)
 
 
-def _check_variables(file, path, expected, name):
+def _check_variables(file, expected, name):
     needed = {(x, shape) for x, (*_, shape) in expected.items()}
     found = set(file.shapes.items())
     if needed == found:
         return
     raise ValueError(
         "`path` must hold the variables of an official network, all and no "
-        f"others. Received: path={str(path)!r}, which looks like {name} but "
+        f"others. Received: path={str(file.path)!r}, which looks like {name} but "
         "for:"
         + _listing("- missing ", _described(needed - found))
         + _listing("+ unexpected ", _described(found - needed))
