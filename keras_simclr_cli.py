@@ -234,6 +234,22 @@ _COMMANDS = {
         "Writes a run's encoder as .keras and as a SavedModel for TF Hub.",
         {**_RUN_DIR, **_OUTPUT_DIR},
     ),
+    "import-official": (
+        "Makes a run of weights that the official SimCLR code wrote.",
+        {
+            "path": (
+                "string",
+                _REQUIRED,
+                "SavedModel, TF1 or TF2 checkpoint, or its directory.",
+            ),
+            **_OUTPUT_DIR,
+            "projection_layer": (
+                "integer",
+                None,
+                "Layer of the classifier; by default as the path's name says.",
+            ),
+        },
+    ),
 }
 
 
@@ -297,7 +313,7 @@ def define_flags(command, values):
 
 def _overview():
     lines = ["usage: keras-simclr COMMAND [--flag=value ...]", ""]
-    lines += [f"  {name:10}{text}" for name, (text, _) in _COMMANDS.items()]
+    lines += [f"  {name:17}{text}" for name, (text, _) in _COMMANDS.items()]
     lines += ["", "keras-simclr COMMAND --help lists the flags of a command."]
     return "\n".join(lines)
 
@@ -336,6 +352,7 @@ def run(command, values):
         "predict": _predict,
         "embed": _embed,
         "export": _export,
+        "import-official": _import_official,
     }[command](values)
 
 
@@ -714,3 +731,19 @@ def _export(values):
     model = runs.load_model(values.run_dir)
     export.export_encoder(model, values.output_dir)
     print(f"{values.output_dir} holds encoder.keras and saved_model/.")
+
+
+def _import_official(values):
+    from keras_simclr import official
+
+    result = official.import_official(
+        values.path,
+        values.output_dir,
+        projection_layer=values.projection_layer,
+    )
+    for name, value in result.info.items():
+        print(f"{name}: {value}")
+    parts = "model.keras and export/"
+    if result.classifier is not None:
+        parts = "model.keras, export/ and classifier/"
+    print(f"{values.output_dir} holds {parts}.")

@@ -56,6 +56,7 @@ from keras_simclr.networks import (
     ProjectionHead as ProjectionHead,
     ResNet as ResNet,
 )
+from keras_simclr.official import load_official as load_official
 from keras_simclr.optimizers import (
     LARS as LARS,
     scaled_learning_rate as scaled_learning_rate,

@@ -125,8 +125,7 @@ def train_classifier(
             name="classifier",
         )
     names = [str(class_names[x] if class_names else x) for x in labels]
-    texts = {_CLASS_NAMES: json.dumps(names, ensure_ascii=False, indent=2)}
-    write_network(model, network, directory, "classifier", texts)
+    write_classifier(model, network, directory, names)
     return Classifier(
         recipe=best["probe"],
         accuracy=best["accuracy"],
@@ -134,6 +133,25 @@ def train_classifier(
         class_names=tuple(names),
         evaluation=result,
     )
+
+
+def write_classifier(model, network, directory, names):
+    """Writes what `train_classifier` writes.
+
+    Args:
+        model: The `SimCLRModel` that knows the evaluation view.
+        network: Plain `keras.Model` from it to probabilities.
+        directory: Directory to write, new or empty. It is complete or absent.
+        names: List of the name of each probability.
+
+    Example:
+
+    ```python
+    write_classifier(model, network, "my_classifier", ["cat", "dog"])
+    ```
+    """
+    texts = {_CLASS_NAMES: json.dumps(names, ensure_ascii=False, indent=2)}
+    write_network(model, network, directory, "classifier", texts)
 
 
 def write_predictions(directory, dataset, path, names=None):

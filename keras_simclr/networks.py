@@ -9,7 +9,7 @@ from keras import layers as keras_layers
 from keras_simclr import _checks
 
 # Depth: (blocks per group, whether the blocks are bottlenecks).
-_ARCHITECTURES = {
+ARCHITECTURES = {
     10: ((1, 1, 1, 1), False),
     18: ((2, 2, 2, 2), False),
     34: ((3, 4, 6, 3), False),
@@ -18,12 +18,14 @@ _ARCHITECTURES = {
     152: ((3, 8, 36, 3), True),
     200: ((3, 24, 36, 3), True),
 }
+_FEWEST_MIXING_UNITS = 32  # Of a selective kernel.
 
 
 def ResNet(
     depth=50,
     *,
     width_multiplier=1,
+    sk_ratio=0.0,
     stem="imagenet",
     input_shape=(224, 224, 3),
 ):
@@ -33,9 +35,13 @@ def ResNet(
         depth: 18, 34, 50, 101, 152 or 200, or 10 for small machines.
         width_multiplier: Positive number; every layer has this many times the
             usual channels.
-        stem: `"imagenet"`: a 7x7 convolution and a max-pooling, each halving
-            the resolution; `"cifar"`: a 3x3 convolution at full resolution,
-            for images up to about 64 pixels.
+        sk_ratio: Number from 0 to 1. Above 0 bottlenecks have selective
+            kernels, whose mixing layer has this share of the channels, but at
+            least 32; and stem and shortcuts are those of ResNet-D. SimCLRv2
+            uses 0.0625.
+        stem: `"imagenet"`: a 7x7 convolution (three 3x3 ones with `sk_ratio`)
+            and a max-pooling, each halving the resolution; `"cifar"`: a 3x3
+            convolution at full resolution, for images up to about 64 pixels.
         input_shape: `(height, width, channels)`; height and width may be None.
 
     Returns:
@@ -55,26 +61,39 @@ def ResNet(
 
     References:
         - He et al. 2015, arXiv:1512.03385.
+        - He et al. 2018, arXiv:1812.01187 (ResNet-D).
+        - Li et al. 2019, arXiv:1903.06586 (selective kernels).
         - google-research/simclr@383d414, tf2/resnet.py.
 
     Deviation: depth 10 has one basic block in each group; the official code
-        has no network that small.
+        has no network that small. Both branches of a selective kernel are 3x3
+        without dilation, as in the official code and not as in its paper.
     """
     depth = _checks.integer("depth", depth, minimum=1)
-    _checks.choice("depth", depth, tuple(_ARCHITECTURES))
+    _checks.choice("depth", depth, tuple(ARCHITECTURES))
     _checks.positive_number("width_multiplier", width_multiplier)
+    rule = "a number from 0 to 1"
+    _checks.real_number("sk_ratio", sk_ratio, low=0, high=1, rule=rule)
     _checks.choice("stem", stem, ("imagenet", "cifar"))
-    groups, is_bottleneck = _ARCHITECTURES[depth]
+    groups, is_bottleneck = ARCHITECTURES[depth]
     width = max(1, round(64 * width_multiplier))
     block = _bottleneck_block if is_bottleneck else _basic_block
     inputs = keras.Input(input_shape, name="images")
-    if stem == "imagenet":
-        x = _convolution(inputs, width, 7, strides=2, name="stem")
-        x = _batch_norm_relu(x, name="stem")
-        x = keras_layers.MaxPooling2D(3, 2, padding="same", name="stem_pool")(x)
+    x = inputs
+    if stem == "cifar":
+        x = _convolution(x, width, 3, name="stem")
+    elif sk_ratio:
+        for number, strides in ((1, 2), (2, 1)):
+            name = f"stem_{number}"
+            half = max(1, width // 2)
+            x = _convolution(x, half, 3, strides=strides, name=name)
+            x = _batch_norm_relu(x, name=name)
+        x = _convolution(x, width, 3, name="stem")
     else:
-        x = _convolution(inputs, width, 3, name="stem")
-        x = _batch_norm_relu(x, name="stem")
+        x = _convolution(x, width, 7, strides=2, name="stem")
+    x = _batch_norm_relu(x, name="stem")
+    if stem == "imagenet":
+        x = keras_layers.MaxPooling2D(3, 2, padding="same", name="stem_pool")(x)
     for group, blocks in enumerate(groups):
         for place in range(blocks):
             x = block(
@@ -82,6 +101,7 @@ def ResNet(
                 width * 2**group,
                 strides=2 if group > 0 and place == 0 else 1,
                 project=place == 0,
+                sk_ratio=sk_ratio,
                 name=f"group{group + 1}_block{place + 1}",
             )
     outputs = keras_layers.GlobalAveragePooling2D(name="representation")(x)
@@ -105,14 +125,17 @@ def stem_for(side):
     return "cifar" if side <= 32 else "imagenet"
 
 
-def convolutions(depth, width_multiplier, stem, side):
+def convolutions(depth, width_multiplier, stem, side, sk_ratio=0.0):
     """The convolutions of a ResNet, without making it.
+
+    A block's shortcut comes first, as in the official code.
 
     Args:
         depth: As in `ResNet`.
         width_multiplier: The same.
         stem: The same.
         side: Height and width of the images, pixels.
+        sk_ratio: As in `ResNet`.
 
     Yields:
         Tuples of four: side of the kernel, channels in and out, and side of
@@ -123,14 +146,20 @@ def convolutions(depth, width_multiplier, stem, side):
     >>> next(convolutions(50, 1, "imagenet", 224))
     (7, 3, 64, 112)
     """
-    groups, is_bottleneck = _ARCHITECTURES[depth]
+    groups, is_bottleneck = ARCHITECTURES[depth]
     width = channels = max(1, round(64 * width_multiplier))
-    if stem == "imagenet":
-        side = -(-side // 2)
-        yield 7, 3, width, side
-        side = -(-side // 2)
-    else:
+    if stem == "cifar":
         yield 3, 3, width, side
+    else:
+        side = -(-side // 2)
+        if sk_ratio:
+            half = max(1, width // 2)
+            yield 3, 3, half, side
+            yield 3, half, half, side
+            yield 3, half, width, side
+        else:
+            yield 7, 3, width, side
+        side = -(-side // 2)
     for group, blocks in enumerate(groups):
         filters = width * 2**group
         for place in range(blocks):
@@ -142,7 +171,13 @@ def convolutions(depth, width_multiplier, stem, side):
                 yield 1, channels, outputs, side
             if is_bottleneck:
                 yield 1, channels, filters, before
-                yield 3, filters, filters, side
+                if sk_ratio:
+                    units = _mixing_units(filters, sk_ratio)
+                    yield 3, filters, 2 * filters, side
+                    yield 1, filters, units, 1
+                    yield 1, units, 2 * filters, 1
+                else:
+                    yield 3, filters, filters, side
                 yield 1, filters, outputs, side
             else:
                 yield 3, channels, filters, side
@@ -150,31 +185,76 @@ def convolutions(depth, width_multiplier, stem, side):
             channels = outputs
 
 
-def _basic_block(x, filters, *, strides, project, name):
+def _mixing_units(filters, sk_ratio):
+    return max(int(filters * sk_ratio), _FEWEST_MIXING_UNITS)
+
+
+def _basic_block(x, filters, *, strides, project, sk_ratio, name):
     shortcut = x
     if project:
-        shortcut = _projection(x, filters, strides=strides, name=name)
+        shortcut = _shortcut(x, filters, strides, sk_ratio, name)
     x = _convolution(x, filters, 3, strides=strides, name=f"{name}_1")
     x = _batch_norm_relu(x, name=f"{name}_1")
     x = _convolution(x, filters, 3, name=f"{name}_2")
     return _add_to_shortcut(shortcut, x, name=name)
 
 
-def _bottleneck_block(x, filters, *, strides, project, name):
+def _bottleneck_block(x, filters, *, strides, project, sk_ratio, name):
     shortcut = x
     if project:
-        shortcut = _projection(x, 4 * filters, strides=strides, name=name)
+        shortcut = _shortcut(x, 4 * filters, strides, sk_ratio, name)
     x = _convolution(x, filters, 1, name=f"{name}_1")
     x = _batch_norm_relu(x, name=f"{name}_1")
-    x = _convolution(x, filters, 3, strides=strides, name=f"{name}_2")
-    x = _batch_norm_relu(x, name=f"{name}_2")
+    if sk_ratio:
+        units = _mixing_units(filters, sk_ratio)
+        x = _selective_kernel(x, filters, units, strides, name=f"{name}_2")
+    else:
+        x = _convolution(x, filters, 3, strides=strides, name=f"{name}_2")
+        x = _batch_norm_relu(x, name=f"{name}_2")
     x = _convolution(x, 4 * filters, 1, name=f"{name}_3")
     return _add_to_shortcut(shortcut, x, name=name)
 
 
-def _projection(x, filters, *, strides, name):
-    x = _convolution(x, filters, 1, strides=strides, name=f"{name}_shortcut")
-    return _batch_norm(x, name=f"{name}_shortcut")
+def _shortcut(x, filters, strides, sk_ratio, name):
+    name = f"{name}_shortcut"
+    if sk_ratio:
+        # ResNet-D: a 1x1 convolution with strides would leave out pixels.
+        if strides == 2:
+            pad = keras_layers.ZeroPadding2D(
+                ((0, 1), (0, 1)), name=f"{name}_pad"
+            )
+            x = pad(x)
+        padding = "same" if strides == 1 else "valid"
+        x = keras_layers.AveragePooling2D(
+            2, strides, padding=padding, name=f"{name}_pool"
+        )(x)
+        strides = 1
+    x = _convolution(x, filters, 1, strides=strides, name=name)
+    return _batch_norm(x, name=name)
+
+
+def _selective_kernel(x, filters, units, strides, *, name):
+    """Two convolutions, mixed with weights that depend on both."""
+    x = _convolution(x, 2 * filters, 3, strides=strides, name=name)
+    x = _batch_norm_relu(x, name=name)
+    branches = keras.ops.split(x, 2, axis=-1)
+    weights = keras_layers.Add(name=f"{name}_sum")(branches)
+    weights = keras_layers.GlobalAveragePooling2D(
+        keepdims=True, name=f"{name}_mean"
+    )(weights)  # (batch, 1, 1, filters)
+    weights = _convolution(weights, units, 1, name=f"{name}_squeeze")
+    weights = _batch_norm_relu(weights, name=f"{name}_squeeze")
+    weights = _convolution(weights, 2 * filters, 1, name=f"{name}_mix")
+    weights = keras_layers.Reshape((2, filters), name=f"{name}_weights")(
+        weights
+    )
+    weights = keras_layers.Softmax(axis=1, name=f"{name}_softmax")(weights)
+    weights = keras_layers.Reshape((1, 1, 2 * filters), name=f"{name}_flat")(
+        weights
+    )
+    x = keras_layers.Multiply(name=f"{name}_weighted")([x, weights])
+    branches = keras.ops.split(x, 2, axis=-1)
+    return keras_layers.Add(name=f"{name}_mixed")(branches)
 
 
 def _add_to_shortcut(shortcut, x, *, name):

@@ -39,6 +39,7 @@ LEVELS = {
     "planning": 8,
     "classification": 9,
     "demo": 9,
+    "official": 10,
 }
 HEAVY = {
     "PIL",
@@ -71,6 +72,7 @@ PUBLIC = [
     "fine_tune",
     "knn_probe",
     "linear_probe",
+    "load_official",
     "nt_xent",
     "scaled_learning_rate",
     "warmup_cosine",

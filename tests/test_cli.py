@@ -19,6 +19,7 @@ COMMANDS = [
     "evaluate",
     "export",
     "finetune",
+    "import-official",
     "plan",
     "predict",
     "pretrain",

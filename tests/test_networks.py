@@ -28,27 +28,31 @@ def random_images(*shape, dtype="float32"):
 # Goldens: google-research/simclr@383d414, tf2/resnet.py, parameters counted on
 # the built networks, for ResNet-50 with and without the moving averages.
 @pytest.mark.parametrize(
-    ("depth", "width", "stem", "official"),
+    ("depth", "width", "sk_ratio", "stem", "official"),
     [
-        (18, 1, "imagenet", 11_180_736),
-        (18, 1, "cifar", 11_173_056),
-        (34, 1, "imagenet", 21_288_896),
-        (50, 1, "imagenet", 23_508_032),
-        (50, 2, "imagenet", 93_907_072),
-        (101, 1, "imagenet", 42_500_160),
-        (152, 1, "imagenet", 58_143_808),
-        (200, 1, "imagenet", 62_624_832),
+        (18, 1, 0.0, "imagenet", 11_180_736),
+        (18, 1, 0.0, "cifar", 11_173_056),
+        (34, 1, 0.0, "imagenet", 21_288_896),
+        (50, 1, 0.0, "imagenet", 23_508_032),
+        (50, 1, 0.0625, "imagenet", 35_215_584),
+        (50, 2, 0.0, "imagenet", 93_907_072),
+        (50, 2, 0.0625, "imagenet", 140_306_048),
+        (101, 1, 0.0, "imagenet", 42_500_160),
+        (152, 1, 0.0, "imagenet", 58_143_808),
+        (200, 1, 0.0, "imagenet", 62_624_832),
     ],
 )
 def test_number_of_parameters_is_the_official_one(
-    monkeypatch, depth, width, stem, official
+    monkeypatch, depth, width, sk_ratio, stem, official
 ):
     # To draw millions of kernels takes long, and nobody looks at them here.
     zeros = keras.initializers.Zeros
     monkeypatch.setattr(keras.initializers, "VarianceScaling", zeros)
-    encoder = simclr.ResNet(depth, width_multiplier=width, stem=stem)
+    encoder = simclr.ResNet(
+        depth, width_multiplier=width, sk_ratio=sk_ratio, stem=stem
+    )
     assert count(encoder.trainable_variables) == official
-    if (depth, width) == (50, 1):
+    if (depth, width, sk_ratio) == (50, 1, 0.0):
         assert encoder.count_params() == 23_561_152
 
 
@@ -202,6 +206,10 @@ def test_encoder_comes_back_from_its_config(encoder):
                 "`width_multiplier` must be a positive number. Received: "
                 "width_multiplier=0"
             ),
+        ),
+        (
+            {"sk_ratio": 1.5},
+            ("`sk_ratio` must be a number from 0 to 1. Received: sk_ratio=1.5"),
         ),
         (
             {"stem": "cifar10"},
@@ -489,24 +497,76 @@ def test_head_that_does_not_exist_is_refused(arguments, message):
 
 
 @pytest.mark.parametrize(
-    ("depth", "stem", "side"), [(10, "cifar", 9), (50, "imagenet", 50)]
+    ("depth", "stem", "side", "sk_ratio"),
+    [
+        (10, "cifar", 9, 0.0),
+        (50, "imagenet", 50, 0.0),
+        (10, "imagenet", 50, 0.25),
+        (50, "imagenet", 50, 0.25),
+    ],
 )
-def test_convolutions_are_those_of_the_network(depth, stem, side):
+def test_convolutions_are_those_of_the_network(depth, stem, side, sk_ratio):
     network = simclr.ResNet(
-        depth, width_multiplier=0.25, stem=stem, input_shape=(side, side, 3)
+        depth,
+        width_multiplier=0.25,
+        sk_ratio=sk_ratio,
+        stem=stem,
+        input_shape=(side, side, 3),
     )
     expected = [
         (*layer.kernel.shape[1:], layer.output.shape[1])
         for layer in network.layers
         if isinstance(layer, keras.layers.Conv2D)
     ]
-    found = networks.convolutions(depth, 0.25, stem, side)
+    found = networks.convolutions(depth, 0.25, stem, side, sk_ratio)
     assert sorted(found) == sorted(expected)
 
 
-def test_plain_copy_of_a_resnet_holds_layers_of_keras_only(encoder, tmp_path):
+@pytest.fixture(scope="module")
+def selective():
+    keras.utils.set_random_seed(0)
+    return simclr.ResNet(
+        50,
+        width_multiplier=0.0625,
+        sk_ratio=0.0625,
+        stem="cifar",
+        input_shape=(None, None, 3),
+    )
+
+
+@pytest.mark.parametrize("name", ["encoder", "selective"])
+def test_plain_copy_of_a_resnet_holds_layers_of_keras_only(
+    name, request, tmp_path
+):
+    encoder = request.getfixturevalue(name)
     networks.plain_copy(encoder).save(tmp_path / "plain.keras")
     plain = keras.saving.load_model(tmp_path / "plain.keras")
     assert all(type(x).__module__.startswith("keras.") for x in plain.layers)
     images = random_images(2, 8, 8, 3)
     np.testing.assert_allclose(plain(images), encoder(images), atol=1e-5)
+
+
+def test_selective_kernel_mixes_its_two_branches(selective):
+    name = "group2_block1_2"
+    parts = [f"{name}_relu", f"{name}_softmax", f"{name}_mixed"]
+    outputs = [selective.get_layer(part).output for part in parts]
+    branches, shares, mixed = keras.Model(selective.input, outputs)(
+        random_images(2, 8, 8, 3)
+    )
+    assert branches.shape == (2, 4, 4, 16)
+    assert shares.shape == (2, 2, 8)
+    np.testing.assert_allclose(np.sum(shares, axis=1), 1.0, rtol=1e-5)
+    shares = np.array(shares)[:, :, None, None, :]
+    expected = (
+        shares[:, 0] * branches[..., :8] + shares[:, 1] * branches[..., 8:]
+    )
+    np.testing.assert_allclose(mixed, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_all_of_a_selective_network_is_trained(selective):
+    with tf.GradientTape() as tape:
+        outputs = selective(random_images(4, 8, 8, 3), training=True)
+        loss = tf.reduce_sum(tf.sin(outputs))
+    gradients = tape.gradient(loss, selective.trainable_variables)
+    assert all(gradient is not None for gradient in gradients)
+    assert all(np.isfinite(gradient).all() for gradient in gradients)

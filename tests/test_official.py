@@ -1,0 +1,408 @@
+import json
+import pathlib
+import shutil
+
+import keras
+import numpy as np
+import official_files
+import pytest
+import standins
+
+import keras_simclr as simclr
+import keras_simclr_cli as cli
+from keras_simclr import classification, networks, official, runs
+
+RNG = np.random.default_rng(0)
+SMALL = RNG.random((2, 32, 32, 3), "float32")
+LARGE = RNG.random((1, 224, 224, 3), "float32")
+
+
+def check(loaded, network, images):
+    """All outputs of what was loaded are the official network's."""
+    h = loaded.encoder(images)
+    assert_close(h, network.representation)
+    assert (loaded.projection_head is None) == (network.projection is None)
+    if network.projection is not None:
+        assert_close(loaded.projection_head(h), network.projection)
+    if loaded.info["classes"]:
+        assert_close(loaded.classifier(images), network.logits)
+
+
+def assert_close(found, expected):
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(found, expected, atol=1e-4 * scale)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _zeros():
+    # Quicker to draw, and shows that every weight is filled.
+    with pytest.MonkeyPatch.context() as patch:
+        zeros = keras.initializers.Zeros
+        patch.setattr(keras.initializers, "VarianceScaling", zeros)
+        yield
+
+
+@pytest.fixture(scope="module")
+def r18():
+    return official_files.Network(18, SMALL, stem="cifar", classes=10)
+
+
+@pytest.fixture(scope="module")
+def r50_sk():
+    """As the fine-tuned ones: the classifier is on the first layer."""
+    return official_files.Network(50, LARGE, sk=True, classes=7, on_layer=1)
+
+
+def test_saved_model_is_read_by_its_objects(r18, tmp_path):
+    official_files.write_saved_model(r18, tmp_path / "saved_model")
+    loaded = simclr.load_official(tmp_path / "saved_model")
+    check(loaded, r18, SMALL)
+    assert loaded.encoder.input_shape == (None, 32, 32, 3)
+    assert loaded.classifier.output_shape == (None, 10)
+    expected = {
+        "architecture": "r18_1x_sk0",
+        "depth": 18,
+        "width_multiplier": 1,
+        "sk_ratio": 0.0,
+        "stem": "cifar",
+        "format": "TF2 SavedModel",
+        "projection_layers": 3,
+        "projection_units": 128,
+        "classes": 10,
+        "variables": 121,
+        "ignored": 0,
+        "projection_layer": 0,
+        "published_accuracy": None,
+    }
+    assert loaded.info.items() >= expected.items()
+    json.dumps(loaded.info)
+
+
+def test_saved_model_without_objects_is_read_by_names(tmp_path):
+    # Layers of another model, made before in the process, shift the numbers.
+    network = official_files.Network(
+        18, SMALL, stem="cifar", head_layers=2, classes=10, first=9
+    )
+    official_files.write_saved_model(network, tmp_path, has_structure=False)
+    loaded = simclr.load_official(tmp_path)
+    check(loaded, network, SMALL)
+    assert loaded.info["projection_layers"] == 2
+
+
+def test_training_checkpoint_is_the_latest_of_its_directory(r18, tmp_path):
+    prefix = official_files.write_checkpoint(r18, tmp_path)
+    (tmp_path / "checkpoint").write_text("model_checkpoint_path: elsewhere")
+    check(simclr.load_official(prefix), r18, SMALL)
+    for end in ("index", "data-00000-of-00001"):
+        shutil.copy(f"{prefix}.{end}", tmp_path / f"ckpt-10.{end}")
+        (tmp_path / f"ckpt-1.{end}").write_bytes(b"")
+        (tmp_path / f"ckpt-9.{end}").write_bytes(b"")
+    loaded = simclr.load_official(tmp_path)
+    check(loaded, r18, SMALL)
+    assert loaded.info["format"] == "TF2 checkpoint"
+    assert loaded.info["ignored"] == 6
+
+
+def test_fine_tuned_network_with_selective_kernels(r50_sk, tmp_path):
+    path = tmp_path / "finetuned_10pct" / "r50_1x_sk1" / "saved_model"
+    official_files.write_saved_model(r50_sk, path)
+    loaded = simclr.load_official(path)
+    check(loaded, r50_sk, LARGE)
+    assert len(loaded.encoder.variables) == 371
+    expected = {
+        "architecture": "r50_1x_sk1",
+        "sk_ratio": 0.0625,
+        "stem": "imagenet",
+        "category": "finetuned_10pct",
+        "projection_layer": 1,
+        "projection_layer_reason": "the path says finetuned_10pct",
+        "published_accuracy": 72.1,
+    }
+    assert loaded.info.items() >= expected.items()
+
+
+def test_selective_kernels_are_counted_as_they_are_made(r50_sk, tmp_path):
+    official_files.write_tf1(r50_sk, tmp_path / "model.ckpt-751")
+    loaded = simclr.load_official(tmp_path, projection_layer=1)
+    check(loaded, r50_sk, LARGE)
+    assert loaded.info["projection_layer_reason"] == "as asked"
+
+
+def test_pretrained_tf1_checkpoint_has_a_second_copy(tmp_path):
+    network = official_files.Network(50, LARGE)
+    prefix = tmp_path / "pretrained_r50_1x_sk0" / "model.ckpt-250228"
+    prefix.parent.mkdir()
+    official_files.write_tf1(network, prefix, has_ema=True)
+    loaded = simclr.load_official(prefix)
+    check(loaded, network, LARGE)
+    assert loaded.classifier is None
+    assert len(loaded.encoder.variables) == 265
+    assert loaded.info["variables"] == 265 + 3 * 5 - 1
+    expected = {
+        "format": "TF1 checkpoint",
+        "category": "pretrained",
+        "published_accuracy": 71.7,
+        "classes": None,
+        "projection_layer": None,
+        "projection_layer_reason": "there is no classifier",
+    }
+    assert loaded.info.items() >= expected.items()
+
+
+def test_tf1_checkpoint_of_v1_has_no_projection_head(tmp_path):
+    network = official_files.Network(34, LARGE, head_layers=0, classes=5)
+    official_files.write_tf1(network, tmp_path / "model.ckpt-225206")
+    loaded = simclr.load_official(tmp_path)
+    check(loaded, network, LARGE)
+    assert loaded.info["architecture"] == "r34_1x_sk0"
+    assert loaded.info["projection_layers"] == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/finetuned_1pct/r50_1x_sk0", ("finetuned_1pct", 1)),
+        ("/finetuned_10pct_r50_1x_sk0", ("finetuned_10pct", 1)),
+        ("/distill_10pct/r50_1x_sk0/saved_model", ("distill_10pct", 1)),
+        ("/finetuned_100pct/r50_1x_sk0", ("finetuned_100pct", 0)),
+        ("/finetuned_1pct/supervised/r50_1x_sk0", ("supervised", 0)),
+        ("/pretrained/r50_1x_sk0", ("pretrained", 0)),
+        ("/pretrain/1x", ("pretrain", 0)),
+        ("/finetune_10pct/1x", ("finetune_10pct", 0)),
+        ("/weights/r50", (None, 0)),
+    ],
+)
+def test_path_says_where_the_classifier_sits(path, expected):
+    assert official.named_layer(path) == expected
+
+
+def test_path_is_looked_at_as_a_whole(tmp_path, monkeypatch):
+    (tmp_path / "finetuned_1pct" / "saved_model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "finetuned_1pct")
+    assert official.named_layer("saved_model") == ("finetuned_1pct", 1)
+
+
+def failure(path, kind=ValueError, **kwargs):
+    with pytest.raises(kind) as error:
+        simclr.load_official(path, **kwargs)
+    return str(error.value)
+
+
+def test_classifier_must_fit_onto_its_layer(r18, tmp_path):
+    official_files.write_tf1(r18, tmp_path / "model.ckpt-1")
+    outputs = "{0: 512, 1: 512, 2: 512, 3: 128}"
+    for layer in (3, 4):
+        assert failure(tmp_path, projection_layer=layer) == (
+            "`projection_layer` must be one of [0, 1, 2], whose outputs the "
+            f"classifier takes (512). Received: projection_layer={layer} (as "
+            f"asked). Layers and their outputs in path={str(tmp_path)!r}: "
+            f"{outputs}"
+        )
+    assert failure(tmp_path, projection_layer=-1) == (
+        "`projection_layer` must be an integer of at least 0. Received: "
+        "projection_layer=-1"
+    )
+
+
+def test_layer_of_a_head_that_is_not_there_is_refused(tmp_path):
+    network = official_files.Network(
+        18, SMALL, stem="cifar", head_layers=0, classes=10
+    )
+    path = tmp_path / "finetuned_1pct"
+    official_files.write_saved_model(network, path)
+    assert failure(path) == (
+        "`projection_layer` must be one of [0], whose outputs the classifier "
+        "takes (512). Received: projection_layer=1 (the path says "
+        f"finetuned_1pct). Layers and their outputs in path={str(path)!r}: "
+        "{0: 512}"
+    )
+    check(simclr.load_official(path, projection_layer=0), network, SMALL)
+
+
+def test_missing_and_unexpected_variables_are_listed(r18, tmp_path):
+    official_files.write_tf1(
+        r18,
+        tmp_path / "model.ckpt-1",
+        left_out=["base_model/conv2d_3/kernel"],
+        extra=["base_model/dense/kernel", "base_model/batch_norm/gamma"],
+    )
+    assert failure(tmp_path) == (
+        "`path` must hold the variables of an official network, all and no "
+        f"others. Received: path={str(tmp_path)!r}, which looks like "
+        "r18_1x_sk0 but for:\n"
+        " - missing base_model/conv2d_3/kernel (3, 3, 64, 64)\n"
+        " + unexpected base_model/batch_norm/gamma (2,)\n"
+        " + unexpected base_model/dense/kernel (2,)"
+    )
+
+
+def test_unknown_layers_of_a_saved_model_are_listed(r18, tmp_path):
+    official_files.write_saved_model(
+        r18,
+        tmp_path,
+        extra=[
+            ("resnet_model/block_groups/0/layers/0/se/dense/bias", "se/bias"),
+            ("resnet_model/block_groups/0/layers/2/bn/gamma", "more/gamma"),
+        ],
+    )
+    assert failure(tmp_path) == (
+        "`path` must hold the variables of an official network, all and no "
+        f"others. Received: path={str(tmp_path)!r}, which looks like "
+        "r18_1x_sk0 but for:\n"
+        " + unexpected resnet_model/block_groups/0/layers/2/bn/gamma (2,)\n"
+        " + unexpected se/bias (2,)"
+    )
+
+
+def test_another_architecture_is_compared_with_the_nearest(tmp_path):
+    network = official_files.Network(18, SMALL, stem="cifar", head_layers=0)
+    left_out = [x for *_, x, _ in network.variables if "normalization_1" in x]
+    official_files.write_tf1(network, tmp_path / "x", left_out=left_out)
+    text = failure(tmp_path / "x")
+    first, *missing, last = text.splitlines()
+    assert first.endswith("which looks like r18_1x_sk0 but for:")
+    assert (
+        missing[0] == " - missing base_model/batch_normalization_1/beta (64,)"
+    )
+    assert (len(missing), last) == (20, f" - missing {len(left_out) - 20} more")
+
+
+def test_another_network_is_refused(tmp_path):
+    network = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    network.export(tmp_path / "export", verbose=False)
+    text = failure(tmp_path / "export")
+    assert text.startswith(
+        "`path` must hold an official SimCLR network. Received: "
+        f"path={str(tmp_path / 'export')!r} with other variables:\n "
+    )
+
+
+@pytest.mark.parametrize("name", ["absent", "text", "directory"])
+def test_path_must_be_a_checkpoint(tmp_path, name):
+    (tmp_path / "text").write_text("model")
+    (tmp_path / "directory").mkdir()
+    kind = FileNotFoundError if name == "absent" else ValueError
+    assert failure(tmp_path / name, kind) == (
+        "`path` must be a SavedModel (a directory with saved_model.pb), a "
+        "checkpoint without .index, or a directory of checkpoints. Received: "
+        f"path={str(tmp_path / name)!r}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("end", "length"),
+    [
+        ("index", 0),
+        ("index", 1000),
+        ("data-00000-of-00001", 0),
+        ("data-00000-of-00001", 40_000_000),
+        ("data-00000-of-00001", None),
+    ],
+)
+def test_damaged_files_are_refused(r18, tmp_path, end, length):
+    prefix = official_files.write_checkpoint(r18, tmp_path)
+    file = pathlib.Path(f"{prefix}.{end}")
+    content = file.read_bytes()
+    file.unlink()
+    if length is not None:
+        file.write_bytes(content[:length])
+    text = failure(prefix)
+    assert text.startswith(
+        "`path` must be a whole checkpoint: its files are damaged or "
+        f"incomplete. Received: path={prefix!r} ("
+    )
+    assert text.endswith("). Copy them again")
+
+
+@pytest.mark.parametrize(
+    "model", official.PUBLISHED, ids=lambda model: model.name
+)
+def test_published_parameters_are_those_of_our_network(model):
+    depth, width, has_sk = model.name[1:].replace("x", "").split("_")
+    ratio = official.SK_RATIO * (has_sk == "sk1")
+    layers = list(
+        networks.convolutions(int(depth), int(width), "imagenet", 224, ratio)
+    )
+    total = sum(
+        size**2 * inputs * outputs for size, inputs, outputs, _ in layers
+    )
+    # Gamma and beta of each, but for the last of a selective kernel.
+    total += sum(2 * outputs for _, _, outputs, _ in layers)
+    blocks = sum(networks.ARCHITECTURES[int(depth)][0])
+    if ratio:
+        mixed = [x for x in layers if x[3] == 1][1::2]
+        assert len(mixed) == blocks
+        total -= sum(2 * outputs for _, _, outputs, _ in mixed)
+    assert total == model.parameters
+
+
+@pytest.fixture(scope="module")
+def imported(r18, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("imported")
+    path = official_files.write_checkpoint(r18, directory)
+    out = directory / "run"
+    arguments = [f"--path={path}", f"--output_dir={out}"]
+    assert cli.main(["import-official", *arguments]) == 0
+    return out
+
+
+def test_imported_weights_are_a_run(r18, imported):
+    assert sorted(path.name for path in imported.iterdir()) == [
+        "classifier",
+        "export",
+        "model.keras",
+        "summary.json",
+    ]
+    model = runs.load_model(imported)
+    assert_close(model(SMALL), r18.representation)
+    assert_close(model.projection_head(model(SMALL)), r18.projection)
+    encoder = keras.models.load_model(imported / "export" / "encoder.keras")
+    assert_close(encoder(SMALL), r18.representation)
+    summary = json.loads((imported / "summary.json").read_text())
+    assert summary["command"] == "import-official"
+    assert summary["official"]["architecture"] == "r18_1x_sk0"
+
+
+def test_imported_classifier_predicts(r18, imported, tmp_path):
+    path = tmp_path / "predictions.csv"
+    dataset = simclr.dataset_from_arrays(
+        SMALL, batch_size=2, shuffle=False, drop_remainder=False
+    )
+    classification.write_predictions(imported / "classifier", dataset, path)
+    rows = [line.split(",") for line in path.read_text().splitlines()[1:]]
+    logits = np.array(r18.logits)
+    assert [int(row[1]) for row in rows] == list(logits.argmax(axis=1))
+    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+    shares = (shares / shares.sum(axis=1, keepdims=True)).max(axis=1)
+    found = [float(row[2]) for row in rows]
+    np.testing.assert_allclose(found, shares, atol=2e-4)
+
+
+def test_import_overwrites_nothing(imported, capsys):
+    arguments = ["--path=absent", f"--output_dir={imported}"]
+    assert cli.main(["import-official", *arguments]) == 1
+    assert "must be new or empty" in capsys.readouterr().err
+
+
+def headless(*_, **__):
+    """A small network in place of what `load_official` would find."""
+    encoder = standins.encoder(shape=(8, 8, 3))
+    return official.Official(encoder, None, None, {"classes": None})
+
+
+def test_imported_weights_without_heads_have_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(official, "load_official", headless)
+    official.import_official("files", tmp_path / "run")
+    assert not (tmp_path / "run" / "classifier").exists()
+    assert runs.load_model(tmp_path / "run").projection_head.stages == []
+
+
+def test_a_failed_import_leaves_nothing(tmp_path, monkeypatch):
+    def full_disk(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(official, "load_official", headless)
+    monkeypatch.setattr(official, "export_encoder", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        official.import_official("files", tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
