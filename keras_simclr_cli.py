@@ -85,12 +85,12 @@ _COMMANDS = {
             **_OUTPUT_DIR,
             "depth": (
                 "integer",
-                18,
+                10,
                 "Depth of the ResNet: 10, 18, 34, 50, 101, 152 or 200.",
             ),
             "width_multiplier": (
                 "float",
-                1.0,
+                0.25,
                 "Every layer has this many times the usual channels.",
             ),
             "image_size": (
@@ -108,7 +108,7 @@ _COMMANDS = {
                 2,
                 "Layers of the projection head, 0 to 3.",
             ),
-            "epochs": ("integer", 100, "Passes over the images."),
+            "epochs": ("integer", 12, "Passes over the images."),
             "batch_size": ("integer", 256, "Images in a batch (not views)."),
             "micro_batch_size": (
                 "string",
@@ -384,7 +384,7 @@ def _scan(values):
 def _pretrain(values):
     import keras
 
-    from keras_simclr import runs
+    from keras_simclr import data, runs
 
     size = values.micro_batch_size
     if size not in (None, "auto") and not size.isdigit():
@@ -398,7 +398,7 @@ def _pretrain(values):
     _choose(values, "precision", strategy, runs.fastest_precision)
     keras.config.set_dtype_policy(values.precision)
     keras.utils.set_random_seed(values.seed)
-    dataset = _open_to_train(values)
+    source, dataset = _open_to_train(values)
     _choose(
         values,
         "micro_batch_size",
@@ -407,13 +407,18 @@ def _pretrain(values):
     )
     with strategy.scope():
         model = _build_model(values, dataset, values.micro_batch_size)
+    found = {
+        **data.fingerprint(source, data_dir=values.data_dir),
+        "split": values.split,
+        "images_per_epoch": int(dataset.cardinality()) * values.batch_size,
+    }
     epochs = runs.pretrain(
         model,
         dataset,
         values.output_dir,
         epochs=values.epochs,
         flags=values.flags_into_string(),
-        summary={"command": "pretrain", **runs.versions()},
+        summary={"command": "pretrain", "data": found, **runs.versions()},
     )
     step = int(model.optimizer.iterations.numpy())
     print(f"{values.output_dir} keeps the model after step {step}.")
@@ -457,7 +462,7 @@ def _plan(values):
     keras.config.set_dtype_policy(given["precision"])
     with strategy.scope():
         result = planning.plan(
-            lambda chosen: _open_to_train(parsed(chosen)),
+            lambda chosen: _open_to_train(parsed(chosen))[1],
             build_model,
             given,
             minutes_per_epoch=values.minutes_per_epoch,
@@ -595,14 +600,13 @@ def _open_to_train(values):
 
     image_size = values.image_size or _IMAGE_SIZE
     canvas_size = data.canvas_for(image_size, values.smallest_crop)
-    _, dataset = _open(
+    return _open(
         values,
         values.split,
         canvas_size,
         batch_size=values.batch_size,
         seed=values.seed,
     )
-    return dataset
 
 
 def _open_in_order(values, split, model):

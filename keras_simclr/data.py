@@ -1,7 +1,10 @@
 """Datasets of batches for `fit` and the probes, and what they hold."""
 
 import difflib
+import hashlib
 import math
+import os
+import pathlib
 import re
 import warnings
 
@@ -360,6 +363,49 @@ def open_dataset(
     rows = rows_of_split(split, len(arrays["images"]))
     arrays = {name: array[rows] for name, array in arrays.items()}
     return dataset_from_arrays(**arrays, **kwargs)
+
+
+def fingerprint(source, *, data_dir=None):
+    """Tells which data these are, for the record of a run.
+
+    Args:
+        source: As in `open_dataset`.
+        data_dir: As in `open_dataset`.
+
+    Returns:
+        Dictionary: `source`, with the version of a dataset of TFDS; and
+        `sha256`, of an `.npz` file's content, or of the names and sizes of the
+        files of a folder or dataset, in order.
+
+    Example:
+
+    ```python
+    fingerprint("flowers.npz")  # {"source": "flowers.npz", "sha256": ...}
+    ```
+    """
+    if isinstance(source, ImageFolder):
+        name, directory, paths = (
+            source.directory,
+            source.directory,
+            source.paths,
+        )
+    elif source.startswith("tfds:"):
+        import tensorflow_datasets as tfds
+
+        builder = tfds.builder(source.removeprefix("tfds:"), data_dir=data_dir)
+        name = f"tfds:{builder.info.full_name}"
+        directory = pathlib.Path(builder.data_dir)
+        paths = sorted(path.name for path in directory.glob("*.*-of-*"))
+    else:
+        with pathlib.Path(source).open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256")
+        return {"source": source, "sha256": digest.hexdigest()}
+    digest = hashlib.sha256()
+    for path in paths:
+        file = directory / path
+        size = file.stat().st_size if file.exists() else 0
+        digest.update(os.fsencode(path) + b"\0%d\0" % size)
+    return {"source": str(name), "sha256": digest.hexdigest()}
 
 
 def _check_fills_a_batch(size, batch_size, drop_remainder, what):

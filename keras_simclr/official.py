@@ -572,8 +572,8 @@ def _check_variables(file, expected, name):
         return
     raise ValueError(
         "`path` must hold the variables of an official network, all and no "
-        f"others. Received: path={str(file.path)!r}, which looks like {name} but "
-        "for:"
+        f"others. Received: path={str(file.path)!r}, which looks like {name} "
+        "but for:"
         + _listing("- missing ", _described(needed - found))
         + _listing("+ unexpected ", _described(found - needed))
     )

@@ -188,6 +188,9 @@ def test_evaluate_prints_and_stores_its_table(run_dir, data, capsys):
     summary = json.loads((run_dir / "summary.json").read_text())
     assert summary["command"] == "pretrain"
     assert summary["steps_trained"] == 2
+    assert summary["data"]["split"] == "train[:32]"
+    assert summary["data"]["images_per_epoch"] == 32
+    assert len(summary["data"]["sha256"]) == 64
     assert summary["evaluation"]["test_examples"] == 16
     assert {row["labels"] for row in summary["rows"]} == {5, "all"}
     assert set(summary["rows"][0]) >= {

@@ -4,7 +4,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 import keras_simclr as simclr
-from keras_simclr import data
+from keras_simclr import data, folders
 
 
 class TinyDigits(tfds.core.GeneratorBasedBuilder):
@@ -438,3 +438,31 @@ def test_tuner_is_off_unless_the_dataset_asks_for_it():
     options.autotune.enabled = True
     asked = dataset.with_options(options)
     assert data.prepared(asked).options().autotune.enabled is True
+
+
+def test_fingerprint_is_that_of_the_source(data_dir, tmp_path):
+    found = data.fingerprint("tfds:tiny_digits", data_dir=data_dir)
+    assert found["source"] == "tfds:tiny_digits/1.0.0"
+    again = data.fingerprint("tfds:tiny_digits", data_dir=data_dir)
+    assert again == found
+    path = tmp_path / "a.npz"
+    path.write_bytes(b"abc")  # The example of FIPS 180-4.
+    assert data.fingerprint(str(path)) == {
+        "source": str(path),
+        "sha256": "ba7816bf8f01cfea414140de5dae2223"
+        "b00361a396177a9cb410ff61f20015ad",
+    }
+
+
+def test_fingerprint_of_a_folder_changes_with_any_file(tmp_path):
+    def fingerprint():
+        return data.fingerprint(folders.ImageFolder(tmp_path))["sha256"]
+
+    (tmp_path / "a.png").write_bytes(b"one")
+    (tmp_path / "b.png").write_bytes(b"two")
+    before = fingerprint()
+    assert fingerprint() == before
+    (tmp_path / "b.png").write_bytes(b"three")
+    grown = fingerprint()
+    (tmp_path / "b.png").rename(tmp_path / "c.png")
+    assert len({before, grown, fingerprint()}) == 3

@@ -1,0 +1,140 @@
+"""What the defaults of `keras-simclr pretrain` reach on Fashion-MNIST.
+
+    python benchmarks/recipe.py [--data_dir=DIR]
+
+trains with the defaults, three seeds, and probes on the test images.
+With `--search` it tries what the defaults were chosen from: `BASE`, for few
+epochs, with one change at a time; it trains on 54,000 of the training images
+and probes on the other 6,000. Results go to `recipe.json`; what is there
+already is not run again.
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+from images import fashion_mnist
+
+_RESULTS = pathlib.Path(__file__).with_name("recipe.json")
+_KEPT, _HELD_OUT = "train[:90%]", "train[90%:]"
+_LABELS = 20_000  # That the probes of the search learn from.
+
+BASE = {"depth": 10, "width_multiplier": 0.25, "epochs": 3}
+CHANGES = (
+    {},
+    {"batch_size": 128},
+    {"batch_size": 512},
+    {"blur_rate": 0},
+    {"flip_rate": 0},
+    {"grayscale_rate": 0},
+    {"learning_rate": 0.5},
+    {"learning_rate": 2},
+    {"projection_layers": 3},
+    {"smallest_crop": 0.08},
+    {"smallest_crop": 0.4},
+    {"strength": 0.5},
+    {"temperature": 0.1},
+    {"temperature": 0.5},
+    {"weight_decay": 1e-4},
+)
+
+
+def main():
+    """Reads the flags and runs."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data_dir", help="Directory of prepared TFDS data.")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--search", action="store_true")
+    parser.add_argument(
+        "--change",
+        type=json.loads,
+        action="append",
+        help="Search with this change, as JSON; by default with all.",
+    )
+    values = parser.parse_args()
+    if values.search or values.change:
+        for change in values.change or CHANGES:
+            chosen = {**BASE, **change}
+            run(chosen, 0, values.data_dir, (_KEPT, _HELD_OUT), _LABELS)
+        return
+    results = [
+        run({}, seed, values.data_dir, ("train", "test"))
+        for seed in range(values.seeds)
+    ]
+    for probe in ("linear", "knn"):
+        shares = [result[probe] for result in results]
+        sys.stdout.write(
+            f"{probe}: {100 * statistics.fmean(shares):.2f} %, the worst of "
+            f"{len(shares)} seeds {100 * min(shares):.2f} %\n"
+        )
+
+
+def run(flags, seed, data_dir, splits, labels=None):
+    """Trains and probes, unless the results are there.
+
+    Args:
+        flags: Dictionary: flags of `pretrain` other than its defaults.
+        seed: Integer.
+        data_dir: Of TFDS, or None.
+        splits: Pair: to learn from and to test on.
+        labels: Most labels that the probes learn from, or None for all.
+
+    Returns:
+        Dictionary: flags, seed, splits, shares of 1 and minutes.
+    """
+    key = {"flags": flags, "seed": seed, "splits": list(splits)}
+    for result in _stored():
+        if key.items() <= result.items():
+            return result
+    given = {"data": "tfds:fashion_mnist", "split": splits[0], "seed": seed}
+    if data_dir:
+        given["data_dir"] = data_dir
+    with tempfile.TemporaryDirectory() as directory:
+        run_dir = pathlib.Path(directory, "run")
+        flagged = {**given, **flags, "output_dir": run_dir}
+        start = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-m", "keras_simclr", "pretrain"]
+            + [f"--{name}={value}" for name, value in flagged.items()],
+            check=True,
+            stdout=sys.stderr,
+        )
+        minutes = (time.perf_counter() - start) / 60
+        result = {**key, **_probe(run_dir, data_dir, splits, labels)}
+    result["minutes"] = round(minutes, 1)
+    sys.stdout.write(f"{json.dumps(result)}\n")
+    sys.stdout.flush()
+    part = _RESULTS.with_suffix(".part")
+    lines = ",\n".join(json.dumps(known) for known in [*_stored(), result])
+    part.write_text(f"[\n{lines}\n]\n")
+    part.replace(_RESULTS)
+    return result
+
+
+def _stored():
+    return json.loads(_RESULTS.read_text()) if _RESULTS.exists() else []
+
+
+def _probe(run_dir, data_dir, splits, labels):
+    import keras_simclr as simclr
+    from keras_simclr import runs
+
+    model = runs.load_model(run_dir)
+    train, test = fashion_mnist(*splits, data_dir=data_dir)
+    arrays = []
+    for images, classes in ([x[:labels] for x in train], test):
+        arrays += [simclr.extract_features(model, images), classes]
+    return {
+        "linear": simclr.linear_probe(*arrays).accuracy,
+        "knn": simclr.knn_probe(*arrays).accuracy,
+        "versions": runs.versions(),
+    }
+
+
+if __name__ == "__main__":
+    main()
