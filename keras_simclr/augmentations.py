@@ -445,6 +445,9 @@ class RandomResizedCrop(Augmentation):
         boxes = self.rest_box(*(tf.constant(float(size)) for size in sizes))
         for (start, length), size in zip(boxes, sizes, strict=True):
             margins.append((int(start), size - int(start) - int(length)))
+        # Enlarging needs no kernel that widens, which other runtimes lack. (The
+        # bicubic one without is inexact in TensorFlow.)
+        is_linear = self.interpolation == "bilinear"
         is_reduced = any(
             length > target
             for (_, length), target in zip(boxes, self._target, strict=True)
@@ -456,8 +459,7 @@ class RandomResizedCrop(Augmentation):
             keras.layers.Cropping2D(margins)(images),
             self._target,
             interpolation=self.interpolation,
-            # Other runtimes have no such kernel, and enlarging needs none.
-            antialias=self.antialias and is_reduced,
+            antialias=self.antialias and (is_reduced or not is_linear),
         )
         return keras.ops.clip(images, 0.0, 1.0)
 

@@ -4,6 +4,7 @@ import gzip
 import importlib.metadata
 import json
 import re
+import shlex
 import tarfile
 
 import keras
@@ -269,7 +270,7 @@ def _origin(card):
             )
         yield "\n"
     if card.get("recipe"):
-        flags = " ".join(f"--{k}={v}" for k, v in card["recipe"].items())
+        flags = shlex.join(f"--{k}={v}" for k, v in card["recipe"].items())
         yield f"## Recipe\n\n```shell\nkeras-simclr pretrain {flags}\n```\n\n"
     for name in ("data", "versions"):
         if card.get(name):

@@ -6,6 +6,7 @@ import json
 import pathlib
 import shutil
 import tempfile
+import typing
 import warnings
 
 import keras
@@ -13,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_simclr import _checks, cards, data
-from keras_simclr.augmentations import Augmentation
+from keras_simclr.augmentations import Augmentation, to_float
 from keras_simclr.decoding import decode_jpeg_or_png
 from keras_simclr.model import SimCLRModel, as_list, takes_sizes
 from keras_simclr.networks import plain_copy
@@ -96,22 +97,36 @@ def export_encoder(
     network = plain_copy(model.encoder)
     with _staged(directory) as staged:
         whole = with_evaluation_view(model, network)
+        view = _view(model)
         save = {
             "keras": whole.save,
-            "saved_model": lambda path: _save_module(model, network, path),
+            "saved_model": lambda path: _save_module(
+                model, view, network, path
+            ),
             "onnx": lambda path: _save_onnx(whole, path),
             "litert": lambda path: _save_litert(whole, path),
             "litert_int8": lambda path: _save_litert(
                 whole, path, optimizations=[tf.lite.Optimize.DEFAULT]
             ),
         }
+        images = _noise(view.shape, _TRIED)
+        expected = network(view.bring(images), training=False).numpy()
+        differences = {}
         for name in formats:
+            path = staged / FORMATS[name]
             if name in save:
-                save[name](staged / FORMATS[name])
+                with _readable_errors(name):
+                    save[name](path)
+                    found = np.asarray(_LOAD[name](path)(images))
+                differences[name] = _difference(name, found, expected)
         card = {
-            **cards.describe(network, *shapes(model)),
+            **cards.describe(network, view.images, view.shape),
             "formats": {name: FORMATS[name] for name in formats},
-            "round_trip": _round_trip(model, network, staged, formats),
+            "round_trip": {
+                "images": _TRIED,
+                "largest_value": float(np.abs(expected).max()),
+                "max_difference": differences,
+            },
             **(about or {}),
         }
         text = cards.readme(card)
@@ -184,7 +199,7 @@ def write_network(model, network, directory, name, texts=None):
     """
     with _staged(directory) as staged:
         with_evaluation_view(model, network).save(staged / f"{name}.keras")
-        _save_module(model, network, staged / "saved_model")
+        _save_module(model, _view(model), network, staged / "saved_model")
         for file, text in (texts or {}).items():
             (staged / file).write_text(text)
     return pathlib.Path(directory)
@@ -254,7 +269,9 @@ def with_evaluation_view(model, network):
     >>> with_evaluation_view(model, encoder).input_shape
     (None, 8, 8, 3)
     """
-    _, shape = shapes(model)
+    shape = network.input_shape[1:]
+    if None in shape:
+        shape = _view(model).shape
     inputs = outputs = keras.Input(shape, name="inputs")
     for layer in as_list(model.augmentation):
         # Other layers are taken to leave images alone; checked below.
@@ -274,33 +291,26 @@ def with_evaluation_view(model, network):
     return keras.Model(inputs, network(outputs), name=network.name)
 
 
-def shapes(model):
-    """Shapes of the images that a model takes, and of what its encoder sees.
+class _View(typing.NamedTuple):
+    """What a model does to images at rest, traced once."""
 
-    Args:
-        model: A `SimCLRModel`.
+    bring: tf.types.experimental.GenericFunction  # From images to views.
+    images: tuple  # Shape of an image; None for any size.
+    shape: tuple  # Shape of what the encoder sees.
 
-    Returns:
-        Two tuples, without the batch; None stands for any size.
 
-    Example:
-
-    >>> encoder = simclr.ResNet(10, stem="cifar", input_shape=(8, 8, 3))
-    >>> shapes(simclr.SimCLRModel(encoder))
-    ((None, None, 3), (8, 8, 3))
-    >>> flip = simclr.RandomFlip()
-    >>> shapes(simclr.SimCLRModel(encoder, augmentation=flip))
-    ((8, 8, 3), (8, 8, 3))
-    """
-    image = model.encoder.input_shape[1:]
-    if len(image) == 3:
-        image = (None, None, image[2])
-    view = tf.function(model.evaluation_view, autograph=False)
-    view = view.get_concrete_function(tf.TensorSpec((None, *image)))
-    view = view.structured_outputs.shape[1:]
-    seen = tuple(view.merge_with(model.encoder.input_shape[1:]))
+def _view(model):
+    encoder = model.encoder.input_shape[1:]
+    images = (None, None, encoder[2]) if len(encoder) == 3 else encoder
+    bring = tf.function(
+        model.evaluation_view,
+        input_signature=[tf.TensorSpec((None, *images), tf.float32)],
+        autograph=False,
+    )
+    found = bring.get_concrete_function().structured_outputs.shape[1:]
+    shape = tuple(found.merge_with(encoder))
     # What is not brought to the encoder's size must have it.
-    return (image if view == seen else seen), seen
+    return _View(bring, images if found == shape else shape, shape)
 
 
 def _noise(shape, count):
@@ -308,22 +318,18 @@ def _noise(shape, count):
     return np.random.default_rng(0).random((count, *shape), dtype="float32")
 
 
-def _save_module(model, network, path):
+def _save_module(model, view, network, path):
     module = tf.train.Checkpoint()
     module.variables = [v.value for v in network.variables]
     module.trainable_variables = [v.value for v in network.trainable_variables]
     module.regularization_losses = [
         _penalty(v) for v in network.trainable_variables if v.regularizer
     ]
-    shape, view = shapes(model)
-    images = tf.TensorSpec((None, *shape), tf.float32, name="inputs")
+    images = tf.TensorSpec((None, *view.images), tf.float32, name="inputs")
+    embed = tf.function(network, autograph=False)  # Traced twice in all.
 
-    # Traced once for each way of training, however many functions call it.
-    embed = tf.function(network, autograph=False)
-
-    def represent(inputs, training=False, sizes=None):
-        view = model.evaluation_view(inputs, sizes)
-        return embed(view, training=training)
+    def represent(inputs, training=False):
+        return embed(view.bring(inputs), training=training)
 
     module.__call__ = tf.function(represent, autograph=False)
     for training in (False, True):
@@ -331,7 +337,9 @@ def _save_module(model, network, path):
     module.__call__.get_concrete_function(images)
     if takes_sizes(model):
         module.on_canvas = tf.function(
-            lambda images, sizes: represent(images, sizes=sizes),
+            lambda images, sizes: embed(
+                model.evaluation_view(images, sizes), training=False
+            ),
             input_signature=[
                 tf.TensorSpec(images.shape, tf.uint8),
                 tf.TensorSpec((None, 2), tf.int32),
@@ -342,26 +350,29 @@ def _save_module(model, network, path):
         lambda inputs: {"default": represent(inputs)}, autograph=False
     )
     signatures = {"serving_default": serve.get_concrete_function(images)}
-    if cards.takes_files(shape, view):
-        canvas_size = data.canvas_for(max(view[:2]))
-
-        def view_of(contents):
-            image = decode_jpeg_or_png(contents, canvas_size)
-            return model.evaluation_view(image[None])[0]
-
-        @tf.function(autograph=False)
-        def serve_encoded(image_bytes):
-            views = tf.map_fn(
-                view_of,
-                image_bytes,
-                fn_output_signature=tf.TensorSpec(view, tf.float32),
-            )
-            return {"default": embed(views, training=False)}
-
-        signatures["encoded_images"] = serve_encoded.get_concrete_function(
-            tf.TensorSpec((None,), tf.string, name="image_bytes")
-        )
+    if cards.takes_files(view.images, view.shape):
+        signatures["encoded_images"] = _serve_files(view, embed)
     tf.saved_model.save(module, path, signatures=signatures)
+
+
+def _serve_files(view, embed):
+    canvas_size = data.canvas_for(max(view.shape[:2]))
+
+    def view_of(contents):
+        image = to_float(decode_jpeg_or_png(contents, canvas_size))
+        return view.bring(image[None])[0]
+
+    def serve(image_bytes):
+        views = tf.map_fn(
+            view_of,
+            image_bytes,
+            fn_output_signature=tf.TensorSpec(view.shape, tf.float32),
+        )
+        return {"default": embed(views, training=False)}
+
+    return tf.function(serve, autograph=False).get_concrete_function(
+        tf.TensorSpec((None,), tf.string, name="image_bytes")
+    )
 
 
 def _penalty(variable):
@@ -411,28 +422,30 @@ _LOAD = {
 }
 
 
-def _round_trip(model, network, directory, formats):
-    """By how much each format, loaded again, differs from the model."""
-    images = _noise(shapes(model)[1], _TRIED)
-    expected = network(model.evaluation_view(images), training=False).numpy()
+@contextlib.contextmanager
+def _readable_errors(name):
+    try:
+        yield
+    except (OSError, MemoryError, tf.errors.OpError):
+        raise
+    except Exception as error:  # Converters raise all kinds.
+        if name in ("keras", "saved_model"):
+            raise
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"The format {name!r} must be able to express the encoder. "
+            f"Received: {reason}. Leave it out of `formats`."
+        ) from error
+
+
+def _difference(name, found, expected):
+    difference = float(np.abs(found - expected).max())
     largest = float(np.abs(expected).max())
-    differences = {}
-    for name in formats:
-        if name not in _LOAD:
-            continue
-        load = _LOAD[name](directory / FORMATS[name])
-        found = np.asarray(load(images))
-        differences[name] = float(np.abs(found - expected).max())
-        is_close = differences[name] <= _TOLERANCE * largest
-        if not is_close and name != "litert_int8":
-            raise ValueError(
-                f"The format {name!r}, loaded again, must return what the "
-                "model does. Received: representations that differ by "
-                f"{differences[name]:.3g}, where the largest value is "
-                f"{largest:.3g}. Leave it out of `formats`."
-            )
-    return {
-        "images": _TRIED,
-        "largest_value": largest,
-        "max_difference": differences,
-    }
+    if name != "litert_int8" and not difference <= _TOLERANCE * largest:
+        raise ValueError(
+            f"The format {name!r}, loaded again, must return what the model "
+            f"does. Received: representations that differ by {difference:.3g}, "
+            f"where the largest value is {largest:.3g}. Leave it out of "
+            "`formats`."
+        )
+    return difference

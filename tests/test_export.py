@@ -1,65 +1,26 @@
+import json
+import os
 import pathlib
 import subprocess
 import sys
 
 import keras
 import numpy as np
+import PIL.Image
 import pytest
 import tensorflow as tf
 
 import keras_simclr as simclr
-from keras_simclr import export
+from keras_simclr import data, export
 
-# Loads what was exported in a process that never imports keras_simclr.
-_FRESH_PROCESS = """
-import pathlib, sys
-import keras
-import numpy as np
-import tensorflow as tf
-
-for directory in map(pathlib.Path, sys.argv[1:]):
-    check = np.load(directory / "check.npz")
-    images, expected = check["images"], check["expected"]
-    encoder = keras.models.load_model(directory / "out" / "encoder.keras")
-    np.testing.assert_allclose(encoder(images), expected, atol=1e-5)
-    assert all(type(x).__module__.startswith("keras.") for x in encoder.layers)
-
-    module = tf.saved_model.load(str(directory / "out" / "saved_model"))
-    for found in (
-        module(images),
-        module(images, training=False),
-        module.signatures["serving_default"](tf.constant(images))["default"],
-    ):
-        np.testing.assert_allclose(found, expected, atol=1e-5)
-    if "other_size" in check:
-        found = module(check["other_size"])
-        np.testing.assert_allclose(found, check["other_expected"], atol=1e-5)
-    assert not np.allclose(module(images, training=True), expected, atol=1e-5)
-    assert len(module.trainable_variables) < len(module.variables)
-    assert len(module.regularization_losses) == int(check["penalties"])
-    for penalty in module.regularization_losses:
-        assert float(penalty()) > 0
-
-    # Both can be fine-tuned.
-    with tf.GradientTape() as tape:
-        loss = tf.reduce_sum(module(images, training=True)[:, :3] ** 2)
-    variables = list(module.trainable_variables)
-    gradients = tape.gradient(loss, variables)
-    assert all(gradient is not None for gradient in gradients)
-    before = encoder.get_weights()
-    head = keras.Sequential([encoder, keras.layers.Dense(2)])
-    head.compile("sgd", "mse", run_eagerly=True)  # A step is faster so.
-    head.fit(images, np.ones((len(images), 2)), verbose=0)
-    assert any((a != b).any() for a, b in zip(before, encoder.get_weights()))
-assert "keras_simclr" not in sys.modules
-"""
+RUNTIMES = pathlib.Path(__file__).with_name("runtimes.py")
 
 
-def small_model(size, **kwargs):
+def small_model(size, channels=1, **kwargs):
     keras.utils.set_random_seed(0)
     encoder = keras.Sequential(
         [
-            keras.Input((size, size, 1)),
+            keras.Input((size, size, channels)),
             simclr.networks.FastConv2D(6, 3),
             simclr.networks.FusedBatchNormalization(),
             keras.layers.ReLU(),
@@ -86,34 +47,112 @@ def mlp_model():
     )
 
 
-@pytest.mark.filterwarnings("ignore:These layers:UserWarning")
-def test_exports_agree_in_a_fresh_process(tmp_path):
+def write_files(directory):
+    """Image files such as cameras and programs make."""
+    directory.mkdir()
+    y, x = np.mgrid[:60, :100]
+    pixels = np.stack([2.5 * x, 4 * y, x + y], axis=-1).astype("uint8")
+    photo = PIL.Image.fromarray(pixels)
+    photo.save(directory / "a.jpg")
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    photo.resize((400, 240)).save(directory / "turned.jpg", exif=exif)
+    photo.convert("CMYK").save(directory / "cmyk.jpg")
+    photo.convert("L").save(directory / "gray.jpg")
+    photo.save(directory / "b.png")
+    photo.convert("1").save(directory / "bits.png")
+    photo.convert("P").save(directory / "palette.png")
+    clear = photo.copy()
+    clear.putalpha(PIL.Image.fromarray(pixels[..., 0]))
+    clear.save(directory / "clear.png")
+    photo.resize((300, 9)).save(directory / "wide.png")
+
+
+def of_files(model, directory):
+    """Their representations as the command line finds them."""
+    side = max(model.encoder.input_shape[1:3])
+    dataset = simclr.dataset_from_directory(
+        directory,
+        canvas_size=data.canvas_for(side),
+        shuffle=False,
+        drop_remainder=False,
+    )
+    return simclr.extract_features(model, dataset)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A directory with the exports of several models, and what they return."""
+    parent = tmp_path_factory.mktemp("exported")
     rng = np.random.default_rng(0)
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
         mixed = small_model(40)
     finally:
         keras.config.set_dtype_policy("float32")
-    models = {"8": small_model(8), "40": mixed, "table": mlp_model()}
-    for name, model in models.items():
-        directory = tmp_path / name
+    models = {
+        "small": (small_model(8), ["keras"]),
+        "mixed": (mixed, ["keras", "saved_model"]),
+        "photos": (small_model(40, channels=3), export.FORMATS),
+    }
+    with pytest.warns(UserWarning, match="These layers"):
+        models["table"] = (mlp_model(), ["keras", "hub", "onnx"])
+    for name, (model, formats) in models.items():
+        directory = parent / name
         directory.mkdir()
-        images = rng.random((4, *model.encoder.input_shape[1:]), "float32")
+        shape = model.encoder.input_shape[1:]
+        images = rng.random((4, *shape), "float32")
         arrays = {"images": images, "penalties": int(name == "table")}
+        arrays["programs"] = {"small": 1, "photos": 6}.get(name, 3)
         arrays["expected"] = simclr.extract_features(model, images)
         if name != "table":
-            arrays["other_size"] = rng.random((3, 50, 44, 1), "float32")
+            arrays["other_size"] = rng.random((3, 50, 44, shape[2]), "float32")
             arrays["other_expected"] = simclr.extract_features(
                 model, arrays["other_size"]
             )
+        if name == "photos":
+            write_files(directory / "files")
+            arrays["of_files"] = of_files(model, directory / "files")
         np.savez(directory / "check.npz", **arrays)
-        simclr.export_encoder(model, directory / "out")
+        simclr.export_encoder(model, directory / "out", formats=formats)
+    return parent
+
+
+@pytest.mark.parametrize(
+    ("runtime", "names"),
+    [
+        ("keras", ["small", "mixed", "photos", "table"]),
+        ("tf_keras", ["photos"]),
+        ("onnxruntime", ["photos", "table"]),
+    ],
+)
+def test_exports_agree_in_a_fresh_process(exported, runtime, names):
     result = subprocess.run(
-        [sys.executable, "-c", _FRESH_PROCESS, *map(str, tmp_path.iterdir())],
+        [sys.executable, RUNTIMES, runtime, *(exported / x for x in names)],
         capture_output=True,
         text=True,
+        env={**os.environ, "PYTHONPATH": ""},
     )
     assert result.returncode == 0, result.stderr[-3000:]
+
+
+def test_card_tells_how_each_format_differs(exported):
+    out = exported / "photos" / "out"
+    card = json.loads((out / "model_card.json").read_text())
+    others = {"README.md", "model_card.json"}
+    assert {x.name for x in out.iterdir()} - {"photo.jpg"} == {
+        *others,
+        *export.FORMATS.values(),
+    }
+    differences = card["round_trip"]["max_difference"]
+    assert set(differences) == {*export.FORMATS} - {"hub"}
+    rounding = differences.pop("litert_int8")
+    largest = card["round_trip"]["largest_value"]
+    assert max(differences.values()) < 1e-5 * largest
+    assert 0 < rounding < 0.1 * largest
+    assert card["inputs"]["shape"] == [None, 40, 40, 3]
+    assert card["inputs"]["saved_model_shape"] == [None, None, None, 3]
+    assert "| litert_int8 | " in (out / "README.md").read_text()
 
 
 @pytest.mark.parametrize("shape", [(40, 40), (40, 56), (9, 40)])
