@@ -236,7 +236,7 @@ def _jpeg(contents, canvas_size):
         notes = tf.strings.substr(contents, place, _HEAD)
         is_turned = tf.reduce_any(has_notes)
         orientation = tf.where(is_turned, _orientation(notes), 1)
-        return _shrunk(_upright(image, orientation), canvas_size)
+        return _upright(_shrunk(image, canvas_size), orientation)
 
     # Most images are neither: one branch costs less than two.
     return tf.cond(

@@ -1,17 +1,21 @@
+import filecmp
 import json
 import os
 import pathlib
+import resource
 import subprocess
 import sys
+import tarfile
 
 import keras
 import numpy as np
 import PIL.Image
 import pytest
+import standins
 import tensorflow as tf
 
 import keras_simclr as simclr
-from keras_simclr import data, export
+from keras_simclr import cards, data, export
 
 RUNTIMES = pathlib.Path(__file__).with_name("runtimes.py")
 
@@ -25,7 +29,8 @@ def small_model(size, channels=1, **kwargs):
             simclr.networks.FusedBatchNormalization(),
             keras.layers.ReLU(),
             keras.layers.GlobalAveragePooling2D(),
-        ]
+        ],
+        name="encoder",
     )
     for variable in encoder.weights:  # As if it had been trained.
         rng = np.random.default_rng(0)
@@ -176,14 +181,164 @@ def test_export_refuses_a_directory_with_content(tmp_path):
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
-def test_a_failed_export_leaves_nothing(tmp_path, monkeypatch):
-    def full_disk(*_, **__):
-        raise OSError("No space left on device")
+@pytest.mark.parametrize("limit", [1_000, 60_000])
+def test_a_full_disk_leaves_nothing(tmp_path, limit):
+    """Files may not grow: first the Keras file fails, then the SavedModel."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with pytest.raises(OSError, match=r"could not be written|too large"):
+            simclr.export_encoder(small_model(8), tmp_path / "new" / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.rglob("*")) == [tmp_path / "new"]
 
-    monkeypatch.setattr(tf.saved_model, "save", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+
+def test_a_disk_that_cannot_be_written_is_an_error():
+    # Read-only, or not for directories, even where tests run as root.
+    with pytest.raises(OSError, match="/sys/"):
+        simclr.export_encoder(small_model(8), "/sys/encoder")
+
+
+@pytest.mark.parametrize(
+    ("formats", "kind", "message"),
+    [
+        (
+            ["keras", "onx"],
+            ValueError,
+            (
+                "`formats` must be one of 'hub', 'keras', 'litert', "
+                "'litert_int8', 'onnx', 'saved_model'. Received: "
+                "formats='onx'. Did you mean 'onnx'?"
+            ),
+        ),
+        ([], ValueError, "`formats` must have a name. Received: no format"),
+        (
+            "onnx",
+            TypeError,
+            (
+                "`formats` must be a list of names. Received: formats='onnx'. "
+                "Write formats=['onnx']"
+            ),
+        ),
+        (
+            ["keras", "onnx"],
+            ImportError,
+            (
+                "The format 'onnx' needs `onnxruntime`. Install it with: pip "
+                "install 'keras_simclr[onnx]'"
+            ),
+        ),
+    ],
+)
+def test_formats_are_checked_before_anything_is_written(
+    tmp_path, monkeypatch, formats, kind, message
+):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    model = small_model(8)
+    with pytest.raises(kind) as error:
+        simclr.export_encoder(model, tmp_path / "out", formats=formats)
+    assert str(error.value) == message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_format_that_disagrees_is_refused(tmp_path, monkeypatch):
+    def load(path):
+        return lambda images: np.full((8, 6), 9.0, "float32")
+
+    monkeypatch.setitem(export._LOAD, "keras", load)
+    with pytest.raises(ValueError, match="'keras', loaded again, must return"):
         simclr.export_encoder(small_model(8), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_format_that_cannot_express_the_encoder_is_refused(tmp_path):
+    crop = simclr.RandomResizedCrop(40, 40, interpolation="bicubic")
+    model = small_model(40, augmentation=crop)
+    with pytest.raises(ValueError, match="'litert' must be able to express"):
+        simclr.export_encoder(model, tmp_path / "out", formats=["litert"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sizes_follow_from_augmentation_and_encoder(tmp_path):
+    def shapes(encoder, augmentation):
+        model = simclr.SimCLRModel(encoder, augmentation=augmentation)
+        _, images, shape = export._view(model)
+        return images, shape
+
+    any_size = standins.encoder(shape=(None, None, 1))
+    fixed = standins.encoder()
+    crop, flip = simclr.RandomResizedCrop(8, 8), simclr.RandomFlip()
+    free = (None, None, 1)
+    assert shapes(fixed, crop) == (free, (8, 8, 1))
+    assert shapes(any_size, crop) == (free, (8, 8, 1))
+    assert shapes(fixed, flip) == ((8, 8, 1), (8, 8, 1))
+    assert shapes(any_size, flip) == (free, free)
+
+
+def test_an_encoder_of_any_size_takes_any_size(tmp_path):
+    encoder = standins.encoder(shape=(None, None, 1))
+    model = simclr.SimCLRModel(encoder, augmentation=simclr.RandomFlip())
+    out = simclr.export_encoder(model, tmp_path / "out")
+    images = np.random.default_rng(0).random((2, 9, 12, 1), "float32")
+    module = tf.saved_model.load(out / "saved_model")
+    np.testing.assert_allclose(module(images), model(images), atol=1e-6)
+
+
+def test_the_archive_is_the_saved_model_and_is_repeatable(exported, tmp_path):
+    out = exported / "photos" / "out"
+    archive = out / "hub" / "kaggle" / "encoder.tar.gz"
+    with tarfile.open(archive) as file:
+        assert file.getnames() == sorted(file.getnames())
+        file.extractall(tmp_path / "unpacked", filter="data")
+    unpacked = filecmp.dircmp(out / "saved_model", tmp_path / "unpacked")
+    assert "saved_model.pb" in unpacked.same_files
+    assert "variables" in unpacked.common_dirs
+    assert not unpacked.left_only + unpacked.right_only + unpacked.diff_files
+    cards.pack(tmp_path / "unpacked", tmp_path / "again.tar.gz")
+    assert (tmp_path / "again.tar.gz").read_bytes() == archive.read_bytes()
+
+
+def test_pages_for_hub_and_kaggle_say_what_they_must(exported):
+    hub = exported / "photos" / "out" / "hub"
+    lines = (hub / "1.md").read_text().splitlines()
+    assert lines[0] == "# Module INSERT_OWNER_SLUG_HERE/encoder/1"
+    assert "<!-- asset-path: kaggle/encoder.tar.gz -->" in lines
+    assert "<!-- task: image-feature-vector -->" in lines
+    assert "<!-- format: saved_model_2 -->" in lines
+    table = (exported / "table" / "out" / "hub" / "1.md").read_text()
+    assert "image-feature-vector" not in table
+    of_model, of_instance = (
+        json.loads((hub / "kaggle" / f"{name}-metadata.json").read_text())
+        for name in ("model", "model-instance")
+    )
+    # As `kaggle models init` and `kaggle models variations init` write them.
+    assert list(of_model) == [
+        "ownerSlug",
+        "title",
+        "slug",
+        "subtitle",
+        "isPrivate",
+        "description",
+        "publishTime",
+        "provenanceSources",
+    ]
+    assert list(of_instance) == [
+        "ownerSlug",
+        "modelSlug",
+        "instanceSlug",
+        "framework",
+        "overview",
+        "usage",
+        "licenseName",
+        "fineTunable",
+        "trainingData",
+        "modelInstanceType",
+        "baseModelInstance",
+        "externalBaseModelUrl",
+    ]
+    assert of_instance["modelSlug"] == of_model["slug"] == "encoder"
+    assert of_instance["framework"] == "tensorFlow2"
 
 
 def test_export_refuses_what_is_not_a_simclr_model(tmp_path):
