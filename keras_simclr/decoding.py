@@ -279,8 +279,8 @@ def _upright(image, orientation):
     """5 to 8 are transposed, 3, 4, 7 and 8 upside down, 2, 3, 6, 7 mirrored."""
     for orientations, turned in (
         ((5, 6, 7, 8), lambda image: tf.transpose(image, (1, 0, 2))),
-        ((3, 4, 7, 8), lambda image: image[::-1]),
-        ((2, 3, 6, 7), lambda image: image[:, ::-1]),
+        ((3, 4, 7, 8), lambda image: tf.reverse(image, [0])),
+        ((2, 3, 6, 7), lambda image: tf.reverse(image, [1])),
     ):
         image = tf.cond(
             tf.reduce_any(orientation == orientations),
