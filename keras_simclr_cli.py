@@ -231,8 +231,16 @@ _COMMANDS = {
         },
     ),
     "export": (
-        "Writes a run's encoder as .keras and as a SavedModel for TF Hub.",
-        {**_RUN_DIR, **_OUTPUT_DIR},
+        "Writes a run's encoder for use without this package.",
+        {
+            **_RUN_DIR,
+            **_OUTPUT_DIR,
+            "formats": (
+                "list",
+                ["keras", "saved_model"],
+                "Of keras, saved_model, onnx, litert, litert_int8, hub.",
+            ),
+        },
     ),
     "import-official": (
         "Makes a run of weights that the official SimCLR code wrote.",
@@ -286,7 +294,13 @@ def main(argv=None):
         return run(command, values) or 0
     except KeyboardInterrupt:
         return _fail(f"{command}: interrupted", 130)
-    except (ValueError, TypeError, OSError, MemoryError) as error:
+    except (
+        ValueError,
+        TypeError,
+        OSError,
+        MemoryError,
+        ImportError,
+    ) as error:
         return _fail(f"{command}: {error}", 1)
 
 
@@ -384,7 +398,7 @@ def _scan(values):
 def _pretrain(values):
     import keras
 
-    from keras_simclr import data, runs
+    from keras_simclr import cards, data, runs
 
     size = values.micro_batch_size
     if size not in (None, "auto") and not size.isdigit():
@@ -418,7 +432,7 @@ def _pretrain(values):
         values.output_dir,
         epochs=values.epochs,
         flags=values.flags_into_string(),
-        summary={"command": "pretrain", "data": found, **runs.versions()},
+        summary={"command": "pretrain", "data": found, **cards.versions()},
     )
     step = int(model.optimizer.iterations.numpy())
     print(f"{values.output_dir} keeps the model after step {step}.")
@@ -732,9 +746,16 @@ def _write_table(source, output_dir, name, what, write):
 def _export(values):
     from keras_simclr import export, runs
 
+    export.check_formats(values.formats)
+    export.check_is_free(values.output_dir)
     model = runs.load_model(values.run_dir)
-    export.export_encoder(model, values.output_dir)
-    print(f"{values.output_dir} holds encoder.keras and saved_model/.")
+    path = export.export_encoder(
+        model,
+        values.output_dir,
+        formats=values.formats,
+        about=runs.about(values.run_dir),
+    )
+    print(f"{path} holds {', '.join(sorted(x.name for x in path.iterdir()))}.")
 
 
 def _import_official(values):

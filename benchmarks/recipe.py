@@ -122,7 +122,7 @@ def _stored():
 
 def _probe(run_dir, data_dir, splits, labels):
     import keras_simclr as simclr
-    from keras_simclr import runs
+    from keras_simclr import cards, runs
 
     model = runs.load_model(run_dir)
     train, test = fashion_mnist(*splits, data_dir=data_dir)
@@ -132,7 +132,7 @@ def _probe(run_dir, data_dir, splits, labels):
     return {
         "linear": simclr.linear_probe(*arrays).accuracy,
         "knn": simclr.knn_probe(*arrays).accuracy,
-        "versions": runs.versions(),
+        "versions": cards.versions(),
     }
 
 

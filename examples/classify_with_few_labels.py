@@ -4,7 +4,7 @@ Needs the encoder that pretrain_on_arrays.py writes, but not keras_simclr.
 
     python examples/classify_with_few_labels.py --encoder_dir=digits_encoder
 
-Reached an accuracy of 0.899 on the other 1,697 digits, with 10 labels per
+Reached an accuracy of 0.907 on the other 1,697 digits, with 10 labels per
 class, in 20 seconds on two cores of an Intel Xeon (November 2026).
 """
 

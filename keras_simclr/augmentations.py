@@ -445,6 +445,13 @@ class RandomResizedCrop(Augmentation):
         boxes = self.rest_box(*(tf.constant(float(size)) for size in sizes))
         for (start, length), size in zip(boxes, sizes, strict=True):
             margins.append((int(start), size - int(start) - int(length)))
+        # Enlarging needs no kernel that widens, which other runtimes lack. (The
+        # bicubic one without is inexact in TensorFlow.)
+        is_linear = self.interpolation == "bilinear"
+        is_reduced = any(
+            length > target
+            for (_, length), target in zip(boxes, self._target, strict=True)
+        )
         # An operation, not `keras.layers.Resizing`: in Keras 3.15 that layer
         # puts batch norm behind it into training mode when the model is
         # called without `training`.
@@ -452,7 +459,7 @@ class RandomResizedCrop(Augmentation):
             keras.layers.Cropping2D(margins)(images),
             self._target,
             interpolation=self.interpolation,
-            antialias=self.antialias,
+            antialias=self.antialias and (is_reduced or not is_linear),
         )
         return keras.ops.clip(images, 0.0, 1.0)
 

@@ -11,8 +11,8 @@ SMALLEST_SIDE = 8  # Pixels.
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")
 _REDUCTIONS = (1, 2, 4, 8)  # Scales at which JPEGs can be decoded.
-_EXIF = b"Exif\0\0"
 _HEAD = 1 << 16  # Bytes; an EXIF block is no longer.
+_ENTRIES = 256  # Of an EXIF directory that are looked at: usual are 12.
 
 
 def read_images(folder, orders, length, canvas_size):
@@ -114,16 +114,52 @@ def decode(contents, canvas_size):
     >>> decode(contents, 16).shape
     TensorShape([16, 8, 3])
     """
-    is_jpeg = tf.strings.substr(contents, 0, 3) == b"\xff\xd8\xff"
-    is_png = tf.strings.substr(contents, 0, 8) == b"\x89PNG\r\n\x1a\n"
     return tf.switch_case(
-        tf.where(is_jpeg, 0, tf.where(is_png, 1, 2)),
+        _kind(contents),
         [
             lambda: _jpeg(contents, canvas_size),
             lambda: _shrunk(_png(contents), canvas_size),
             lambda: _shrunk(_other(contents), canvas_size),
         ],
     )
+
+
+def decode_jpeg_or_png(contents, canvas_size):
+    """Decodes as `decode` does, by TensorFlow alone: for a SavedModel.
+
+    Args:
+        contents: As `decode`.
+        canvas_size: As `decode`.
+
+    Returns:
+        As `decode`.
+
+    Raises:
+        tf.errors.OpError: As `decode`; and if it is another file.
+
+    Example:
+
+    >>> contents = tf.io.encode_png(np.zeros((20, 10, 3), "uint8"))
+    >>> decode_jpeg_or_png(contents, 16).shape
+    TensorShape([16, 8, 3])
+    """
+    kind = _kind(contents)
+    text = "Encoded images must be JPEG or PNG."
+    known = tf.raw_ops.Assert(condition=kind < 2, data=[text])
+    with tf.control_dependencies([known]):
+        kind = tf.identity(kind)
+    return tf.cond(
+        kind == 0,
+        lambda: _jpeg(contents, canvas_size),
+        lambda: _shrunk(_png(contents), canvas_size),
+    )
+
+
+def _kind(contents):
+    """0: JPEG; 1: PNG; 2: another format."""
+    is_jpeg = tf.strings.substr(contents, 0, 3) == b"\xff\xd8\xff"
+    is_png = tf.strings.substr(contents, 0, 8) == b"\x89PNG\r\n\x1a\n"
+    return tf.where(is_jpeg, 0, tf.where(is_png, 1, 2))
 
 
 def fitted(image, canvas_size):
@@ -176,59 +212,81 @@ def _shrunk(image, canvas_size):
 
 
 def _jpeg(contents, canvas_size):
-    *size, channels = tf.unstack(tf.io.extract_jpeg_shape(contents))
+    size = tf.io.extract_jpeg_shape(contents)[:2]
     longest = tf.reduce_max(size)
     # A length of 0.8 canvases is left as it is: halves would be too small.
     reductions = tf.reduce_sum(
         tf.cast(5 * (longest // _REDUCTIONS[1:]) >= 4 * canvas_size, tf.int32)
     )
-    is_cmyk = channels == 4
     with _usable(size):
         image = tf.switch_case(
-            tf.where(is_cmyk, len(_REDUCTIONS), reductions),
+            reductions,
             [
                 lambda scale=scale: tf.io.decode_jpeg(contents, 3, ratio=scale)
                 for scale in _REDUCTIONS
-            ]
-            + [lambda: _other(contents)],
+            ],
         )
     # The camera's notes come first, or after a JFIF block of 18 bytes.
     starts = [tf.strings.substr(contents, place, 4) for place in (6, 24)]
-    has_notes = tf.reduce_any(tf.stack(starts) == b"Exif") & ~is_cmyk
+    has_notes = tf.stack(starts) == b"Exif"
     is_large = tf.reduce_max(tf.shape(image)) > canvas_size
 
     def turned_and_shrunk():
-        head = tf.strings.substr(contents, 0, _HEAD)
-        upright = tf.numpy_function(
-            _upright, [image, head], tf.uint8, stateful=False
-        )
-        upright = tf.ensure_shape(upright, (None, None, 3))
-        return _shrunk(upright, canvas_size)
+        place = tf.where(has_notes[0], 12, 30)
+        notes = tf.strings.substr(contents, place, _HEAD)
+        is_turned = tf.reduce_any(has_notes)
+        orientation = tf.where(is_turned, _orientation(notes), 1)
+        return _upright(_shrunk(image, canvas_size), orientation)
 
     # Most images are neither: one branch costs less than two.
-    return tf.cond(has_notes | is_large, turned_and_shrunk, lambda: image)
+    return tf.cond(
+        tf.reduce_any(has_notes) | is_large, turned_and_shrunk, lambda: image
+    )
 
 
-def _upright(image, head):
-    """The image turned as the first bytes of its JPEG file say.
+def _orientation(notes):
+    """What EXIF notes say about the image, 1 to 8; 1 if they are broken.
 
-    EXIF 2.32, tag 0x0112: 5 to 8 are transposed, 3, 4, 7 and 8 upside down,
-    2, 3, 6 and 7 mirrored.
+    EXIF 2.32: a TIFF header, which says where the directory starts, and there
+    entries of 12 bytes, of which one has the tag 0x0112.
     """
-    import PIL.Image
+    header = tf.strings.substr(notes, 0, 4)
+    is_little_endian = header == b"II*\0"
+    is_known = is_little_endian | (header == b"MM\0*")
+    beyond = tf.constant(b"\0" * (12 * _ENTRIES + 8))
+    codes = tf.io.decode_raw(tf.strings.join([notes, beyond]), tf.uint8)
 
-    exif = PIL.Image.Exif()
-    try:
-        exif.load(head[head.index(_EXIF) :])
-        orientation = int(exif.get(0x0112, 1))
-    except Exception:  # Whatever Pillow makes of broken or missing notes.
-        return image
-    if 5 <= orientation <= 8:
-        image = image.transpose(1, 0, 2)
-    if orientation in (3, 4, 7, 8):
-        image = image[::-1]
-    if orientation in (2, 3, 6, 7):
-        image = image[:, ::-1]
+    def number(codes):
+        codes = tf.cast(codes, tf.int64)
+        weights = 256 ** tf.range(codes.shape[-1], dtype=tf.int64)
+        return tf.where(
+            is_little_endian,
+            tf.reduce_sum(codes * weights, axis=-1),
+            tf.reduce_sum(codes * weights[::-1], axis=-1),
+        )
+
+    length = tf.cast(tf.strings.length(notes), tf.int64)
+    first = number(tf.ensure_shape(codes[4:8], [4]))
+    codes = codes[tf.minimum(first, length) :]
+    count = number(tf.ensure_shape(codes[:2], [2]))
+    entries = tf.reshape(codes[2 : 2 + 12 * _ENTRIES], (_ENTRIES, 12))
+    is_it = number(entries[:, :2]) == 0x0112
+    is_it &= is_known & (tf.range(_ENTRIES, dtype=tf.int64) < count)
+    return tf.reduce_max(tf.where(is_it, number(entries[:, 8:10]), 1))
+
+
+def _upright(image, orientation):
+    """5 to 8 are transposed, 3, 4, 7 and 8 upside down, 2, 3, 6, 7 mirrored."""
+    for orientations, turned in (
+        ((5, 6, 7, 8), lambda image: tf.transpose(image, (1, 0, 2))),
+        ((3, 4, 7, 8), lambda image: tf.reverse(image, [0])),
+        ((2, 3, 6, 7), lambda image: tf.reverse(image, [1])),
+    ):
+        image = tf.cond(
+            tf.reduce_any(orientation == orientations),
+            lambda image=image, turned=turned: turned(image),
+            lambda image=image: image,
+        )
     return image
 
 
@@ -236,20 +294,18 @@ def _png(contents):
     header = tf.strings.substr(contents, 16, 10)
     sides = tf.strings.substr(header, 0, 8)
     sides = tf.io.decode_raw(sides, tf.int32, little_endian=False)
-    depth = tf.io.decode_raw(header, tf.uint8)[8]  # Bits.
-
-    def several_bits():
-        image = tf.io.decode_png(contents, channels=4)
-        color, alpha = image[..., :3], image[..., 3:]
-        return tf.cond(
-            tf.reduce_all(alpha == 255),
-            lambda: color,
-            lambda: _on_white(color, alpha),
-        )
-
-    # TensorFlow (seen with 2.21) reads less than 8 bits of gray wrongly.
+    depth = tf.cast(tf.io.decode_raw(header, tf.uint8)[8], tf.int32)  # Bits.
     with _usable(sides):
-        return tf.cond(depth >= 8, several_bits, lambda: _other(contents))
+        image = tf.io.decode_png(contents, channels=4)
+    color, alpha = image[..., :3], image[..., 3:]
+    # Without transparency, TensorFlow (seen with 2.21) makes alpha as many
+    # ones as an image of less than 8 bits has bits.
+    ones = tf.cast(2 ** tf.minimum(depth, 8) - 1, tf.uint8)
+    return tf.cond(
+        tf.reduce_all(alpha == 255) | tf.reduce_all(alpha == ones),
+        lambda: color,
+        lambda: _on_white(color, alpha),
+    )
 
 
 def _on_white(color, alpha):

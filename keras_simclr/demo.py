@@ -11,7 +11,7 @@ import tempfile
 import keras
 import numpy as np
 
-from keras_simclr import augmentations, losses, optimizers, runs
+from keras_simclr import augmentations, cards, losses, optimizers, runs
 from keras_simclr.data import dataset_from_arrays
 from keras_simclr.evaluation import evaluate
 from keras_simclr.export import export_encoder
@@ -144,7 +144,7 @@ def run(output_dir="runs/demo", *, seed=0, epochs=_EPOCHS):
         output_dir,
         epochs=epochs,
         flags=f"--output_dir={output_dir}\n--seed={seed}\n",
-        summary={"command": "demo", **runs.versions()},
+        summary={"command": "demo", **cards.versions()},
     )
     _plot_views(model, train[0][:8], output_dir / "views.png")
     _plot_loss(output_dir / "log.csv", output_dir / "loss.png")

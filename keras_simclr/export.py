@@ -1,33 +1,70 @@
 """Writing an encoder for use without this package."""
 
+import contextlib
+import importlib.util
+import json
 import pathlib
 import shutil
 import tempfile
+import typing
+import warnings
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_simclr.augmentations import Augmentation
+from keras_simclr import _checks, cards, data
+from keras_simclr.augmentations import Augmentation, to_float
+from keras_simclr.decoding import decode_jpeg_or_png
 from keras_simclr.model import SimCLRModel, as_list, takes_sizes
 from keras_simclr.networks import plain_copy
 
+FORMATS = {
+    "keras": "encoder.keras",
+    "saved_model": "saved_model",
+    "onnx": "encoder.onnx",
+    "litert": "encoder.tflite",
+    "litert_int8": "encoder_int8.tflite",
+    "hub": "hub",
+}
+_PACKAGES = {"onnx": ("onnx", "tf2onnx", "onnxruntime")}
+_TRIED = 8  # Images that all formats must agree on.
+_TOLERANCE = 1e-3  # Of the largest value of a representation.
 
-def export_encoder(model, directory):
-    """Writes the encoder of a model as `.keras` and as a SavedModel.
 
-    Both take float32 images in [0, 1], bring them to the evaluation view,
-    return float32 representations and can be fine-tuned; neither needs this
-    package to load.
+def export_encoder(
+    model, directory, *, formats=("keras", "saved_model"), about=None
+):
+    """Writes the encoder of a model for use without this package.
 
-    - `encoder.keras`: plain Keras layers, for images of the encoder's size.
-    - `saved_model/`: a reusable SavedModel (TF Hub), for images of any size.
+    All formats take float32 images in [0, 1], bring them to the evaluation
+    view and return float32 representations.
+
+    - `"keras"`, `encoder.keras`: plain Keras layers, for images of the
+      encoder's size. It can be fine-tuned.
+    - `"saved_model"`, `saved_model/`: a reusable SavedModel (TF Hub), for
+      images of any size that the augmentation resizes. It can be fine-tuned.
       `__call__(images, training=False)` and the signature `serving_default`
-      (output `default`) return representations.
+      (output `default`) return representations; so does, for three channels,
+      the signature `encoded_images` (input `image_bytes`) of JPEG and PNG
+      files.
+    - `"onnx"`, `encoder.onnx`, and `"litert"`, `encoder.tflite`: for images of
+      the encoder's size.
+    - `"litert_int8"`, `encoder_int8.tflite`: the same with weights in 8 bits, a
+      fourth of the size. What flows between the layers stays float32: its
+      range in 8 bits could only be told from your images.
+    - `"hub"`, `hub/`: the SavedModel as TF Hub and Kaggle Models take it, an
+      archive with a page and metadata.
+
+    `model_card.json` and `README.md` tell what is in the directory, how to use
+    it, and by how much each format, loaded again, differs from the model.
 
     Args:
         model: A `SimCLRModel`.
         directory: Directory to write, new or empty. It is complete or absent.
+        formats: Names of formats, as above.
+        about: Dictionary, further entries of `model_card.json`, or None. Of
+            these, `rows` as `evaluate` has them become a table in `README.md`.
 
     Returns:
         `pathlib.Path` of the directory.
@@ -35,15 +72,17 @@ def export_encoder(model, directory):
     Raises:
         TypeError: If `model` is not a `SimCLRModel`.
         FileExistsError: If `directory` holds anything.
-        ValueError: If the augmentation changes images at rest in a way that
-            plain Keras layers cannot repeat.
+        OSError: If it cannot be written.
+        ImportError: If a format needs a package that is not installed.
+        ValueError: If `formats` has an unknown name; if the augmentation
+            changes images at rest in a way that plain Keras layers cannot
+            repeat; or if a format, loaded again, disagrees with the model.
 
     Example:
 
     ```python
-    export_encoder(model, "my_encoder")
+    export_encoder(model, "my_encoder", formats=["keras", "onnx", "litert"])
     encoder = keras.models.load_model("my_encoder/encoder.keras")
-    module = tf.saved_model.load("my_encoder/saved_model")
     ```
 
     References:
@@ -54,7 +93,88 @@ def export_encoder(model, directory):
         raise TypeError(
             f"`model` must be a SimCLRModel. Received: model={model!r}"
         )
-    return write_network(model, plain_copy(model.encoder), directory, "encoder")
+    formats = check_formats(formats)
+    network = plain_copy(model.encoder)
+    with _staged(directory) as staged:
+        whole = with_evaluation_view(model, network)
+        view = _view(model)
+        save = {
+            "keras": whole.save,
+            "saved_model": lambda path: _save_module(
+                model, view, network, path
+            ),
+            "onnx": lambda path: _save_onnx(whole, path),
+            "litert": lambda path: _save_litert(whole, path),
+            "litert_int8": lambda path: _save_litert(
+                whole, path, optimizations=[tf.lite.Optimize.DEFAULT]
+            ),
+        }
+        images = _noise(view.shape, _TRIED)
+        expected = network(view.bring(images), training=False).numpy()
+        differences = {}
+        for name in formats:
+            path = staged / FORMATS[name]
+            if name in save:
+                with _readable_errors(name):
+                    save[name](path)
+                    found = np.asarray(_LOAD[name](path)(images))
+                differences[name] = _difference(name, found, expected)
+        card = {
+            **cards.describe(network, view.images, view.shape),
+            "formats": {name: FORMATS[name] for name in formats},
+            "round_trip": {
+                "images": _TRIED,
+                "largest_value": float(np.abs(expected).max()),
+                "max_difference": differences,
+            },
+            **(about or {}),
+        }
+        text = cards.readme(card)
+        (staged / "README.md").write_text(text, encoding="utf-8")
+        (staged / "model_card.json").write_text(json.dumps(card, indent=2))
+        if "hub" in formats:
+            cards.write_hub(card, staged)
+    return pathlib.Path(directory)
+
+
+def check_formats(formats):
+    """Checks the names of formats, and that their packages are installed.
+
+    Args:
+        formats: Names, as `export_encoder` takes them.
+
+    Returns:
+        List of them, in the order of `FORMATS`; with `"hub"` comes
+        `"saved_model"`, which it packs.
+
+    Raises:
+        TypeError: If `formats` is a string.
+        ValueError: If a name is unknown, or there is none.
+        ImportError: If a package is missing.
+
+    Example:
+
+    >>> check_formats(["hub", "keras"])
+    ['keras', 'saved_model', 'hub']
+    """
+    if isinstance(formats, str):
+        raise TypeError(
+            "`formats` must be a list of names. Received: "
+            f"formats={formats!r}. Write formats=[{formats!r}]"
+        )
+    formats = {_checks.choice("formats", x, FORMATS) for x in formats}
+    if not formats:
+        raise ValueError("`formats` must have a name. Received: no format")
+    for name in formats & set(_PACKAGES):
+        for package in _PACKAGES[name]:
+            if importlib.util.find_spec(package) is None:
+                raise ImportError(
+                    f"The format {name!r} needs `{package}`. Install it with: "
+                    f"pip install 'keras_simclr[{name}]'"
+                )
+    if "hub" in formats:
+        formats.add("saved_model")
+    return [name for name in FORMATS if name in formats]
 
 
 def write_network(model, network, directory, name, texts=None):
@@ -77,6 +197,17 @@ def write_network(model, network, directory, name, texts=None):
     write_network(model, plain_copy(model.encoder), "my_encoder", "encoder")
     ```
     """
+    with _staged(directory) as staged:
+        with_evaluation_view(model, network).save(staged / f"{name}.keras")
+        _save_module(model, _view(model), network, staged / "saved_model")
+        for file, text in (texts or {}).items():
+            (staged / file).write_text(text)
+    return pathlib.Path(directory)
+
+
+@contextlib.contextmanager
+def _staged(directory):
+    """Directory to write into, that is renamed when all went well."""
     directory = pathlib.Path(directory)
     check_is_free(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -84,16 +215,15 @@ def write_network(model, network, directory, name, texts=None):
         tempfile.mkdtemp(prefix=".export-", dir=directory.parent)
     )
     try:
-        whole = with_evaluation_view(model, network)
-        whole.save(staged / f"{name}.keras")
-        _save_module(model, network, staged / "saved_model")
-        for file, text in (texts or {}).items():
-            (staged / file).write_text(text)
+        yield staged
         staged.chmod(0o755)  # mkdtemp makes it private.
         staged.replace(directory)
+    except tf.errors.OpError as error:
+        raise OSError(
+            f"{str(directory)!r} could not be written: {error.message}"
+        ) from error
     finally:
         shutil.rmtree(staged, ignore_errors=True)
-    return directory
 
 
 def check_is_free(directory):
@@ -140,13 +270,15 @@ def with_evaluation_view(model, network):
     (None, 8, 8, 3)
     """
     shape = network.input_shape[1:]
+    if None in shape:
+        shape = _view(model).shape
     inputs = outputs = keras.Input(shape, name="inputs")
     for layer in as_list(model.augmentation):
         # Other layers are taken to leave images alone; checked below.
         if isinstance(layer, Augmentation):
             outputs = layer.plain_at_rest(outputs)
     views = keras.Model(inputs, outputs)
-    images = np.random.default_rng(0).random((2, *shape), dtype="float32")
+    images = _noise(shape, 2)
     expected = model.evaluation_view(images)
     if not np.allclose(views(images), expected, atol=1e-5):
         raise ValueError(
@@ -159,21 +291,45 @@ def with_evaluation_view(model, network):
     return keras.Model(inputs, network(outputs), name=network.name)
 
 
-def _save_module(model, network, path):
+class _View(typing.NamedTuple):
+    """What a model does to images at rest, traced once."""
+
+    bring: tf.types.experimental.GenericFunction  # From images to views.
+    images: tuple  # Shape of an image; None for any size.
+    shape: tuple  # Shape of what the encoder sees.
+
+
+def _view(model):
+    encoder = model.encoder.input_shape[1:]
+    images = (None, None, encoder[2]) if len(encoder) == 3 else encoder
+    bring = tf.function(
+        model.evaluation_view,
+        input_signature=[tf.TensorSpec((None, *images), tf.float32)],
+        autograph=False,
+    )
+    found = bring.get_concrete_function().structured_outputs.shape[1:]
+    shape = tuple(found.merge_with(encoder))
+    # What is not brought to the encoder's size must have it.
+    return _View(bring, images if found == shape else shape, shape)
+
+
+def _noise(shape, count):
+    shape = [16 if x is None else x for x in shape]
+    return np.random.default_rng(0).random((count, *shape), dtype="float32")
+
+
+def _save_module(model, view, network, path):
     module = tf.train.Checkpoint()
     module.variables = [v.value for v in network.variables]
     module.trainable_variables = [v.value for v in network.trainable_variables]
     module.regularization_losses = [
         _penalty(v) for v in network.trainable_variables if v.regularizer
     ]
-    shape = network.input_shape[1:]
-    if len(shape) == 3:
-        shape = (None, None, shape[2])
-    images = tf.TensorSpec((None, *shape), tf.float32, name="inputs")
+    images = tf.TensorSpec((None, *view.images), tf.float32, name="inputs")
+    embed = tf.function(network, autograph=False)  # Traced twice in all.
 
-    def represent(inputs, training=False, sizes=None):
-        view = model.evaluation_view(inputs, sizes)
-        return network(view, training=training)
+    def represent(inputs, training=False):
+        return embed(view.bring(inputs), training=training)
 
     module.__call__ = tf.function(represent, autograph=False)
     for training in (False, True):
@@ -181,7 +337,9 @@ def _save_module(model, network, path):
     module.__call__.get_concrete_function(images)
     if takes_sizes(model):
         module.on_canvas = tf.function(
-            lambda images, sizes: represent(images, sizes=sizes),
+            lambda images, sizes: embed(
+                model.evaluation_view(images, sizes), training=False
+            ),
             input_signature=[
                 tf.TensorSpec(images.shape, tf.uint8),
                 tf.TensorSpec((None, 2), tf.int32),
@@ -191,10 +349,29 @@ def _save_module(model, network, path):
     serve = tf.function(
         lambda inputs: {"default": represent(inputs)}, autograph=False
     )
-    tf.saved_model.save(
-        module,
-        path,
-        signatures={"serving_default": serve.get_concrete_function(images)},
+    signatures = {"serving_default": serve.get_concrete_function(images)}
+    if cards.takes_files(view.images, view.shape):
+        signatures["encoded_images"] = _serve_files(view, embed)
+    tf.saved_model.save(module, path, signatures=signatures)
+
+
+def _serve_files(view, embed):
+    canvas_size = data.canvas_for(max(view.shape[:2]))
+
+    def view_of(contents):
+        image = to_float(decode_jpeg_or_png(contents, canvas_size))
+        return view.bring(image[None])[0]
+
+    def serve(image_bytes):
+        views = tf.map_fn(
+            view_of,
+            image_bytes,
+            fn_output_signature=tf.TensorSpec(view.shape, tf.float32),
+        )
+        return {"default": embed(views, training=False)}
+
+    return tf.function(serve, autograph=False).get_concrete_function(
+        tf.TensorSpec((None,), tf.string, name="image_bytes")
     )
 
 
@@ -202,3 +379,73 @@ def _penalty(variable):
     return tf.function(
         lambda: variable.regularizer(variable), input_signature=[]
     )
+
+
+def _save_onnx(network, path):
+    network(_noise(network.input_shape[1:], 1))  # Keras asks for a call.
+    with warnings.catch_warnings():
+        # Keras 3.15 looks for what NumPy 2 no longer has.
+        warnings.simplefilter("ignore", FutureWarning)
+        network.export(path, format="onnx", verbose=False)
+
+
+def _save_litert(network, path, **kwargs):
+    network.export(path, format="litert", verbose=False, **kwargs)
+
+
+def _load_onnx(path):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(
+        path, providers=["CPUExecutionProvider"]
+    )
+    name = session.get_inputs()[0].name
+    return lambda images: session.run(None, {name: images})[0]
+
+
+def _load_litert(path):
+    with warnings.catch_warnings():
+        # TensorFlow announces its removal; what replaces it is another package.
+        warnings.simplefilter("ignore", UserWarning)
+        interpreter = tf.lite.Interpreter(str(path))
+    run = interpreter.get_signature_runner()
+    (name,) = run.get_input_details()
+    return lambda images: run(**{name: images})["output_0"]
+
+
+_LOAD = {
+    "keras": keras.models.load_model,
+    "saved_model": tf.saved_model.load,
+    "onnx": _load_onnx,
+    "litert": _load_litert,
+    "litert_int8": _load_litert,
+}
+
+
+@contextlib.contextmanager
+def _readable_errors(name):
+    try:
+        yield
+    except (OSError, MemoryError, tf.errors.OpError):
+        raise
+    except Exception as error:  # Converters raise all kinds.
+        if name in ("keras", "saved_model"):
+            raise
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"The format {name!r} must be able to express the encoder. "
+            f"Received: {reason}. Leave it out of `formats`."
+        ) from error
+
+
+def _difference(name, found, expected):
+    difference = float(np.abs(found - expected).max())
+    largest = float(np.abs(expected).max())
+    if name != "litert_int8" and not difference <= _TOLERANCE * largest:
+        raise ValueError(
+            f"The format {name!r}, loaded again, must return what the model "
+            f"does. Received: representations that differ by {difference:.3g}, "
+            f"where the largest value is {largest:.3g}. Leave it out of "
+            "`formats`."
+        )
+    return difference

@@ -14,7 +14,7 @@ import tensorflow as tf
 # is to be had in no other way.
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 
-from keras_simclr import _checks, classification, runs
+from keras_simclr import _checks, cards, classification, runs
 from keras_simclr.export import check_is_free, export_encoder
 from keras_simclr.model import SimCLRModel
 from keras_simclr.networks import (
@@ -255,9 +255,11 @@ def import_official(path, output_dir, *, projection_layer=None):
     )
     try:
         runs.save_model(model, staged)
-        summary = {"command": "import-official", **runs.versions()}
+        summary = {"command": "import-official", **cards.versions()}
         runs.update_summary(staged, {**summary, "official": official.info})
-        export_encoder(model, staged / "export")
+        export_encoder(
+            model, staged / "export", about={"official": official.info}
+        )
         if official.classifier is not None:
             network = keras.Sequential(
                 [plain_copy(official.classifier), keras.layers.Softmax()],

@@ -1,7 +1,6 @@
 """The run directory: flags, log, weights and results of one pretraining."""
 
 import collections
-import importlib.metadata
 import json
 import os
 import pathlib
@@ -219,6 +218,36 @@ def recorded_flags(run_dir):
     path = pathlib.Path(run_dir) / _FLAGS
     lines = path.read_text().splitlines() if path.exists() else []
     return dict(line.removeprefix("--").split("=", 1) for line in lines)
+
+
+def about(run_dir):
+    """What the model card of a run's encoder says about the run.
+
+    Args:
+        run_dir: The run directory.
+
+    Returns:
+        Dictionary: `recipe`, the flags without the place where the run is;
+        and of `summary.json`, as far as it has them, `data`, how long it was
+        trained, and the evaluation.
+
+    Example:
+
+    >>> about("a/new/directory")
+    {'recipe': {}}
+    """
+    recipe = recorded_flags(run_dir)
+    recipe.pop("output_dir", None)
+    summary = _read_summary(run_dir)
+    kept = (
+        "data",
+        "official",
+        "epochs_trained",
+        "steps_trained",
+        "rows",
+        "evaluation",
+    )
+    return {"recipe": recipe, **{k: summary[k] for k in kept if k in summary}}
 
 
 def check_can_run(run_dir, flags=None):
@@ -510,21 +539,3 @@ def _convolve_and_back(images, kernel):
         tape.watch((images, kernel))
         outputs = tf.nn.conv2d(images, kernel, 1, "SAME")
     return tape.gradient(outputs, (images, kernel))
-
-
-def versions():
-    """Versions that a result depends on, for `summary.json`.
-
-    Returns:
-        Dictionary.
-
-    Example:
-
-    >>> sorted(versions())
-    ['keras', 'keras_simclr', 'tensorflow']
-    """
-    return {
-        "keras_simclr": importlib.metadata.version("keras_simclr"),
-        "keras": keras.version(),
-        "tensorflow": tf.__version__,
-    }

@@ -16,6 +16,7 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("[!_]*.py"))
 # A module may import those of lower levels only.
 LEVELS = {
     "_checks": 0,
+    "cards": 0,
     "augmentations": 1,
     "decoding": 1,
     "losses": 1,
@@ -45,10 +46,15 @@ HEAVY = {
     "PIL",
     "imagehash",
     "matplotlib",
+    "onnx",
+    "onnxruntime",
     "pyarrow",
     "scipy",
     "sklearn",
     "tensorflow_datasets",
+    "tensorflow_hub",
+    "tf2onnx",
+    "tf_keras",
 }
 PUBLIC = [
     "LARS",

@@ -235,15 +235,35 @@ def test_embed_writes_what_the_model_predicts(run_dir, data, tmp_path):
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-def test_export_writes_both_formats(run_dir, tmp_path):
+def test_export_writes_formats_and_a_card_of_the_run(run_dir, tmp_path, capsys):
     out = tmp_path / "out"
-    assert (
-        cli.main(["export", f"--run_dir={run_dir}", f"--output_dir={out}"]) == 0
+    arguments = [f"--run_dir={run_dir}", f"--output_dir={out}"]
+    assert cli.main(["export", *arguments]) == 0
+    names = ["README.md", "encoder.keras", "model_card.json", "saved_model"]
+    assert sorted(path.name for path in out.iterdir()) == names
+    text = f"{out} holds README.md, encoder.keras, model_card.json, saved_model"
+    assert f"{text}.\n" in capsys.readouterr().out
+    card = json.loads((out / "model_card.json").read_text())
+    assert card["recipe"]["depth"] == "10"
+    assert "output_dir" not in card["recipe"]
+    assert card["steps_trained"] == 2
+    assert set(card["round_trip"]["max_difference"]) == {"keras", "saved_model"}
+
+
+def test_export_needs_known_formats_and_their_packages(
+    run_dir, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    out = tmp_path / "out"
+    arguments = [f"--run_dir={run_dir}", f"--output_dir={out}"]
+    assert cli.main(["export", *arguments, "--formats=keras,onnx"]) == 1
+    assert capsys.readouterr().err == (
+        "keras-simclr: export: The format 'onnx' needs `onnxruntime`. Install "
+        "it with: pip install 'keras_simclr[onnx]'\n"
     )
-    assert sorted(path.name for path in out.iterdir()) == [
-        "encoder.keras",
-        "saved_model",
-    ]
+    assert cli.main(["export", *arguments, "--formats=tflite"]) == 1
+    assert "`formats` must be one of" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_interrupted_run_says_what_it_kept(data, tmp_path, monkeypatch, capsys):

@@ -1,4 +1,6 @@
 import io
+import struct
+import zlib
 
 import numpy as np
 import PIL.Image
@@ -108,6 +110,59 @@ def test_pictures_are_turned_upright(decode, orientation):
         turned = PIL.ImageOps.exif_transpose(PIL.Image.open(io.BytesIO(data)))
         tolerance = 10 if file_format == "JPEG" else 0
         assert difference(decode(data), turned) <= tolerance
+
+
+@pytest.mark.parametrize("endian", ["<", ">"])
+@pytest.mark.parametrize("jfif", [0, 18])
+def test_notes_are_read_in_both_orders_of_bytes(decode, endian, jfif):
+    exif = PIL.Image.Exif()
+    exif.endian = endian
+    exif[0x010F] = "a maker"
+    exif[0x0112] = 6
+    data = contents(picture(), "JPEG", exif=exif)
+    data = data[: 2 + jfif] + data[20:]
+    assert data[6 + jfif : 10 + jfif] == b"Exif"
+    assert decode(data).shape == (24, 16, 3)
+
+
+def test_notes_that_point_nowhere_do_no_harm(decode):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    data = contents(picture(), "JPEG", exif=exif)
+    place = data.index(b"Exif") + 10
+    pixels = decode(data[:place] + b"\xff" * 4 + data[place + 4 :])
+    assert pixels.shape == (16, 24, 3)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_few_bits_of_gray_are_read_as_pillow_reads_them(decode, bits):
+    values = np.arange(64, dtype="uint8").reshape(8, 8) % 2**bits
+    rows = [
+        b"\0" + np.packbits(np.unpackbits(row[:, None], 1)[:, -bits:]).tobytes()
+        for row in values
+    ]
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", 8, 8, bits, 0, 0, 0, 0)),
+        (b"IDAT", zlib.compress(b"".join(rows))),
+        (b"IEND", b""),
+    ]
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(x)) + k + x + struct.pack(">I", zlib.crc32(k + x))
+        for k, x in chunks
+    )
+    assert (
+        np.asarray(PIL.Image.open(io.BytesIO(data)).convert("L")).max() == 255
+    )
+    check(decode, data)
+
+
+def test_for_a_saved_model_jpeg_and_png_are_all(decode):
+    for file_format in ("JPEG", "PNG"):
+        data = contents(picture(64, 40), file_format)
+        found = decoding.decode_jpeg_or_png(data, CANVAS)
+        np.testing.assert_array_equal(found, decode(data))
+    with pytest.raises(tf.errors.OpError, match="must be JPEG or PNG"):
+        decoding.decode_jpeg_or_png(contents(picture(), "BMP"), CANVAS)
 
 
 def test_broken_notes_of_the_camera_do_no_harm(decode):

@@ -1,6 +1,7 @@
 import pathlib
 import re
 import runpy
+import subprocess
 import sys
 
 import pytest
@@ -32,13 +33,18 @@ def test_examples_run_one_after_the_other(tmp_path, monkeypatch, capsys):
         f"--output_dir={out}",
         "--epochs=1",
     )
-    # It does without; a test of the export loads one in a fresh process.
+    few = [f"--encoder_dir={out}", "--epochs=2"]
+    # They do without; tests of the export load one in fresh processes.
     monkeypatch.setitem(sys.modules, "keras_simclr", None)
-    run(
-        monkeypatch,
-        "classify_with_few_labels.py",
-        f"--encoder_dir={out}",
-        "--epochs=2",
-    )
+    run(monkeypatch, "classify_with_few_labels.py", *few)
+    run(monkeypatch, "classify_with_saved_model.py", *few)
     text = capsys.readouterr().out
-    assert re.search(r"accuracy with 100 labels: 0\.\d+\n", text)
+    accuracies = re.findall(r"accuracy with 100 labels: (0\.\d+)\n", text)
+    assert len(accuracies) == 2
+    # tf_keras needs a process without Keras 3.
+    script = EXAMPLES / "fine_tune_with_hub.py"
+    result = subprocess.run(
+        [sys.executable, script, *few], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "accuracy with 100 labels: 0." in result.stdout

@@ -1,70 +1,36 @@
+import filecmp
+import json
+import os
 import pathlib
+import resource
 import subprocess
 import sys
+import tarfile
 
 import keras
 import numpy as np
+import PIL.Image
 import pytest
+import standins
 import tensorflow as tf
 
 import keras_simclr as simclr
-from keras_simclr import export
+from keras_simclr import cards, data, export
 
-# Loads what was exported in a process that never imports keras_simclr.
-_FRESH_PROCESS = """
-import pathlib, sys
-import keras
-import numpy as np
-import tensorflow as tf
-
-for directory in map(pathlib.Path, sys.argv[1:]):
-    check = np.load(directory / "check.npz")
-    images, expected = check["images"], check["expected"]
-    encoder = keras.models.load_model(directory / "out" / "encoder.keras")
-    np.testing.assert_allclose(encoder(images), expected, atol=1e-5)
-    assert all(type(x).__module__.startswith("keras.") for x in encoder.layers)
-
-    module = tf.saved_model.load(str(directory / "out" / "saved_model"))
-    for found in (
-        module(images),
-        module(images, training=False),
-        module.signatures["serving_default"](tf.constant(images))["default"],
-    ):
-        np.testing.assert_allclose(found, expected, atol=1e-5)
-    if "other_size" in check:
-        found = module(check["other_size"])
-        np.testing.assert_allclose(found, check["other_expected"], atol=1e-5)
-    assert not np.allclose(module(images, training=True), expected, atol=1e-5)
-    assert len(module.trainable_variables) < len(module.variables)
-    assert len(module.regularization_losses) == int(check["penalties"])
-    for penalty in module.regularization_losses:
-        assert float(penalty()) > 0
-
-    # Both can be fine-tuned.
-    with tf.GradientTape() as tape:
-        loss = tf.reduce_sum(module(images, training=True)[:, :3] ** 2)
-    variables = list(module.trainable_variables)
-    gradients = tape.gradient(loss, variables)
-    assert all(gradient is not None for gradient in gradients)
-    before = encoder.get_weights()
-    head = keras.Sequential([encoder, keras.layers.Dense(2)])
-    head.compile("sgd", "mse", run_eagerly=True)  # A step is faster so.
-    head.fit(images, np.ones((len(images), 2)), verbose=0)
-    assert any((a != b).any() for a, b in zip(before, encoder.get_weights()))
-assert "keras_simclr" not in sys.modules
-"""
+RUNTIMES = pathlib.Path(__file__).with_name("runtimes.py")
 
 
-def small_model(size, **kwargs):
+def small_model(size, channels=1, **kwargs):
     keras.utils.set_random_seed(0)
     encoder = keras.Sequential(
         [
-            keras.Input((size, size, 1)),
+            keras.Input((size, size, channels)),
             simclr.networks.FastConv2D(6, 3),
             simclr.networks.FusedBatchNormalization(),
             keras.layers.ReLU(),
             keras.layers.GlobalAveragePooling2D(),
-        ]
+        ],
+        name="encoder",
     )
     for variable in encoder.weights:  # As if it had been trained.
         rng = np.random.default_rng(0)
@@ -86,34 +52,112 @@ def mlp_model():
     )
 
 
-@pytest.mark.filterwarnings("ignore:These layers:UserWarning")
-def test_exports_agree_in_a_fresh_process(tmp_path):
+def write_files(directory):
+    """Image files such as cameras and programs make."""
+    directory.mkdir()
+    y, x = np.mgrid[:60, :100]
+    pixels = np.stack([2.5 * x, 4 * y, x + y], axis=-1).astype("uint8")
+    photo = PIL.Image.fromarray(pixels)
+    photo.save(directory / "a.jpg")
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    photo.resize((400, 240)).save(directory / "turned.jpg", exif=exif)
+    photo.convert("CMYK").save(directory / "cmyk.jpg")
+    photo.convert("L").save(directory / "gray.jpg")
+    photo.save(directory / "b.png")
+    photo.convert("1").save(directory / "bits.png")
+    photo.convert("P").save(directory / "palette.png")
+    clear = photo.copy()
+    clear.putalpha(PIL.Image.fromarray(pixels[..., 0]))
+    clear.save(directory / "clear.png")
+    photo.resize((300, 9)).save(directory / "wide.png")
+
+
+def of_files(model, directory):
+    """Their representations as the command line finds them."""
+    side = max(model.encoder.input_shape[1:3])
+    dataset = simclr.dataset_from_directory(
+        directory,
+        canvas_size=data.canvas_for(side),
+        shuffle=False,
+        drop_remainder=False,
+    )
+    return simclr.extract_features(model, dataset)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A directory with the exports of several models, and what they return."""
+    parent = tmp_path_factory.mktemp("exported")
     rng = np.random.default_rng(0)
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
         mixed = small_model(40)
     finally:
         keras.config.set_dtype_policy("float32")
-    models = {"8": small_model(8), "40": mixed, "table": mlp_model()}
-    for name, model in models.items():
-        directory = tmp_path / name
+    models = {
+        "small": (small_model(8), ["keras"]),
+        "mixed": (mixed, ["keras", "saved_model"]),
+        "photos": (small_model(40, channels=3), export.FORMATS),
+    }
+    with pytest.warns(UserWarning, match="These layers"):
+        models["table"] = (mlp_model(), ["keras", "hub", "onnx"])
+    for name, (model, formats) in models.items():
+        directory = parent / name
         directory.mkdir()
-        images = rng.random((4, *model.encoder.input_shape[1:]), "float32")
+        shape = model.encoder.input_shape[1:]
+        images = rng.random((4, *shape), "float32")
         arrays = {"images": images, "penalties": int(name == "table")}
+        arrays["programs"] = {"small": 1, "photos": 6}.get(name, 3)
         arrays["expected"] = simclr.extract_features(model, images)
         if name != "table":
-            arrays["other_size"] = rng.random((3, 50, 44, 1), "float32")
+            arrays["other_size"] = rng.random((3, 50, 44, shape[2]), "float32")
             arrays["other_expected"] = simclr.extract_features(
                 model, arrays["other_size"]
             )
+        if name == "photos":
+            write_files(directory / "files")
+            arrays["of_files"] = of_files(model, directory / "files")
         np.savez(directory / "check.npz", **arrays)
-        simclr.export_encoder(model, directory / "out")
+        simclr.export_encoder(model, directory / "out", formats=formats)
+    return parent
+
+
+@pytest.mark.parametrize(
+    ("runtime", "names"),
+    [
+        ("keras", ["small", "mixed", "photos", "table"]),
+        ("tf_keras", ["photos"]),
+        ("onnxruntime", ["photos", "table"]),
+    ],
+)
+def test_exports_agree_in_a_fresh_process(exported, runtime, names):
     result = subprocess.run(
-        [sys.executable, "-c", _FRESH_PROCESS, *map(str, tmp_path.iterdir())],
+        [sys.executable, RUNTIMES, runtime, *(exported / x for x in names)],
         capture_output=True,
         text=True,
+        env={**os.environ, "PYTHONPATH": ""},
     )
     assert result.returncode == 0, result.stderr[-3000:]
+
+
+def test_card_tells_how_each_format_differs(exported):
+    out = exported / "photos" / "out"
+    card = json.loads((out / "model_card.json").read_text())
+    others = {"README.md", "model_card.json"}
+    assert {x.name for x in out.iterdir()} - {"photo.jpg"} == {
+        *others,
+        *export.FORMATS.values(),
+    }
+    differences = card["round_trip"]["max_difference"]
+    assert set(differences) == {*export.FORMATS} - {"hub"}
+    rounding = differences.pop("litert_int8")
+    largest = card["round_trip"]["largest_value"]
+    assert max(differences.values()) < 1e-5 * largest
+    assert 0 < rounding < 0.1 * largest
+    assert card["inputs"]["shape"] == [None, 40, 40, 3]
+    assert card["inputs"]["saved_model_shape"] == [None, None, None, 3]
+    assert "| litert_int8 | " in (out / "README.md").read_text()
 
 
 @pytest.mark.parametrize("shape", [(40, 40), (40, 56), (9, 40)])
@@ -137,14 +181,164 @@ def test_export_refuses_a_directory_with_content(tmp_path):
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
-def test_a_failed_export_leaves_nothing(tmp_path, monkeypatch):
-    def full_disk(*_, **__):
-        raise OSError("No space left on device")
+@pytest.mark.parametrize("limit", [1_000, 60_000])
+def test_a_full_disk_leaves_nothing(tmp_path, limit):
+    """Files may not grow: first the Keras file fails, then the SavedModel."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with pytest.raises(OSError, match=r"could not be written|too large"):
+            simclr.export_encoder(small_model(8), tmp_path / "new" / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.rglob("*")) == [tmp_path / "new"]
 
-    monkeypatch.setattr(tf.saved_model, "save", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+
+def test_a_disk_that_cannot_be_written_is_an_error():
+    # Read-only, or not for directories, even where tests run as root.
+    with pytest.raises(OSError, match="/sys/"):
+        simclr.export_encoder(small_model(8), "/sys/encoder")
+
+
+@pytest.mark.parametrize(
+    ("formats", "kind", "message"),
+    [
+        (
+            ["keras", "onx"],
+            ValueError,
+            (
+                "`formats` must be one of 'hub', 'keras', 'litert', "
+                "'litert_int8', 'onnx', 'saved_model'. Received: "
+                "formats='onx'. Did you mean 'onnx'?"
+            ),
+        ),
+        ([], ValueError, "`formats` must have a name. Received: no format"),
+        (
+            "onnx",
+            TypeError,
+            (
+                "`formats` must be a list of names. Received: formats='onnx'. "
+                "Write formats=['onnx']"
+            ),
+        ),
+        (
+            ["keras", "onnx"],
+            ImportError,
+            (
+                "The format 'onnx' needs `onnxruntime`. Install it with: pip "
+                "install 'keras_simclr[onnx]'"
+            ),
+        ),
+    ],
+)
+def test_formats_are_checked_before_anything_is_written(
+    tmp_path, monkeypatch, formats, kind, message
+):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    model = small_model(8)
+    with pytest.raises(kind) as error:
+        simclr.export_encoder(model, tmp_path / "out", formats=formats)
+    assert str(error.value) == message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_format_that_disagrees_is_refused(tmp_path, monkeypatch):
+    def load(path):
+        return lambda images: np.full((8, 6), 9.0, "float32")
+
+    monkeypatch.setitem(export._LOAD, "keras", load)
+    with pytest.raises(ValueError, match="'keras', loaded again, must return"):
         simclr.export_encoder(small_model(8), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_format_that_cannot_express_the_encoder_is_refused(tmp_path):
+    crop = simclr.RandomResizedCrop(40, 40, interpolation="bicubic")
+    model = small_model(40, augmentation=crop)
+    with pytest.raises(ValueError, match="'litert' must be able to express"):
+        simclr.export_encoder(model, tmp_path / "out", formats=["litert"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sizes_follow_from_augmentation_and_encoder(tmp_path):
+    def shapes(encoder, augmentation):
+        model = simclr.SimCLRModel(encoder, augmentation=augmentation)
+        _, images, shape = export._view(model)
+        return images, shape
+
+    any_size = standins.encoder(shape=(None, None, 1))
+    fixed = standins.encoder()
+    crop, flip = simclr.RandomResizedCrop(8, 8), simclr.RandomFlip()
+    free = (None, None, 1)
+    assert shapes(fixed, crop) == (free, (8, 8, 1))
+    assert shapes(any_size, crop) == (free, (8, 8, 1))
+    assert shapes(fixed, flip) == ((8, 8, 1), (8, 8, 1))
+    assert shapes(any_size, flip) == (free, free)
+
+
+def test_an_encoder_of_any_size_takes_any_size(tmp_path):
+    encoder = standins.encoder(shape=(None, None, 1))
+    model = simclr.SimCLRModel(encoder, augmentation=simclr.RandomFlip())
+    out = simclr.export_encoder(model, tmp_path / "out")
+    images = np.random.default_rng(0).random((2, 9, 12, 1), "float32")
+    module = tf.saved_model.load(out / "saved_model")
+    np.testing.assert_allclose(module(images), model(images), atol=1e-6)
+
+
+def test_the_archive_is_the_saved_model_and_is_repeatable(exported, tmp_path):
+    out = exported / "photos" / "out"
+    archive = out / "hub" / "kaggle" / "encoder.tar.gz"
+    with tarfile.open(archive) as file:
+        assert file.getnames() == sorted(file.getnames())
+        file.extractall(tmp_path / "unpacked", filter="data")
+    unpacked = filecmp.dircmp(out / "saved_model", tmp_path / "unpacked")
+    assert "saved_model.pb" in unpacked.same_files
+    assert "variables" in unpacked.common_dirs
+    assert not unpacked.left_only + unpacked.right_only + unpacked.diff_files
+    cards.pack(tmp_path / "unpacked", tmp_path / "again.tar.gz")
+    assert (tmp_path / "again.tar.gz").read_bytes() == archive.read_bytes()
+
+
+def test_pages_for_hub_and_kaggle_say_what_they_must(exported):
+    hub = exported / "photos" / "out" / "hub"
+    lines = (hub / "1.md").read_text().splitlines()
+    assert lines[0] == "# Module INSERT_OWNER_SLUG_HERE/encoder/1"
+    assert "<!-- asset-path: kaggle/encoder.tar.gz -->" in lines
+    assert "<!-- task: image-feature-vector -->" in lines
+    assert "<!-- format: saved_model_2 -->" in lines
+    table = (exported / "table" / "out" / "hub" / "1.md").read_text()
+    assert "image-feature-vector" not in table
+    of_model, of_instance = (
+        json.loads((hub / "kaggle" / f"{name}-metadata.json").read_text())
+        for name in ("model", "model-instance")
+    )
+    # As `kaggle models init` and `kaggle models variations init` write them.
+    assert list(of_model) == [
+        "ownerSlug",
+        "title",
+        "slug",
+        "subtitle",
+        "isPrivate",
+        "description",
+        "publishTime",
+        "provenanceSources",
+    ]
+    assert list(of_instance) == [
+        "ownerSlug",
+        "modelSlug",
+        "instanceSlug",
+        "framework",
+        "overview",
+        "usage",
+        "licenseName",
+        "fineTunable",
+        "trainingData",
+        "modelInstanceType",
+        "baseModelInstance",
+        "externalBaseModelUrl",
+    ]
+    assert of_instance["modelSlug"] == of_model["slug"] == "encoder"
+    assert of_instance["framework"] == "tensorFlow2"
 
 
 def test_export_refuses_what_is_not_a_simclr_model(tmp_path):

@@ -193,7 +193,7 @@ def main(claim):
 def _run(claim, config, arguments):
     import keras
 
-    from keras_simclr import runs
+    from keras_simclr import cards, runs
 
     runs.forget_models()
     gc.collect()
@@ -211,7 +211,7 @@ def _run(claim, config, arguments):
         "date": datetime.date.today().isoformat(),
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)),
-        "versions": runs.versions(),
+        "versions": cards.versions(),
     }
 
 

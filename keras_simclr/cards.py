@@ -1,0 +1,405 @@
+"""What stands beside an exported encoder: model card, pages, archive."""
+
+import gzip
+import importlib.metadata
+import json
+import re
+import shlex
+import tarfile
+
+import keras
+import tensorflow as tf
+
+# As Kaggle's own templates have it: its client refuses to upload the first.
+_OWNER = "INSERT_OWNER_SLUG_HERE"
+_LICENSE = "INSERT_LICENSE_NAME_HERE"
+_LICENSE_NOTE = (
+    "The weights belong to whoever trained them; publish them under the "
+    "licence of your choice, as far as that of your images allows."
+)
+_ARCHIVE = "encoder.tar.gz"
+
+_README = """\
+# {name}
+
+A SimCLR encoder, trained without labels: it makes a representation of
+{features} numbers of each input. Written by keras_simclr.
+
+## Input
+
+{contract}
+
+## Use
+
+```python
+import numpy as np
+
+images = np.random.default_rng(0).random({shape}, "float32")
+```
+
+{uses}
+## How it was checked
+
+Each format was loaded again and given {tried} random inputs. Largest difference
+from the model's own representations, whose largest value is {largest:.3g}:
+
+| format | largest difference |
+|---|---|
+{differences}
+
+{origin}## Licence
+
+{license}
+"""
+
+# By format; and for image files.
+_USE = {
+    "keras": """\
+Keras 3, plain layers; `encoder.trainable` decides whether a classifier on top
+of it fine-tunes it:
+
+```python
+import keras
+
+encoder = keras.models.load_model("encoder.keras")
+embeddings = encoder.predict(images)
+```
+""",
+    "saved_model": """\
+The SavedModel, in TensorFlow, in Keras 3 (as a layer that is not trained) and
+in tf_keras with TensorFlow Hub (where it can be fine-tuned):
+
+```python
+import tensorflow as tf
+
+module = tf.saved_model.load("saved_model")
+embeddings = module(images)
+```
+
+```python
+import keras
+
+layer = keras.layers.TFSMLayer("saved_model", call_endpoint="serving_default")
+embeddings = layer(images)["default"]
+```
+
+```python
+# pip install tensorflow-hub tf-keras 'setuptools<81'
+import os
+
+os.environ["TF_USE_LEGACY_KERAS"] = "1"  # Before TensorFlow is imported.
+import tensorflow_hub as hub
+import tf_keras
+
+layer = hub.KerasLayer("saved_model", trainable=True)
+classifier = tf_keras.Sequential([layer, tf_keras.layers.Dense(10, "softmax")])
+embeddings = layer(images)
+```
+""",
+    "files": """\
+From the bytes of JPEG and PNG files, of any size each:
+
+```python
+import pathlib
+
+import tensorflow as tf
+
+module = tf.saved_model.load("saved_model")
+files = [pathlib.Path("photo.jpg").read_bytes()]
+embed = module.signatures["encoded_images"]
+embeddings = embed(image_bytes=tf.constant(files))["default"]
+```
+""",
+    "onnx": """\
+ONNX Runtime:
+
+```python
+import onnxruntime
+
+session = onnxruntime.InferenceSession("encoder.onnx")
+(embeddings,) = session.run(None, {session.get_inputs()[0].name: images})
+```
+""",
+    "litert": """\
+LiteRT, here with TensorFlow's interpreter; `ai_edge_litert.interpreter` has the
+same{note}:
+
+```python
+import tensorflow as tf
+
+interpreter = tf.lite.Interpreter("{file}")
+run = interpreter.get_signature_runner()
+(name,) = run.get_input_details()
+embeddings = run(**{{name: images}})["output_0"]
+```
+""",
+}
+
+
+def describe(network, image_shape, view_shape):
+    """The entries of a model card that follow from the encoder itself.
+
+    Args:
+        network: Plain `keras.Model` from views to representations.
+        image_shape: Shape of the images that the SavedModel takes.
+        view_shape: Shape of what the encoder sees.
+
+    Returns:
+        Dictionary that JSON can hold.
+
+    Example:
+
+    >>> encoder = simclr.ResNet(10, stem="cifar", input_shape=(8, 8, 3))
+    >>> describe(encoder, (None, None, 3), (8, 8, 3))["outputs"]
+    {'dtype': 'float32', 'shape': [None, 512]}
+    """
+    return {
+        "name": network.name,
+        "inputs": {
+            "dtype": "float32",
+            "shape": [None, *view_shape],
+            "saved_model_shape": [None, *image_shape],
+            "takes_files": takes_files(image_shape, view_shape),
+            "contract": _contract(image_shape, view_shape),
+        },
+        "outputs": {"dtype": "float32", "shape": [*network.output_shape]},
+        "parameters": network.count_params(),
+        "license": _LICENSE_NOTE,
+        "versions": versions(),
+    }
+
+
+def takes_files(image_shape, view_shape):
+    """Whether an encoder can be given image files, which become RGB.
+
+    Args:
+        image_shape: As in `describe`.
+        view_shape: As in `describe`.
+
+    Returns:
+        Boolean.
+
+    Example:
+
+    >>> takes_files((None, None, 3), (8, 8, 3))
+    True
+    """
+    return image_shape == (None, None, 3) and None not in view_shape
+
+
+def _contract(image_shape, view_shape):
+    if len(view_shape) != 3:
+        return f"float32 of shape (batch, {', '.join(map(str, view_shape))})."
+    height, width, channels = view_shape
+    colors = {1: "gray", 3: "RGB"}.get(channels, f"{channels} channels")
+    text = (
+        f"Images as float32 in [0, 1], {colors}, of shape (batch, height, "
+        f"width, {channels}), any batch size"
+    )
+    if None in view_shape:
+        return f"{text}, any height and width. They are not resized."
+    size = f"{height} x {width} pixels"
+    if image_shape == view_shape:
+        return f"{text}, {size}."
+    return (
+        f"{text}. The SavedModel takes any height and width and brings images "
+        f"to {size} itself; all other formats take {size}."
+    )
+
+
+def readme(card):
+    """The text of `README.md` beside an exported encoder.
+
+    Args:
+        card: Dictionary, as `model_card.json` holds it.
+
+    Returns:
+        String, Markdown. Its programs run in the directory, for `images` as
+        the first makes them.
+
+    Example:
+
+    ```python
+    card = json.loads(pathlib.Path("my_encoder/model_card.json").read_text())
+    print(readme(card))
+    ```
+    """
+    result = card["round_trip"]
+    return _README.format(
+        name=card["name"],
+        features=card["outputs"]["shape"][-1],
+        contract=card["inputs"]["contract"],
+        shape=[4, *(x or 64 for x in card["inputs"]["shape"][1:])],
+        uses="\n".join(_uses(card)),
+        tried=result["images"],
+        largest=result["largest_value"],
+        differences="\n".join(
+            f"| {name} | {difference:.2g} |"
+            for name, difference in result["max_difference"].items()
+        ),
+        origin="".join(_origin(card)),
+        license=card["license"],
+    )
+
+
+def _uses(card):
+    for name in card["formats"]:
+        if name.startswith("litert"):
+            note = ", the weights in 8 bits" if name == "litert_int8" else ""
+            file = card["formats"][name]
+            yield _USE["litert"].format(note=note, file=file)
+        elif name in _USE:
+            yield _USE[name]
+        if name == "saved_model" and card["inputs"]["takes_files"]:
+            yield _USE["files"]
+
+
+def _origin(card):
+    """Evaluation, recipe, data and versions, as far as they are known."""
+    if card.get("rows"):
+        yield (
+            "## What it is worth\n\n"
+            "| features | probe | labels | accuracy, % | 95 % interval |\n"
+            "|---|---|---|---|---|\n"
+        )
+        for row in card["rows"]:
+            low, high = (100 * x for x in row["interval"])
+            yield (
+                f"| {row['features']} | {row['probe']} | {row['labels']} | "
+                f"{100 * row['accuracy']:.1f} | {low:.1f} to {high:.1f} |\n"
+            )
+        yield "\n"
+    if card.get("recipe"):
+        flags = shlex.join(f"--{k}={v}" for k, v in card["recipe"].items())
+        yield f"## Recipe\n\n```shell\nkeras-simclr pretrain {flags}\n```\n\n"
+    for name in ("data", "versions"):
+        if card.get(name):
+            pairs = ", ".join(f"{k} {v}" for k, v in card[name].items())
+            yield f"## {name.capitalize()}\n\n{pairs}\n\n"
+
+
+def write_hub(card, directory):
+    """Writes what TF Hub and Kaggle Models want beside a SavedModel.
+
+    Args:
+        card: Dictionary, as `model_card.json` holds it.
+        directory: `pathlib.Path` with `README.md` and `saved_model/`; gets
+            `hub/`.
+
+    Example:
+
+    ```python
+    write_hub(card, pathlib.Path("my_encoder"))
+    ```
+
+    References:
+        - tensorflow/hub, docs/writing_documentation.md.
+        - Kaggle/kaggle-api, docs/models_metadata.md.
+    """
+    kaggle = directory / "hub" / "kaggle"
+    kaggle.mkdir(parents=True)
+    pack(directory / "saved_model", kaggle / _ARCHIVE)
+    text = (directory / "README.md").read_text(encoding="utf-8")
+    (directory / "hub" / "1.md").write_text(_page(card, text), encoding="utf-8")
+    for file, metadata in _metadata(card, text).items():
+        (kaggle / file).write_text(json.dumps(metadata, indent=2))
+
+
+def pack(directory, path):
+    """Packs what a directory holds; equal content makes equal archives.
+
+    Args:
+        directory: `pathlib.Path` of it; its files are at the archive's root.
+        path: `pathlib.Path` of the `.tar.gz` file to write.
+
+    Example:
+
+    ```python
+    pack(pathlib.Path("my_encoder/saved_model"), pathlib.Path("a.tar.gz"))
+    ```
+    """
+
+    def anonymous(info):
+        info.mtime = info.uid = info.gid = 0
+        info.uname = info.gname = ""
+        info.mode = 0o755 if info.isdir() else 0o644
+        return info
+
+    with (
+        path.open("wb") as file,
+        gzip.GzipFile("", "wb", fileobj=file, mtime=0) as compressed,
+        tarfile.open(fileobj=compressed, mode="w") as archive,
+    ):
+        for part in sorted(directory.rglob("*")):
+            name = part.relative_to(directory).as_posix()
+            archive.add(part, name, recursive=False, filter=anonymous)
+
+
+def _page(card, text):
+    """TF Hub's page: a title, a line, tags, and then what one likes."""
+    _, line, body = text.split("\n\n", 2)
+    tags = {
+        "asset-path": f"kaggle/{_ARCHIVE}",
+        "task": "image-feature-vector",
+        "fine-tunable": "true",
+        "format": "saved_model_2",
+        "license": _LICENSE,
+    }
+    if len(card["inputs"]["shape"]) != 4:
+        del tags["task"]
+    comments = "\n".join(f"<!-- {k}: {v} -->" for k, v in tags.items())
+    name = f"{_OWNER}/{_slug(card)}/1"
+    line = line.replace("\n", " ")
+    return f"# Module {name}\n\n{line}\n\n{comments}\n\n{body}"
+
+
+def _metadata(card, text):
+    slug = _slug(card)
+    return {
+        "model-metadata.json": {
+            "ownerSlug": _OWNER,
+            "title": card["name"],
+            "slug": slug,
+            "subtitle": "SimCLR encoder: images to representations",
+            "isPrivate": True,
+            "description": text,
+            "publishTime": "",
+            "provenanceSources": "",
+        },
+        "model-instance-metadata.json": {
+            "ownerSlug": _OWNER,
+            "modelSlug": slug,
+            "instanceSlug": "default",
+            "framework": "tensorFlow2",
+            "overview": card["inputs"]["contract"],
+            "usage": text,
+            "licenseName": _LICENSE,
+            "fineTunable": True,
+            "trainingData": [],
+            "modelInstanceType": "Base Model",
+            "baseModelInstance": "",
+            "externalBaseModelUrl": "",
+        },
+    }
+
+
+def _slug(card):
+    return re.sub("[^a-z0-9]+", "-", card["name"].lower()).strip("-")
+
+
+def versions():
+    """Versions that a result depends on.
+
+    Returns:
+        Dictionary.
+
+    Example:
+
+    >>> sorted(versions())
+    ['keras', 'keras_simclr', 'tensorflow']
+    """
+    return {
+        "keras_simclr": importlib.metadata.version("keras_simclr"),
+        "keras": keras.version(),
+        "tensorflow": tf.__version__,
+    }

@@ -1,0 +1,54 @@
+from keras_simclr import cards
+
+CARD = {
+    "name": "My encoder",
+    "inputs": {
+        "shape": [None, 8, 8, 3],
+        "contract": "Images.",
+        "takes_files": False,
+    },
+    "outputs": {"shape": [None, 6]},
+    "formats": {"keras": "encoder.keras"},
+    "round_trip": {
+        "images": 8,
+        "largest_value": 2.0,
+        "max_difference": {"keras": 1e-7},
+    },
+    "license": "Yours.",
+    "versions": {"keras": "3.15.1"},
+}
+
+
+def test_readme_of_a_card_without_a_run_is_short():
+    text = cards.readme(CARD)
+    assert text.startswith("# My encoder\n")
+    assert "| keras | 1e-07 |\n\n## Versions\n\nkeras 3.15.1\n" in text
+    assert "What it is worth" not in text
+    assert text.endswith("## Licence\n\nYours.\n")
+
+
+def test_readme_shows_evaluation_recipe_and_data():
+    row = {
+        "features": "simclr",
+        "probe": "linear",
+        "labels": 10,
+        "accuracy": 0.9,
+        "interval": (0.85, 0.95),
+    }
+    run = {
+        "rows": [row],
+        "recipe": {"data": "my photos", "epochs": "100"},
+        "data": {"images": 24},
+    }
+    text = cards.readme({**CARD, **run})
+    assert "| simclr | linear | 10 | 90.0 | 85.0 to 95.0 |\n" in text
+    assert "keras-simclr pretrain '--data=my photos' --epochs=100\n" in text
+    assert "## Data\n\nimages 24\n" in text
+
+
+def test_contract_says_which_sizes_are_taken():
+    fixed, free = (8, 8, 3), (None, None, 3)
+    assert cards._contract(fixed, fixed).endswith("batch size, 8 x 8 pixels.")
+    assert cards._contract(free, free).endswith("They are not resized.")
+    assert "brings images to 8 x 8 pixels" in cards._contract(free, fixed)
+    assert cards._contract((6,), (6,)) == "float32 of shape (batch, 6)."
