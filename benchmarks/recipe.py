@@ -41,6 +41,8 @@ CHANGES = (
     {"temperature": 0.1},
     {"temperature": 0.5},
     {"weight_decay": 1e-4},
+    {"width_multiplier": 0.5},
+    {"stem": "imagenet", "width_multiplier": 1},
 )
 
 

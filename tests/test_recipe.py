@@ -1,0 +1,55 @@
+import json
+import pathlib
+import sys
+
+import pytest
+from absl import flags
+
+import keras_simclr_cli as cli
+
+BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def recipe(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import recipe
+
+    monkeypatch.setattr(recipe, "_RESULTS", tmp_path / "recipe.json")
+    yield recipe
+    sys.modules.pop("recipe")
+    sys.modules.pop("images", None)
+
+
+def test_search_changes_flags_of_pretrain(recipe):
+    values = flags.FlagValues()
+    cli.define_flags("pretrain", values)
+    for change in recipe.CHANGES:
+        for name, value in {**recipe.BASE, **change}.items():
+            values[name].parse(str(value))
+            assert values[name].value == value
+
+
+def test_base_of_the_search_is_the_recipe_but_for_its_epochs(recipe):
+    values = flags.FlagValues()
+    cli.define_flags("pretrain", values)
+    base = {name: values[name].default for name in recipe.BASE}
+    assert base == {**recipe.BASE, "epochs": base["epochs"]}
+
+
+def test_what_is_stored_is_not_run_again(recipe, monkeypatch):
+    trained = []
+    monkeypatch.setattr(
+        recipe.subprocess, "run", lambda command, **_: trained.append(command)
+    )
+    monkeypatch.setattr(recipe, "_probe", lambda *_: {"linear": 0.9})
+    results = [
+        recipe.run({"strength": strength}, 3, None, ("train[:90%]", "test"))
+        for strength in (0.5, 1.0, 0.5)
+    ]
+    assert results[0] == results[2] != results[1]
+    assert len(trained) == 2
+    assert {"--strength=0.5", "--seed=3", "--split=train[:90%]"} < set(
+        trained[0]
+    )
+    assert json.loads(recipe._RESULTS.read_text()) == results[:2]
