@@ -163,7 +163,7 @@ _COMMANDS = {
         "Measures for a minute or two what this machine can do with images.",
         {
             **_DATA,
-            "epochs": ("integer", 100, "Passes over the images."),
+            "epochs": ("integer", 12, "Passes over the images."),
             "batch_size": ("integer", 256, "Images in a batch (not views)."),
             "minutes_per_epoch": (
                 "float",

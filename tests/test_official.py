@@ -398,7 +398,7 @@ def test_imported_weights_without_heads_have_none(tmp_path, monkeypatch):
 
 
 def test_a_failed_import_leaves_nothing(tmp_path, monkeypatch):
-    def full_disk(*_):
+    def full_disk(*_, **__):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(official, "load_official", headless)
