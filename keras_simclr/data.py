@@ -402,10 +402,17 @@ def fingerprint(source, *, data_dir=None):
         return {"source": source, "sha256": digest.hexdigest()}
     digest = hashlib.sha256()
     for path in paths:
-        file = directory / path
-        size = file.stat().st_size if file.exists() else 0
-        digest.update(os.fsencode(path) + b"\0%d\0" % size)
+        digest.update(
+            os.fsencode(path) + b"\0%d\0" % _bytes_of(directory, path)
+        )
     return {"source": str(name), "sha256": digest.hexdigest()}
+
+
+def _bytes_of(directory, path):
+    try:  # For a million files: pathlib takes three times as long.
+        return os.stat(f"{directory}/{path}").st_size  # noqa: PTH116
+    except OSError:
+        return 0  # Missing: what reads it will say so.
 
 
 def _check_fills_a_batch(size, batch_size, drop_remainder, what):
