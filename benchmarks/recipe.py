@@ -5,8 +5,8 @@
 trains with the defaults, three seeds, and probes on the test images.
 With `--search` it tries what the defaults were chosen from: `BASE`, for few
 epochs, with one change at a time; it trains on 54,000 of the training images
-and probes on the other 6,000. Results go to `recipe.json`; what is there
-already is not run again.
+and probes on the other 6,000. Results go to `claims/results/recipe.json`; what
+is there already is not run again.
 """
 
 import argparse
@@ -18,9 +18,9 @@ import sys
 import tempfile
 import time
 
+from claims import common
 from images import fashion_mnist
 
-_RESULTS = pathlib.Path(__file__).with_name("recipe.json")
 _KEPT, _HELD_OUT = "train[:90%]", "train[90%:]"
 _LABELS = 20_000  # That the probes of the search learn from.
 
@@ -90,7 +90,7 @@ def run(flags, seed, data_dir, splits, labels=None):
         Dictionary: flags, seed, splits, shares of 1 and minutes.
     """
     key = {"flags": flags, "seed": seed, "splits": list(splits)}
-    for result in _stored():
+    for result in common.stored("recipe"):
         if key.items() <= result.items():
             return result
     given = {"data": "tfds:fashion_mnist", "split": splits[0], "seed": seed}
@@ -111,15 +111,8 @@ def run(flags, seed, data_dir, splits, labels=None):
     result["minutes"] = round(minutes, 1)
     sys.stdout.write(f"{json.dumps(result)}\n")
     sys.stdout.flush()
-    part = _RESULTS.with_suffix(".part")
-    lines = ",\n".join(json.dumps(known) for known in [*_stored(), result])
-    part.write_text(f"[\n{lines}\n]\n")
-    part.replace(_RESULTS)
+    common.store("recipe", [*common.stored("recipe"), result])
     return result
-
-
-def _stored():
-    return json.loads(_RESULTS.read_text()) if _RESULTS.exists() else []
 
 
 def _probe(run_dir, data_dir, splits, labels):

@@ -95,7 +95,7 @@ def export_encoder(
         )
     formats = check_formats(formats)
     network = plain_copy(model.encoder)
-    with _staged(directory) as staged:
+    with staging(directory) as staged:
         whole = with_evaluation_view(model, network)
         view = _view(model)
         save = {
@@ -197,7 +197,7 @@ def write_network(model, network, directory, name, texts=None):
     write_network(model, plain_copy(model.encoder), "my_encoder", "encoder")
     ```
     """
-    with _staged(directory) as staged:
+    with staging(directory) as staged:
         with_evaluation_view(model, network).save(staged / f"{name}.keras")
         _save_module(model, _view(model), network, staged / "saved_model")
         for file, text in (texts or {}).items():
@@ -206,13 +206,31 @@ def write_network(model, network, directory, name, texts=None):
 
 
 @contextlib.contextmanager
-def _staged(directory):
-    """Directory to write into, that is renamed when all went well."""
+def staging(directory):
+    """Context of a directory to write into, renamed if all went well.
+
+    Args:
+        directory: Its name in the end: new or empty. It is complete or absent.
+
+    Yields:
+        `pathlib.Path` of the directory to write into.
+
+    Raises:
+        FileExistsError: If `directory` holds anything.
+        OSError: If it cannot be written.
+
+    Example:
+
+    ```python
+    with staging("my_encoder") as staged:
+        encoder.save(staged / "encoder.keras")
+    ```
+    """
     directory = pathlib.Path(directory)
     check_is_free(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     staged = pathlib.Path(
-        tempfile.mkdtemp(prefix=".export-", dir=directory.parent)
+        tempfile.mkdtemp(prefix=".staged-", dir=directory.parent)
     )
     try:
         yield staged

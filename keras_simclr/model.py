@@ -290,9 +290,10 @@ class SimCLRModel(keras.Model):
 
     def compile_from_config(self, config):
         self.compile(**keras.saving.deserialize_keras_object(config))
-        self._build_optimizer()
+        self.build_optimizer()
 
-    def _build_optimizer(self):
+    def build_optimizer(self):
+        """Makes the optimizer's variables, unless they are there."""
         if self.compiled and not self.optimizer.built:
             with self.distribute_strategy.scope():
                 self.optimizer.build(self.trainable_variables)
@@ -300,7 +301,7 @@ class SimCLRModel(keras.Model):
     @functools.wraps(keras.Model.save)
     def save(self, *args, **kwargs):
         _checks.can_be_loaded(self)
-        self._build_optimizer()
+        self.build_optimizer()
         return super().save(*args, **kwargs)
 
     @functools.wraps(keras.Model.fit)
@@ -332,7 +333,7 @@ class SimCLRModel(keras.Model):
             if isinstance(call.get(name), tf.data.Dataset):
                 call[name] = data.prepared(call[name])
         # Variables made inside the step would have it traced twice.
-        self._build_optimizer()
+        self.build_optimizer()
         position = _Position()
         call["callbacks"] = _with_callback(call.get("callbacks"), position)
         try:

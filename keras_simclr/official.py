@@ -4,8 +4,6 @@ import dataclasses
 import itertools
 import pathlib
 import re
-import shutil
-import tempfile
 
 import keras
 import tensorflow as tf
@@ -15,7 +13,7 @@ import tensorflow as tf
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 
 from keras_simclr import _checks, cards, classification, runs
-from keras_simclr.export import check_is_free, export_encoder
+from keras_simclr.export import check_is_free, export_encoder, staging
 from keras_simclr.model import SimCLRModel
 from keras_simclr.networks import (
     ARCHITECTURES,
@@ -47,44 +45,44 @@ class Published:
     accuracies: dict
 
 
-def _v2(name, parameters, *accuracies):
-    categories = (
-        "finetuned_1pct",
-        "finetuned_10pct",
-        "finetuned_100pct",
-        "pretrained",  # By a linear probe.
-        "supervised",
+def _published(categories, *rows):
+    return tuple(
+        Published(name, size, dict(zip(categories, accuracies, strict=True)))
+        for name, size, *accuracies in rows
     )
-    accuracies = dict(zip(categories, accuracies, strict=True))
-    return Published(name, parameters, accuracies)
-
-
-def _v1(name, parameters, *accuracies):
-    categories = ("pretrain", "finetune_10pct", "finetune_100pct")
-    accuracies = dict(zip(categories, accuracies, strict=True))
-    return Published(name, parameters, accuracies)
 
 
 # From google-research/simclr@383d414, README.md and
-# tf2/colabs/imagenet_results.ipynb.
-PUBLISHED = (
-    _v2("r50_1x_sk0", 23_508_032, 57.9, 68.4, 76.3, 71.7, 76.6),
-    _v2("r50_1x_sk1", 35_215_584, 64.5, 72.1, 78.7, 74.6, 78.5),
-    _v2("r50_2x_sk0", 93_907_072, 66.3, 73.9, 79.1, 75.6, 77.8),
-    _v2("r50_2x_sk1", 140_306_048, 70.6, 77.0, 81.3, 77.7, 79.3),
-    _v2("r101_1x_sk0", 42_500_160, 62.1, 71.4, 78.2, 73.6, 78.0),
-    _v2("r101_1x_sk1", 64_662_304, 68.3, 75.1, 80.6, 76.3, 79.6),
-    _v2("r101_2x_sk0", 169_771_136, 69.1, 75.8, 80.7, 77.0, 78.9),
-    _v2("r101_2x_sk1", 257_132_224, 73.2, 78.8, 82.4, 79.0, 80.1),
-    _v2("r152_1x_sk0", 58_143_808, 64.0, 73.0, 79.3, 74.5, 78.3),
-    _v2("r152_1x_sk1", 88_940_896, 70.0, 76.5, 81.3, 77.2, 79.9),
-    _v2("r152_2x_sk0", 232_253_568, 70.2, 76.6, 81.1, 77.4, 79.1),
-    _v2("r152_2x_sk1", 353_398_528, 74.2, 79.4, 82.9, 79.4, 80.4),
-    _v2("r152_3x_sk1", 794_704_160, 74.9, 80.1, 83.1, 79.8, 80.5),
-    _v1("r50_1x_sk0", 23_508_032, 69.1, 65.8, 75.6),
-    _v1("r50_2x_sk0", 93_907_072, 74.2, 71.6, 79.2),
-    _v1("r50_4x_sk0", 375_378_176, 76.6, 74.5, 80.8),
+# tf2/colabs/imagenet_results.ipynb. Those of "pretrained" are linear probes'.
+_V2 = _published(
+    (
+        "finetuned_1pct",
+        "finetuned_10pct",
+        "finetuned_100pct",
+        "pretrained",
+        "supervised",
+    ),
+    ("r50_1x_sk0", 23_508_032, 57.9, 68.4, 76.3, 71.7, 76.6),
+    ("r50_1x_sk1", 35_215_584, 64.5, 72.1, 78.7, 74.6, 78.5),
+    ("r50_2x_sk0", 93_907_072, 66.3, 73.9, 79.1, 75.6, 77.8),
+    ("r50_2x_sk1", 140_306_048, 70.6, 77.0, 81.3, 77.7, 79.3),
+    ("r101_1x_sk0", 42_500_160, 62.1, 71.4, 78.2, 73.6, 78.0),
+    ("r101_1x_sk1", 64_662_304, 68.3, 75.1, 80.6, 76.3, 79.6),
+    ("r101_2x_sk0", 169_771_136, 69.1, 75.8, 80.7, 77.0, 78.9),
+    ("r101_2x_sk1", 257_132_224, 73.2, 78.8, 82.4, 79.0, 80.1),
+    ("r152_1x_sk0", 58_143_808, 64.0, 73.0, 79.3, 74.5, 78.3),
+    ("r152_1x_sk1", 88_940_896, 70.0, 76.5, 81.3, 77.2, 79.9),
+    ("r152_2x_sk0", 232_253_568, 70.2, 76.6, 81.1, 77.4, 79.1),
+    ("r152_2x_sk1", 353_398_528, 74.2, 79.4, 82.9, 79.4, 80.4),
+    ("r152_3x_sk1", 794_704_160, 74.9, 80.1, 83.1, 79.8, 80.5),
 )
+_V1 = _published(
+    ("pretrain", "finetune_10pct", "finetune_100pct"),
+    ("r50_1x_sk0", 23_508_032, 69.1, 65.8, 75.6),
+    ("r50_2x_sk0", 93_907_072, 74.2, 71.6, 79.2),
+    ("r50_4x_sk0", 375_378_176, 76.6, 74.5, 80.8),
+)
+PUBLISHED = (*_V2, *_V1)
 _CATEGORY = re.compile(
     r"pretrain(?:ed)?|finetuned?_\d+pct|supervised|distill_\w+"
 )
@@ -249,11 +247,7 @@ def import_official(path, output_dir, *, projection_layer=None):
     if official.projection_head is not None:
         head = official.projection_head.get_layer("projection_head")
     model = SimCLRModel(official.encoder, head)
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    staged = pathlib.Path(
-        tempfile.mkdtemp(prefix=".import-", dir=output_dir.parent)
-    )
-    try:
+    with staging(output_dir) as staged:
         runs.save_model(model, staged)
         summary = {"command": "import-official", **cards.versions()}
         runs.update_summary(staged, {**summary, "official": official.info})
@@ -269,10 +263,6 @@ def import_official(path, output_dir, *, projection_layer=None):
             classification.write_classifier(
                 model, network, staged / "classifier", names
             )
-        staged.chmod(0o755)  # mkdtemp makes it private.
-        staged.replace(output_dir)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
     return official
 
 

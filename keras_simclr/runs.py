@@ -368,9 +368,7 @@ def restore(model, run_dir):
     checkpoints = _checkpoints(run_dir)
     if not checkpoints:
         return 0
-    if not model.optimizer.built:
-        with model.distribute_strategy.scope():
-            model.optimizer.build(model.trainable_variables)
+    model.build_optimizer()
     for path in reversed(checkpoints):
         try:
             model.load_weights(path)

@@ -15,10 +15,10 @@ def recipe(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(BENCHMARKS)
     import recipe
 
-    monkeypatch.setattr(recipe, "_RESULTS", tmp_path / "recipe.json")
+    monkeypatch.setattr(recipe.common, "RESULTS", tmp_path)
     yield recipe
-    sys.modules.pop("recipe")
-    sys.modules.pop("images", None)
+    for name in ("recipe", "images", "claims", "claims.common"):
+        sys.modules.pop(name)
 
 
 def test_search_changes_flags_of_pretrain(recipe):
@@ -37,7 +37,7 @@ def test_base_of_the_search_is_the_recipe_but_for_its_epochs(recipe):
     assert base == {**recipe.BASE, "epochs": base["epochs"]}
 
 
-def test_what_is_stored_is_not_run_again(recipe, monkeypatch):
+def test_what_is_stored_is_not_run_again(recipe, monkeypatch, tmp_path):
     trained = []
     monkeypatch.setattr(
         recipe.subprocess, "run", lambda command, **_: trained.append(command)
@@ -52,4 +52,5 @@ def test_what_is_stored_is_not_run_again(recipe, monkeypatch):
     assert {"--strength=0.5", "--seed=3", "--split=train[:90%]"} < set(
         trained[0]
     )
-    assert json.loads(recipe._RESULTS.read_text()) == results[:2]
+    stored = json.loads((tmp_path / "recipe.json").read_text())
+    assert stored == results[:2]

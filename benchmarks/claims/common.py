@@ -187,7 +187,7 @@ def main(claim):
             run = _run(claim, config, arguments)
             runs.append(run)
             if not arguments.quick:
-                _store(claim.name, runs)
+                store(claim.name, runs)
 
 
 def _run(claim, config, arguments):
@@ -221,7 +221,8 @@ def stored(name):
     return json.loads(path.read_text()) if path.exists() else []
 
 
-def _store(name, runs):
+def store(name, runs):
+    """Stores a list of dictionaries, a line each, in place of what there is."""
     RESULTS.mkdir(exist_ok=True)
     part = RESULTS / f"{name}.part"
     lines = ",\n".join(json.dumps(run) for run in runs)

@@ -53,21 +53,29 @@ def work(config, data):
     name, _, mining = config["loss"].partition(", ")
     loss = {"margin": margin, "logistic": logistic, "nt-xent": cross_entropy}
     return common.train_and_probe(
-        config, data, loss=_both_ways(loss[name], bool(mining))
+        config, data, loss=both_ways(loss[name], bool(mining))
     )
 
 
-def _both_ways(loss, is_semi_hard):
-    """Mean of a loss with anchors of the first view, and of the second."""
+def both_ways(loss, is_semi_hard):
+    """Mean of a loss with anchors of the first view, and of the second.
+
+    Args:
+        loss: Function of similarities, and of whether negatives are mined.
+        is_semi_hard: Whether they are.
+
+    Returns:
+        Function of two sets of projections.
+    """
     import tensorflow as tf
 
-    def both_ways(z_1, z_2):
+    def mean(z_1, z_2):
         z_1, z_2 = (tf.math.l2_normalize(z, axis=1) for z in (z_1, z_2))
         similarities = tf.matmul(z_1, z_2, transpose_b=True)
         first = loss(similarities, is_semi_hard)
         return (first + loss(tf.transpose(similarities), is_semi_hard)) / 2
 
-    return both_ways
+    return mean
 
 
 def _positives_and_weights(similarities, is_semi_hard):
