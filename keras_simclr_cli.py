@@ -516,6 +516,7 @@ def _largest_micro_batch(values, dataset, strategy):
     from keras_simclr import data, large_batch, runs
 
     model = _build_model(values, dataset, None)
+    model.build_optimizer()  # Its slots take memory, too.
     spec = data.unpack(dataset.element_spec)["images"]
 
     @tf.function

@@ -1,0 +1,228 @@
+"""One run with batches of 4,096, carried out in four ways.
+
+    python benchmarks/same_run.py [--data_dir=DIR] [--batch_norm]
+
+Plain; in micro-batches of 256; by two workers; killed and resumed twice. Each
+trains ResNet-10 of half width, ImageNet stem, on Fashion-MNIST for eight epochs
+from the same seed, and a linear probe tells what its encoder is worth. Group
+norm stands for batch norm (layer norm in the projection head), so that all ways
+compute the same; `--batch_norm` keeps batch norm, which sees micro-batches by
+themselves. Results go to `claims/results/same_run.json`; what is there already
+is not run again.
+"""
+
+import argparse
+import json
+import math
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+import processes
+from claims import common
+from images import fashion_mnist
+
+_BATCH_SIZE = 4096
+EPOCHS = 8
+_LEARNING_RATE = 0.004
+_PLAIN, _MICRO = "plain", "micro-batches of 256"
+_WORKERS, _RESUMED = "two workers", "resumed twice"
+WAYS = (_PLAIN, _MICRO, _WORKERS, _RESUMED)
+
+
+def main():
+    """Reads the flags and runs."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data_dir", help="Directory of prepared TFDS data.")
+    parser.add_argument("--batch_norm", action="store_true")
+    parser.add_argument("--way", choices=WAYS, help="One of the four.")
+    parser.add_argument("--run_dir", help="Only train, into this directory.")
+    values = parser.parse_args()
+    if values.run_dir:
+        train(values)
+        return
+    norm = "batch" if values.batch_norm else "group"
+    results = {
+        way: run(way, norm, values.data_dir)
+        for way in ([values.way] if values.way else WAYS)
+    }
+    plain = results.get(_PLAIN, {"linear": math.nan})["linear"]
+    rows = [
+        [way, f"{100 * x['linear']:.2f}", f"{100 * (x['linear'] - plain):+.2f}"]
+        for way, x in results.items()
+    ]
+    titles = [f"{norm} norm", "linear probe, %", "less the plain run's"]
+    processes.report(processes.markdown(titles, rows))
+
+
+def run(way, norm, data_dir):
+    """Trains in one way and probes, unless the result is there.
+
+    Args:
+        way: One of `WAYS`.
+        norm: `"batch"` or `"group"`.
+        data_dir: Of TFDS, or None.
+
+    Returns:
+        Dictionary: way, norm, accuracy of the linear probe, last loss, minutes.
+    """
+    key = {"way": way, "norm": norm, "epochs": EPOCHS}
+    for result in common.stored("same_run"):
+        if key.items() <= result.items():
+            return result
+    with tempfile.TemporaryDirectory() as directory:
+        run_dir = pathlib.Path(directory, "run")
+        start = time.perf_counter()
+        if way == _WORKERS:
+            ports = [_free_port(), _free_port()]
+            workers = [
+                _start(way, norm, data_dir, run_dir, ports, index)
+                for index in range(2)
+            ]
+        else:
+            if way == _RESUMED:
+                for epochs in (EPOCHS // 3, 2 * EPOCHS // 3):
+                    _kill_after(
+                        epochs, _start(way, norm, data_dir, run_dir), run_dir
+                    )
+            workers = [_start(way, norm, data_dir, run_dir)]
+        if any([worker.wait() for worker in workers]):
+            raise RuntimeError(f"The run has failed: {way}")
+        minutes = (time.perf_counter() - start) / 60
+        result = {**key, **_probe(run_dir, data_dir)}
+    result["minutes"] = round(minutes, 1)
+    processes.report(json.dumps(result))
+    common.store("same_run", [*common.stored("same_run"), result])
+    return result
+
+
+def _free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def _start(way, norm, data_dir, run_dir, ports=(), index=0):
+    command = [
+        sys.executable,
+        __file__,
+        f"--way={way}",
+        f"--run_dir={run_dir}",
+    ]
+    if data_dir:
+        command.append(f"--data_dir={data_dir}")
+    if norm == "batch":
+        command.append("--batch_norm")
+    environment = {**os.environ}
+    if ports:
+        workers = [f"127.0.0.1:{port}" for port in ports]
+        environment["TF_CONFIG"] = json.dumps(
+            {
+                "cluster": {"worker": workers},
+                "task": {"type": "worker", "index": index},
+            }
+        )
+    return subprocess.Popen(command, env=environment, stdout=sys.stderr)
+
+
+def _kill_after(epochs, worker, run_dir):
+    """Ends a process, without warning, once so many epochs are kept."""
+    checkpoint = run_dir / f"epoch-{epochs:06}.weights.h5"
+    while not checkpoint.exists():
+        if worker.poll() is not None:
+            raise RuntimeError("The run has ended before it was to be killed.")
+        time.sleep(0.1)
+    worker.kill()
+    worker.wait()
+
+
+def train(values):
+    """Trains in this process, alone or as a worker of `TF_CONFIG`."""
+    import keras
+
+    import keras_simclr as simclr
+    from keras_simclr import runs
+
+    strategy = runs.make_strategy("auto")
+    keras.utils.set_random_seed(0)
+    dataset = simclr.dataset_from_tfds(
+        "fashion_mnist",
+        "train",
+        data_dir=values.data_dir,
+        batch_size=_BATCH_SIZE,
+    )
+    steps = EPOCHS * int(dataset.cardinality())
+    with strategy.scope():
+        encoder = simclr.ResNet(
+            10, width_multiplier=0.5, input_shape=(28, 28, 1)
+        )
+        head = simclr.ProjectionHead()
+        if not values.batch_norm:
+            encoder = keras.models.clone_model(
+                encoder, clone_function=with_group_norm()
+            )
+            head = keras.Sequential(
+                [
+                    keras.layers.Dense(256),
+                    keras.layers.LayerNormalization(),
+                    keras.layers.ReLU(),
+                    keras.layers.Dense(128),
+                ]
+            )
+        model = simclr.SimCLRModel(
+            encoder,
+            head,
+            augmentation=simclr.SimCLRAugmentation(28, scale=(0.2, 1.0)),
+            micro_batch_size=256 if values.way == _MICRO else None,
+        )
+        schedule = simclr.warmup_cosine(
+            _LEARNING_RATE, steps, warmup_steps=steps // 10
+        )
+        model.compile(keras.optimizers.AdamW(schedule), simclr.NTXent(0.2))
+    runs.pretrain(model, dataset, values.run_dir, epochs=EPOCHS)
+
+
+def with_group_norm():
+    """Function for `clone_model`, and the layer, which loading needs too."""
+    import keras
+
+    @keras.saving.register_keras_serializable(package="same_run")
+    class GroupNorm(keras.layers.GroupNormalization):
+        def call(self, inputs, training=None, mask=None):
+            return super().call(inputs)  # Called as batch norm was.
+
+    def clone(layer):
+        if not isinstance(layer, keras.layers.BatchNormalization):
+            return layer.__class__.from_config(layer.get_config())
+        return GroupNorm(
+            8,
+            epsilon=layer.epsilon,
+            gamma_initializer=layer.gamma_initializer,
+            name=layer.name,
+        )
+
+    return clone
+
+
+def _probe(run_dir, data_dir):
+    import keras_simclr as simclr
+    from keras_simclr import cards, runs
+
+    with_group_norm()
+    model = runs.load_model(run_dir)
+    arrays = []
+    for images, labels in fashion_mnist("train", "test", data_dir=data_dir):
+        arrays += [simclr.extract_features(model, images), labels]
+    return {
+        "linear": simclr.linear_probe(*arrays).accuracy,
+        "knn": simclr.knn_probe(*arrays).accuracy,
+        "versions": cards.versions(),
+    }
+
+
+if __name__ == "__main__":
+    main()
