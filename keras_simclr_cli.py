@@ -90,7 +90,7 @@ _COMMANDS = {
             ),
             "width_multiplier": (
                 "float",
-                0.25,
+                0.5,
                 "Every layer has this many times the usual channels.",
             ),
             "image_size": (
@@ -108,7 +108,7 @@ _COMMANDS = {
                 2,
                 "Layers of the projection head, 0 to 3.",
             ),
-            "epochs": ("integer", 12, "Passes over the images."),
+            "epochs": ("integer", 8, "Passes over the images."),
             "batch_size": ("integer", 256, "Images in a batch (not views)."),
             "micro_batch_size": (
                 "string",
@@ -163,7 +163,7 @@ _COMMANDS = {
         "Measures for a minute or two what this machine can do with images.",
         {
             **_DATA,
-            "epochs": ("integer", 12, "Passes over the images."),
+            "epochs": ("integer", 8, "Passes over the images."),
             "batch_size": ("integer", 256, "Images in a batch (not views)."),
             "minutes_per_epoch": (
                 "float",
