@@ -93,46 +93,29 @@ def run(flags, seed, data_dir, splits, labels=None):
     Returns:
         Dictionary: flags, seed, splits, shares of 1 and minutes.
     """
-    key = {"flags": flags, "seed": seed, "splits": list(splits)}
-    for result in common.stored("recipe"):
-        if key.items() <= result.items():
-            return result
     given = {"data": "tfds:fashion_mnist", "split": splits[0], "seed": seed}
     if data_dir:
         given["data_dir"] = data_dir
-    with tempfile.TemporaryDirectory() as directory:
-        run_dir = pathlib.Path(directory, "run")
-        flagged = {**given, **flags, "output_dir": run_dir}
-        start = time.perf_counter()
-        subprocess.run(
-            [sys.executable, "-m", "keras_simclr", "pretrain"]
-            + [f"--{name}={value}" for name, value in flagged.items()],
-            check=True,
-            stdout=sys.stderr,
-        )
-        minutes = (time.perf_counter() - start) / 60
-        result = {**key, **_probe(run_dir, data_dir, splits, labels)}
-    result["minutes"] = round(minutes, 1)
-    sys.stdout.write(f"{json.dumps(result)}\n")
-    sys.stdout.flush()
-    common.store("recipe", [*common.stored("recipe"), result])
-    return result
 
+    def train_and_probe():
+        with tempfile.TemporaryDirectory() as directory:
+            run_dir = pathlib.Path(directory, "run")
+            flagged = {**given, **flags, "output_dir": run_dir}
+            start = time.perf_counter()
+            subprocess.run(
+                [sys.executable, "-m", "keras_simclr", "pretrain"]
+                + [f"--{name}={value}" for name, value in flagged.items()],
+                check=True,
+                stdout=sys.stderr,
+            )
+            minutes = round((time.perf_counter() - start) / 60, 1)
+            train, test = fashion_mnist(*splits, data_dir=data_dir)
+            train = [array[:labels] for array in train]
+            shares = common.probe_run(run_dir, train, test)
+        return {**shares, "minutes": minutes}
 
-def _probe(run_dir, data_dir, splits, labels):
-    import keras_simclr as simclr
-    from keras_simclr import cards, runs
-
-    model = runs.load_model(run_dir)
-    train, test = fashion_mnist(*splits, data_dir=data_dir)
-    arrays = []
-    for images, classes in ([x[:labels] for x in train], test):
-        arrays += [simclr.extract_features(model, images), classes]
-    return {
-        "linear": simclr.linear_probe(*arrays).accuracy,
-        "knn": simclr.knn_probe(*arrays).accuracy,
-        "versions": cards.versions(),
-    }
+    key = {"flags": flags, "seed": seed, "splits": list(splits)}
+    return common.once("recipe", key, train_and_probe)
 
 
 if __name__ == "__main__":

@@ -68,36 +68,52 @@ def run(way, norm, data_dir):
         data_dir: Of TFDS, or None.
 
     Returns:
-        Dictionary: way, norm, accuracy of the linear probe, last loss, minutes.
+        Dictionary: way, norm, epochs, shares of 1 of the probes, and minutes.
     """
+    command = [sys.executable, __file__, f"--way={way}"]
+    if data_dir:
+        command.append(f"--data_dir={data_dir}")
+    if norm == "batch":
+        command.append("--batch_norm")
+
+    def train_and_probe():
+        with tempfile.TemporaryDirectory() as directory:
+            run_dir = pathlib.Path(directory, "run")
+            start = time.perf_counter()
+            _train_in(way, [*command, f"--run_dir={run_dir}"], run_dir)
+            minutes = round((time.perf_counter() - start) / 60, 1)
+            with_group_norm()  # Loading needs its layer.
+            images = fashion_mnist("train", "test", data_dir=data_dir)
+            shares = common.probe_run(run_dir, *images)
+        return {**shares, "minutes": minutes}
+
     key = {"way": way, "norm": norm, "epochs": EPOCHS}
-    for result in common.stored("same_run"):
-        if key.items() <= result.items():
-            return result
-    with tempfile.TemporaryDirectory() as directory:
-        run_dir = pathlib.Path(directory, "run")
-        start = time.perf_counter()
-        if way == _WORKERS:
-            ports = [_free_port(), _free_port()]
-            workers = [
-                _start(way, norm, data_dir, run_dir, ports, index)
-                for index in range(2)
-            ]
-        else:
-            if way == _RESUMED:
-                for epochs in (EPOCHS // 3, 2 * EPOCHS // 3):
-                    _kill_after(
-                        epochs, _start(way, norm, data_dir, run_dir), run_dir
-                    )
-            workers = [_start(way, norm, data_dir, run_dir)]
-        if any([worker.wait() for worker in workers]):
-            raise RuntimeError(f"The run has failed: {way}")
-        minutes = (time.perf_counter() - start) / 60
-        result = {**key, **_probe(run_dir, data_dir)}
-    result["minutes"] = round(minutes, 1)
-    processes.report(json.dumps(result))
-    common.store("same_run", [*common.stored("same_run"), result])
-    return result
+    return common.once("same_run", key, train_and_probe)
+
+
+def _train_in(way, command, run_dir):
+    """Waits for the processes of a way."""
+    if way == _WORKERS:
+        addresses = [f"127.0.0.1:{_free_port()}" for _ in range(2)]
+        workers = [
+            _start(
+                command,
+                TF_CONFIG=json.dumps(
+                    {
+                        "cluster": {"worker": addresses},
+                        "task": {"type": "worker", "index": index},
+                    }
+                ),
+            )
+            for index in range(2)
+        ]
+    else:
+        if way == _RESUMED:
+            for epochs in (EPOCHS // 3, 2 * EPOCHS // 3):
+                _kill_after(epochs, _start(command), run_dir)
+        workers = [_start(command)]
+    if any([worker.wait() for worker in workers]):
+        raise RuntimeError(f"The run has failed: {way}")
 
 
 def _free_port():
@@ -106,26 +122,8 @@ def _free_port():
         return found.getsockname()[1]
 
 
-def _start(way, norm, data_dir, run_dir, ports=(), index=0):
-    command = [
-        sys.executable,
-        __file__,
-        f"--way={way}",
-        f"--run_dir={run_dir}",
-    ]
-    if data_dir:
-        command.append(f"--data_dir={data_dir}")
-    if norm == "batch":
-        command.append("--batch_norm")
-    environment = {**os.environ}
-    if ports:
-        workers = [f"127.0.0.1:{port}" for port in ports]
-        environment["TF_CONFIG"] = json.dumps(
-            {
-                "cluster": {"worker": workers},
-                "task": {"type": "worker", "index": index},
-            }
-        )
+def _start(command, **environment):
+    environment = {**os.environ, **environment}
     return subprocess.Popen(command, env=environment, stdout=sys.stderr)
 
 
@@ -206,22 +204,6 @@ def with_group_norm():
         )
 
     return clone
-
-
-def _probe(run_dir, data_dir):
-    import keras_simclr as simclr
-    from keras_simclr import cards, runs
-
-    with_group_norm()
-    model = runs.load_model(run_dir)
-    arrays = []
-    for images, labels in fashion_mnist("train", "test", data_dir=data_dir):
-        arrays += [simclr.extract_features(model, images), labels]
-    return {
-        "linear": simclr.linear_probe(*arrays).accuracy,
-        "knn": simclr.knn_probe(*arrays).accuracy,
-        "versions": cards.versions(),
-    }
 
 
 if __name__ == "__main__":

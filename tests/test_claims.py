@@ -1,35 +1,26 @@
 import math
-import pathlib
-import sys
 
 import numpy as np
 import oracles
 import pytest
+import scripts
 import tensorflow as tf
 
-CLAIMS = pathlib.Path(__file__).parents[1] / "benchmarks" / "claims"
 NAMES = [
     "augmentations",
     "batch_and_epochs",
-    "common",
     "few_labels",
     "heads",
     "losses",
-    "report",
     "temperature",
     "width",
 ]
 
 
 @pytest.fixture
-def claims(monkeypatch):
-    """The scripts, as they find each other when they are run."""
-    monkeypatch.syspath_prepend(CLAIMS)
-    for name in NAMES:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    yield lambda name: __import__(name)
-    for name in NAMES:
-        sys.modules.pop(name, None)
+def claims():
+    with scripts.importable(scripts.BENCHMARKS / "claims") as load:
+        yield load
 
 
 def similarities(size=6, seed=0):
@@ -164,9 +155,7 @@ def test_differences_pair_the_seeds(claims):
     assert common.differences(first, second) == [0.6 - 0.25]
 
 
-@pytest.mark.parametrize(
-    "name", [x for x in NAMES if x not in ("common", "report")]
-)
+@pytest.mark.parametrize("name", NAMES)
 def test_claims_without_runs_are_not_run(claims, name):
     claim = claims(name).CLAIM
     assert claim.name == name

@@ -1,26 +1,18 @@
-import pathlib
-import sys
-
 import numpy as np
 import pytest
+import scripts
 import tensorflow as tf
 
-BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
 PADDINGS = ("CONSTANT", "REFLECT", "SYMMETRIC")
-NAMES = ("augmentations", "common", "losses", "parity", "processes")
 
 
 @pytest.fixture
-def parity(monkeypatch):
+def parity():
     """The script; what it runs is not compiled, which takes longer."""
-    for name in NAMES:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.syspath_prepend(BENCHMARKS)
     tf.config.run_functions_eagerly(True)
-    yield __import__("parity")
+    with scripts.importable() as load:
+        yield load("parity")
     tf.config.run_functions_eagerly(False)
-    for name in NAMES:
-        sys.modules.pop(name, None)
 
 
 def wrong_answers(asked):

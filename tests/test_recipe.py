@@ -1,24 +1,18 @@
 import json
-import pathlib
-import sys
 
 import pytest
+import scripts
 from absl import flags
 
 import keras_simclr_cli as cli
 
-BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
-
 
 @pytest.fixture
 def recipe(monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    import recipe
-
-    monkeypatch.setattr(recipe.common, "RESULTS", tmp_path)
-    yield recipe
-    for name in ("recipe", "images", "claims", "claims.common"):
-        sys.modules.pop(name)
+    with scripts.importable() as load:
+        recipe = load("recipe")
+        monkeypatch.setattr(recipe.common, "RESULTS", tmp_path)
+        yield recipe
 
 
 def test_search_changes_flags_of_pretrain(recipe):
@@ -44,7 +38,8 @@ def test_what_is_stored_is_not_run_again(recipe, monkeypatch, tmp_path):
     monkeypatch.setattr(
         recipe.subprocess, "run", lambda command, **_: trained.append(command)
     )
-    monkeypatch.setattr(recipe, "_probe", lambda *_: {"linear": 0.9})
+    monkeypatch.setattr(recipe, "fashion_mnist", lambda *_, **__: ([], []))
+    monkeypatch.setattr(recipe.common, "probe_run", lambda *_: {"linear": 0.9})
     results = [
         recipe.run({"strength": strength}, 3, None, ("train[:90%]", "test"))
         for strength in (0.5, 1.0, 0.5)

@@ -1,24 +1,19 @@
-import pathlib
 import sys
 
 import keras
 import numpy as np
 import pytest
+import scripts
 
 import keras_simclr as simclr
-
-BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.fixture
 def same_run(monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    import same_run
-
-    monkeypatch.setattr(same_run.common, "RESULTS", tmp_path)
-    yield same_run
-    for name in ("same_run", "processes", "images", "claims", "claims.common"):
-        sys.modules.pop(name)
+    with scripts.importable() as load:
+        same_run = load("same_run")
+        monkeypatch.setattr(same_run.common, "RESULTS", tmp_path)
+        yield same_run
 
 
 def test_with_group_norm_an_image_does_not_depend_on_its_batch(same_run):
