@@ -480,11 +480,11 @@ def in_order(images, *, batch_size=256):
 
     Args:
         images: Array, `(images, labels)` arrays, a dictionary of arrays, or a
-            `tf.data.Dataset` of batches, which is left as it is.
+            `tf.data.Dataset` of batches, which stay as they are.
         batch_size: Images in a batch, for arrays.
 
     Returns:
-        A `tf.data.Dataset` of all of them.
+        A `tf.data.Dataset` of all of them, as `prepared` returns it.
 
     Example:
 
@@ -492,11 +492,12 @@ def in_order(images, *, batch_size=256):
     3
     """
     if isinstance(images, tf.data.Dataset):
-        return images
+        return prepared(images)
     parts = images if isinstance(images, tuple) else (images,)
-    return dataset_from_arrays(
+    dataset = dataset_from_arrays(
         *parts, batch_size=batch_size, shuffle=False, drop_remainder=False
     )
+    return prepared(dataset)
 
 
 def in_order_with_labels(name, images):

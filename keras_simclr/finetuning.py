@@ -360,11 +360,12 @@ def _batches(images, places, seed):
     places = tf.constant(places)
     rows = tf.data.Dataset.range(len(places)).shuffle(len(places), seed=seed)
     rows = rows.repeat().batch(_BATCH_SIZE, drop_remainder=True)
-    return rows.map(
+    batches = rows.map(
         lambda rows: tf.nest.map_structure(
             lambda array: tf.gather(array, rows), (images, places)
         )
-    ).prefetch(tf.data.AUTOTUNE)
+    )
+    return data.prepared(batches.prefetch(1))
 
 
 def _crops_and_flips(model):
