@@ -74,6 +74,18 @@ def test_cross_entropy_equals_loop(claims):
     np.testing.assert_allclose(loss, np.mean(expected), rtol=1e-5)
 
 
+def test_n_pairs_equals_loop(claims):
+    z = np.random.default_rng(0).normal(size=(2, 5, 3))
+    expected = []
+    for anchors, others in (z, z[::-1]):
+        for i, anchor in enumerate(anchors):
+            worse = (anchor @ (x - others[i]) for x in others)
+            expected.append(math.log(sum(map(math.exp, worse))))
+    loss = claims("losses").n_pairs(*z.astype("float32"))
+    lengths = 5e-4 * np.square(z).sum() / 5
+    np.testing.assert_allclose(loss, np.mean(expected) + lengths, rtol=1e-5)
+
+
 def test_loss_of_products_is_nt_xent_where_rows_have_length_one(claims):
     z = np.random.default_rng(0).normal(size=(2, 5, 4))
     z /= np.linalg.norm(z, axis=2, keepdims=True)

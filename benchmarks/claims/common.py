@@ -193,7 +193,7 @@ def main(claim):
 def _run(claim, config, arguments):
     import keras
 
-    from keras_simclr import cards, runs
+    from keras_simclr import runs
 
     runs.forget_models()
     gc.collect()
@@ -205,14 +205,7 @@ def _run(claim, config, arguments):
     varied = {k: v for k, v in config.items() if RECIPE.get(k) != v}
     sys.stdout.write(f"{claim.name} {varied}: {result}\n")
     sys.stdout.flush()
-    return {
-        "config": config,
-        "result": result,
-        "date": datetime.date.today().isoformat(),
-        "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0)),
-        "versions": cards.versions(),
-    }
+    return {"config": config, "result": result, **_circumstances()}
 
 
 def stored(name):
@@ -239,21 +232,28 @@ def once(name, key, make):
         make: Function without arguments that returns what else it holds.
 
     Returns:
-        Dictionary that holds `key`.
+        Dictionary that holds `key` and says where and when it was made.
     """
     for result in stored(name):
         if key.items() <= result.items():
             return result
-    result = {**key, **make()}
+    result = {**key, **make(), **_circumstances()}
     sys.stdout.write(f"{json.dumps(result)}\n")
     sys.stdout.flush()
     store(name, [*stored(name), result])
     return result
 
 
-def _cpu():
+def _circumstances():
+    from keras_simclr import cards
+
     info = pathlib.Path("/proc/cpuinfo").read_text()
-    return info.split("model name")[1].split("\n")[0].strip("\t :")
+    return {
+        "date": datetime.date.today().isoformat(),
+        "cpu": info.split("model name")[1].split("\n")[0].strip("\t :"),
+        "cores": len(os.sched_getaffinity(0)),
+        "versions": cards.versions(),
+    }
 
 
 # Data.
@@ -418,10 +418,10 @@ def probe_run(run_dir, train, test):
         test: The same, to test on.
 
     Returns:
-        Dictionary: `linear` and `knn`, shares of 1, and `versions`.
+        Dictionary: `linear` and `knn`, shares of 1.
     """
     import keras_simclr as simclr
-    from keras_simclr import cards, runs
+    from keras_simclr import runs
 
     model = runs.load_model(run_dir)
     arrays = []
@@ -430,7 +430,6 @@ def probe_run(run_dir, train, test):
     return {
         "linear": simclr.linear_probe(*arrays).accuracy,
         "knn": simclr.knn_probe(*arrays).accuracy,
-        "versions": cards.versions(),
     }
 
 
