@@ -632,20 +632,22 @@ def _open_in_order(values, split, model):
 
 
 def _evaluate(values):
-    import pathlib
-
     import keras
 
-    from keras_simclr import evaluation, runs
+    from keras_simclr import data, evaluation, runs
 
     labels = [int(x) if x.isdigit() else x for x in values.labels]
     model = runs.load_model(values.run_dir)
     source, train = _open_in_order(values, values.split, model)
-    test_split, test = values.test_split, None
-    if test_split is None and values.data.startswith("tfds:"):
-        test_split = "test"
+    test_split, test = _test_split(values), None
     if test_split:
         _, test = _open_in_order(values, test_split, model)
+    about = {
+        "data": data.fingerprint(source, data_dir=values.data_dir),
+        "split": values.split,
+        "test_split": test_split,
+        "encoders": values.encoders,
+    }
     result = evaluation.evaluate(
         model,
         train,
@@ -654,20 +656,34 @@ def _evaluate(values):
         labels=labels,
         draws=values.draws,
         encoders={
-            pathlib.Path(path).stem: keras.models.load_model(path)
-            for path in values.encoders
+            path: keras.models.load_model(path) for path in values.encoders
         },
         projection_layer=values.projection_layer,
         class_names=_class_names(source),
         seed=values.seed,
         report=print,
     )
+    summary = result.summary
+    summary["evaluation"] |= about
+    runs.update_summary(values.run_dir, summary)
     print(result)
-    runs.update_summary(values.run_dir, result.summary)
+
+
+def _test_split(values):
+    """The test split that was asked for, or TFDS's, or None."""
+    name = values.data.removeprefix("tfds:")
+    if values.test_split or name == values.data:
+        return values.test_split
+    import tensorflow_datasets as tfds
+
+    splits = tfds.builder(name, data_dir=values.data_dir).info.splits
+    return "test" if "test" in splits else None
 
 
 def _class_names(source):
-    return getattr(source, "class_names", ())
+    from keras_simclr.embedding import valid_names
+
+    return valid_names(getattr(source, "class_names", ()))
 
 
 def _finetune(values):
@@ -733,8 +749,11 @@ def _write_table(source, output_dir, name, what, write):
     path = output_dir / name
     staged = path.with_stem("staged")
     is_folder = not isinstance(source, str)
-    count = write(staged, source.readable() if is_folder else None)
-    staged.replace(path)
+    try:
+        count = write(staged, source.readable() if is_folder else None)
+        staged.replace(path)
+    finally:
+        staged.unlink(missing_ok=True)
     print(f"{path} holds {count} {what}.")
     if is_folder:
         others = output_dir / "skipped.csv"

@@ -176,13 +176,8 @@ def write_predictions(directory, dataset, path, names=None):
     write_predictions("my_classifier", dataset, pathlib.Path("photos.csv"))
     ```
     """
-    directory = pathlib.Path(directory)
-    if not (directory / _CLASS_NAMES).is_file():
-        raise FileNotFoundError(
-            f"`model` must be a directory with {_CLASS_NAMES}, written by "
-            f"`finetune`. Received: {str(directory)!r}"
-        )
-    classes = json.loads((directory / _CLASS_NAMES).read_text())
+    directory = _checked(directory)
+    classes = json.loads((directory / _CLASS_NAMES).read_text("utf-8"))
     module = tf.saved_model.load(directory / "saved_model")
     names = map(str, itertools.count()) if names is None else names
     count = 0
@@ -217,11 +212,24 @@ def input_size(directory):
     Returns:
         The longer side, pixels.
 
+    Raises:
+        FileNotFoundError: If `directory` holds no classifier.
+
     Example:
 
     ```python
     canvas_size = data.canvas_for(input_size("my_classifier"))
     ```
     """
-    path = pathlib.Path(directory) / "classifier.keras"
+    path = _checked(directory) / "classifier.keras"
     return max(keras.models.load_model(path).input_shape[1:3])
+
+
+def _checked(directory):
+    directory = pathlib.Path(directory)
+    if not (directory / _CLASS_NAMES).is_file():
+        raise FileNotFoundError(
+            f"`model` must be a directory with {_CLASS_NAMES}, written by "
+            f"`finetune`. Received: {str(directory)!r}"
+        )
+    return directory

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_simclr import _checks, data
-from keras_simclr.augmentations import RandomResizedCrop
+from keras_simclr.augmentations import RandomResizedCrop, to_float
 from keras_simclr.finetuning import SETTINGS, Tuner, load_labelled
 from keras_simclr.model import SimCLRModel
 from keras_simclr.probes import (
@@ -27,6 +27,13 @@ LABELS = (1, 5, 10, 50, "1%", "10%", "all")
 _TEST_SHARE = 0.2  # Of the examples, where there is no test set.
 _CONFIDENCE = 0.95
 _FEW_IMAGES = 256  # To measure how fast training is.
+_SETTINGS = {
+    "linear": "logistic regression, standardised, C chosen of "
+    f"{', '.join(f'{c:g}' for c in INVERSE_PENALTIES)}",
+    "knn": "cosine, k=20, temperature=0.1",
+    "finetune": SETTINGS,
+    "pixels": f"at most {PIXELS} x {PIXELS}",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +46,8 @@ class Evaluation:
             `"knn"`, `"finetune"`, `"scratch"`), `labels` (an integer per
             class, a share such as `"1%"`, or `"all"`), `accuracy` (mean, 0 to
             1), `std` (over the draws of the labelled set, None for a single
-            one), `interval` (95 %, of the mean over draws; of a single one,
-            over test examples) and `draws` (each accuracy).
+            one), `interval` (95 %, as from `interval`) and `draws` (each
+            accuracy).
         gains: Dictionaries with `labels`; `best` and `baseline`, the best of
             SimCLR and of the others; `gain`, the difference of their
             accuracies; and its 95 % `interval`, paired.
@@ -86,14 +93,20 @@ class Evaluation:
         }
         columns = list(dict.fromkeys(labels for *_, labels in cells))
         kinds = dict.fromkeys(key[:2] for key in cells)
-        title = "accuracy, % ± 95 %"
-        lines = [f"{title:24}" + "".join(f"{_head(x):>15}" for x in columns)]
+        table = [("accuracy, % ± 95 %", map(_head, columns))]
         order = ("linear", "knn", "finetune", "scratch")
         for probe, features in sorted(kinds, key=lambda x: order.index(x[0])):
-            texts = (cells.get((probe, features, x), "") for x in columns)
-            name = f"{features}, {probe}"
-            lines.append(f"{name:24}" + "".join(f"{x:>15}" for x in texts))
+            texts = [cells.get((probe, features, x), "") for x in columns]
+            table.append((f"{features}, {probe}", texts))
+        width = max(24, *(len(name) for name, _ in table))
+        lines = [
+            f"{name:{width}}" + "".join(f"{text:>15}" for text in texts)
+            for name, texts in table
+        ]
         lines.append(self.settings["examples"])
+        for name in (*PROBES, "pixels"):
+            if name in self.settings:
+                lines.append(f"{name}: {self.settings[name]}.")
         lines += [f"Left out: {reason}." for reason in self.left_out]
         return "\n".join([*lines, self.verdict]).rstrip()
 
@@ -155,7 +168,8 @@ def evaluate(
             `"all"`. What the classes are too small for is left out.
         draws: Labelled sets drawn of each number.
         encoders: Dictionary from names to further Keras encoders to compare
-            with, which take float images in [0, 1] of their own size.
+            with, which take float images in [0, 1] of their own size. The
+            names `"pixels"`, `"untrained"` and `"simclr"` are taken.
         baselines: Whether to compare with anything else at all.
         projection_layer: As `fine_tune`.
         class_names: Names, where the labels are places in them.
@@ -166,8 +180,8 @@ def evaluate(
         An `Evaluation`.
 
     Raises:
-        ValueError: If labels are missing, or an argument is not among what is
-            listed here.
+        ValueError: If labels are missing or fill none of the numbers asked
+            for, or an argument is not among what is listed here.
 
     Example:
 
@@ -188,12 +202,24 @@ def evaluate(
         - Nadeau and Bengio 2003, doi:10.1023/A:1024068626366 (intervals over
           splits of one set).
     """
-    for probe in probes:
+    for probe in probes or (None,):
         _checks.choice("probes", probe, PROBES)
     _checks.integer("draws", draws, minimum=2)
-    labels = [_checked_amount(amount) for amount in labels]
+    labels = list(dict.fromkeys(map(_checked_amount, labels)))
+    taken_names = {"pixels", "untrained", "simclr"} & {*(encoders or ())}
+    if taken_names:
+        raise ValueError(
+            "`encoders` must have names other than 'pixels', 'untrained' and "
+            f"'simclr', which the table has already. Received: {taken_names}"
+        )
     start = time.perf_counter()
     pool = _Pool(train, test, draws, seed, class_names)
+    jobs, left_out = pool.jobs(labels)
+    if not jobs:
+        raise ValueError(
+            "`labels` must hold a number that `train` can fill. Received: "
+            + "; ".join(left_out)
+        )
     functions = {"simclr": representation(model)}
     if baselines:
         functions = {
@@ -208,7 +234,6 @@ def evaluate(
             _Tuning(model, pool, projection_layer, from_scratch)
             for from_scratch in ((True, False) if baselines else (False,))
         ]
-    jobs, left_out = pool.jobs(labels)
     if report:
         seconds = sum(
             contender.seconds(len(chosen))
@@ -235,11 +260,8 @@ def evaluate(
     ]
     settings = {
         "examples": pool.in_words(),
-        "knn": "cosine, k=20, temperature=0.1",
-        "linear": "logistic regression, standardised, C chosen of "
-        f"{', '.join(f'{c:g}' for c in INVERSE_PENALTIES)}",
-        "finetune": SETTINGS,
-        "pixels": f"at most {PIXELS} x {PIXELS}",
+        **{name: _SETTINGS[name] for name in probes},
+        **({"pixels": _SETTINGS["pixels"]} if baselines else {}),
         "projection_layer": projection_layer,
         "train_examples": pool.train_size,
         "test_examples": pool.test_size,
@@ -360,9 +382,22 @@ class _Pool:
 
 
 def _joined(parts):
-    """Arrays of examples end to end, canvases made equal."""
+    """Arrays of examples end to end, canvases and values made equal."""
     if len(parts) == 1:
         return parts[0]
+    if len({"sizes" in part for part in parts}) > 1:
+        raise ValueError(
+            "`train` and `test` must both lie on canvases, or neither. "
+            "Received: `sizes` in one of them"
+        )
+    if len({part["images"].dtype for part in parts}) > 1:
+        parts = [
+            {
+                **part,
+                "images": to_float(tf.constant(part["images"])).numpy(),
+            }
+            for part in parts
+        ]
     shared = set.intersection(*map(set, parts))
     if "sizes" in shared:
         largest = np.max([part["images"].shape[1:3] for part in parts], axis=0)
@@ -562,9 +597,13 @@ def _gain(amount, results, correction):
 def interval(draws, correction=0.0):
     """95 % interval of a mean.
 
+    Of one test set, what another draw of labels would change (Student's t) and
+    what other test examples would change (normal) are added as squares. Of
+    random splits the draws vary in both.
+
     Args:
-        draws: One array of values of test examples for each draw. Of several
-            draws their means count (Student's t); of one, its values (normal).
+        draws: One array of values of test examples for each draw, of the same
+            examples each time unless there is a correction.
         correction: Examples to test on by examples to learn from, where the
             draws are splits of one set; else 0.
 
@@ -579,14 +618,16 @@ def interval(draws, correction=0.0):
     """
     from scipy import stats
 
-    if len(draws) > 1:
-        values = np.array([np.mean(each) for each in draws])
-        quantile = stats.t.ppf(0.5 + _CONFIDENCE / 2, len(values) - 1)
-        share = 1 / len(values) + correction
-    else:
-        values = np.asarray(draws[0], float)
-        quantile = stats.norm.ppf(0.5 + _CONFIDENCE / 2)
-        share = 1 / len(values)
-    deviation = np.std(values, ddof=1) if len(values) > 1 else 0.0
-    half = quantile * deviation * np.sqrt(share)
+    tail = 0.5 + _CONFIDENCE / 2
+    values = np.array([np.mean(each) for each in draws])
+    square = 0.0
+    if len(values) > 1:
+        quantile = stats.t.ppf(tail, len(values) - 1)
+        variance = np.var(values, ddof=1) * (1 / len(values) + correction)
+        square += quantile**2 * variance
+    examples = len(draws[0])
+    if not correction and examples > 1:
+        variance = np.var(np.mean(draws, axis=0), ddof=1) / examples
+        square += stats.norm.ppf(tail) ** 2 * variance
+    half = np.sqrt(square)
     return float(values.mean() - half), float(values.mean() + half)

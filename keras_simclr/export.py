@@ -201,7 +201,7 @@ def write_network(model, network, directory, name, texts=None):
         with_evaluation_view(model, network).save(staged / f"{name}.keras")
         _save_module(model, _view(model), network, staged / "saved_model")
         for file, text in (texts or {}).items():
-            (staged / file).write_text(text)
+            (staged / file).write_text(text, encoding="utf-8")
     return pathlib.Path(directory)
 
 

@@ -13,7 +13,7 @@ from keras_simclr.export import with_evaluation_view
 from keras_simclr.model import SimCLRModel, as_list
 from keras_simclr.networks import plain_copy
 from keras_simclr.probes import (
-    linear_probe,
+    fit_logistic,
     one_per_row,
     untrained_copy,
     view_of,
@@ -24,6 +24,7 @@ _FEWEST_STEPS = 200  # Up to one batch of examples.
 # Chosen on Fashion-MNIST, 10 and 60 labels per class, 3,000 training images
 # held out: 0.003 to 0.3 were tried, and up to 1 from scratch.
 _LEARNING_RATES = {"finetune": 0.1, "scratch": 0.3}
+_START = 0.1  # scikit-learn's C of the classifier that fine-tuning starts from.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +55,11 @@ class FineTuning:
 
 
 SETTINGS = (
-    f"at least {_FEWEST_STEPS} steps, batches of {_BATCH_SIZE}, crops and "
-    "flips, SGD with Nesterov momentum 0.9, cosine decay"
+    f"from a logistic regression with C={_START}, at least {_FEWEST_STEPS} "
+    f"steps (growing with the root of the labels), batches of {_BATCH_SIZE}, "
+    "crops and flips as in pretraining, SGD with Nesterov momentum 0.9 and a "
+    f"rate of {_LEARNING_RATES['finetune']} ({_LEARNING_RATES['scratch']} from "
+    "scratch), cosine decay"
 )
 
 
@@ -64,8 +68,9 @@ def fine_tune(
 ):
     """Trains a copy of the encoder and a classifier on labelled images.
 
-    The classifier starts as the linear probe of what it stands on; then all
-    weights are trained, on crops and flips of the images as in pretraining.
+    The classifier starts as a logistic regression on what it stands on; then
+    all weights are trained, also those of an encoder that is frozen, on crops
+    and flips of the images as in pretraining.
 
     Args:
         model: A `SimCLRModel`, which is left as it is, or a Keras model from
@@ -106,10 +111,12 @@ def fine_tune(
     References:
         - Chen et al. 2020, arXiv:2002.05709, appendix B.5.
         - Chen et al. 2020, arXiv:2006.10029, section 2 (projection layer).
-        - Kumar et al. 2022, arXiv:2202.10054 (start from the linear probe).
+        - Kumar et al. 2022, arXiv:2202.10054 (start from a linear probe).
 
     Deviation: batches of 64 and SGD, not of 4,096 and LARS: there are few
-    labels. The classifier does not start from zeros.
+    labels. The classifier does not start from zeros, nor from `linear_probe`:
+    that standardises every feature, and the weights of one that hardly varies
+    are so large that they spoil the encoder as soon as it does.
     """
     examples = load_labelled("train", train)
     tuner = Tuner(
@@ -204,6 +211,8 @@ class Tuner:
         self.from_scratch = from_scratch
         self.projection_layer = projection_layer
         copies = _layers(untrained_copy(model, 0), projection_layer)
+        for copy in copies:
+            _unfreeze(copy)
         self._network = _Network(model, copies, len(classes))
         recipe = "scratch" if from_scratch else "finetune"
         self._schedule = _Cosine(_LEARNING_RATES[recipe])
@@ -212,7 +221,9 @@ class Tuner:
             "sparse_categorical_crossentropy",
             jit_compile=False,
         )
-        self._network.optimizer.build(self._network.core.trainable_variables)
+        optimizer = self._network.optimizer
+        optimizer.build(self._network.core.trainable_variables)
+        self._fresh = [variable.numpy() for variable in optimizer.variables]
 
     def steps_for(self, examples):
         """Steps that as many examples are trained for: a root of them.
@@ -244,28 +255,30 @@ class Tuner:
             _layers(source, self.projection_layer),
             strict=True,
         ):
-            copy.set_weights(layer.get_weights())
-        first_weights = self._first_weights(images, places, seed)
-        self._network.dense.set_weights(first_weights)
-        self._schedule.steps.assign(steps or self.steps_for(len(places)))
-        for variable in self._network.optimizer.variables:
-            variable.assign(keras.ops.zeros_like(variable))
+            _assign(copy.variables, layer.variables)
+        _assign(self._network.dense.weights, self._first(images, places))
+        _assign(self._network.optimizer.variables, self._fresh)
+        steps = steps or self.steps_for(len(places))
+        self._schedule.steps.assign(steps)
         self._network.seed.assign(seed)
         self._network.fit(
-            _batches(images, places, seed),
-            steps_per_epoch=int(self._schedule.steps),
-            shuffle=False,
-            verbose=0,
+            _batches(images, places, seed, steps), shuffle=False, verbose=0
         )
 
-    def _first_weights(self, images, places, seed):
+    def _first(self, images, places):
         """Kernel and bias of the classifier to begin with."""
-        kernel, bias = self._network.dense.get_weights()
-        if self.from_scratch:
-            return [np.zeros_like(kernel), np.zeros_like(bias)]
-        features = self._network.predict_in_batches(images, features=True)
-        probe = linear_probe(features, places, features, places, seed=seed)
-        return probe.classifier.layers[-1].get_weights()
+        kernel, bias = map(np.zeros_like, self._network.dense.get_weights())
+        if not self.from_scratch:
+            features = self._network.predict_in_batches(images, features=True)
+            mean = features.mean(axis=0)
+            scale = np.std(features - mean) or 1.0
+            solver = fit_logistic((features - mean) / scale, places, _START)
+            # Of two classes only the second has weights.
+            found = solver.classes_[-len(solver.intercept_) :]
+            kernel[:, found] = solver.coef_.T / scale
+            bias[found] = solver.intercept_
+            bias -= mean @ kernel
+        return kernel, bias
 
     def predict(self, examples):
         """Classifies images.
@@ -354,18 +367,32 @@ def _without_labels(examples):
     return {k: examples[k] for k in ("images", "sizes") if k in examples}
 
 
-def _batches(images, places, seed):
-    """Full batches without end, also of fewer examples than a batch."""
+def _batches(images, places, seed, steps):
+    """Full batches, also of fewer examples than a batch; epoch upon epoch."""
     images = tf.nest.map_structure(tf.constant, images)
     places = tf.constant(places)
-    rows = tf.data.Dataset.range(len(places)).shuffle(len(places), seed=seed)
-    rows = rows.repeat().batch(_BATCH_SIZE, drop_remainder=True)
-    batches = rows.map(
+    rng = np.random.default_rng(seed)
+    epochs = math.ceil(steps * _BATCH_SIZE / len(places))
+    rows = np.concatenate([rng.permutation(len(places)) for _ in range(epochs)])
+    rows = rows[: steps * _BATCH_SIZE].reshape(steps, _BATCH_SIZE)
+    batches = tf.data.Dataset.from_tensor_slices(rows).map(
         lambda rows: tf.nest.map_structure(
             lambda array: tf.gather(array, rows), (images, places)
         )
     )
     return data.prepared(batches.prefetch(1))
+
+
+def _unfreeze(layer):
+    layer.trainable = True
+    # Of a `Sequential` from a config, Keras 3.15 leaves the layers frozen.
+    for part in getattr(layer, "layers", ()):
+        _unfreeze(part)
+
+
+def _assign(variables, values):
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
 
 
 def _crops_and_flips(model):

@@ -15,7 +15,7 @@ from keras_simclr.networks import plain_copy
 
 # scikit-learn's C: the inverse of the L2 penalty. Strongest penalty first.
 INVERSE_PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
-_UNTUNED = 1.0  # Where a class has one label, and none to validate on.
+_UNTUNED = 1.0  # Where a class is too rare to validate on.
 _VALIDATION_SHARE = 0.2
 # Below this many labels one validation split says little; take the mean of 5.
 _FEW_LABELS = 1_000
@@ -266,8 +266,8 @@ def linear_probe(
 
     Args:
         train_features: Array of shape `(N, D)`.
-        train_labels: Array of shape `(N,)`, any labels. C is 1 if a class has
-            only one.
+        train_labels: Array of shape `(N,)`, any labels. C is 1 if a class is
+            too rare to validate on.
         test_features: Array of shape `(M, D)`.
         test_labels: Array of shape `(M,)`.
         seed: Integer that draws the validation split.
@@ -306,7 +306,7 @@ def linear_probe(
     is_small = features.size < _SMALL_ARRAY
     with threadpool_limits(1 if is_small else None):
         inverse_penalty = _choose_inverse_penalty(features, labels, seed)
-        solver = _fit_logistic(features, labels, inverse_penalty)
+        solver = fit_logistic(features, labels, inverse_penalty)
     test = scaler.transform(test_features).astype("float32")
     predictions = solver.predict(test)
     return LinearProbe(
@@ -334,9 +334,11 @@ def _choose_inverse_penalty(features, labels, seed):
     )
     scores = np.zeros(len(INVERSE_PENALTIES))
     for kept, held in splits.split(features, labels):
+        if len(np.unique(labels[kept])) < classes:
+            return _UNTUNED
         solver = None
         for place, inverse_penalty in enumerate(INVERSE_PENALTIES):
-            solver = _fit_logistic(
+            solver = fit_logistic(
                 features[kept], labels[kept], inverse_penalty, solver
             )
             scores[place] += solver.score(features[held], labels[held])
@@ -344,8 +346,24 @@ def _choose_inverse_penalty(features, labels, seed):
     return INVERSE_PENALTIES[int(scores.argmax())]
 
 
-def _fit_logistic(features, labels, inverse_penalty, start=None):
-    """Fits one penalty, from the weights of `start` if given."""
+def fit_logistic(features, labels, inverse_penalty, start=None):
+    """Fits a logistic regression with one penalty.
+
+    Args:
+        features: Array of shape `(N, D)`.
+        labels: Array of shape `(N,)`.
+        inverse_penalty: scikit-learn's C.
+        start: What this function returned, to go on from; it changes.
+
+    Returns:
+        scikit-learn's `LogisticRegression`.
+
+    Example:
+
+    >>> solver = fit_logistic(np.array([[-1.0], [1.0]]), ["cat", "dog"], 1.0)
+    >>> solver.predict([[0.5]]).tolist()
+    ['dog']
+    """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 

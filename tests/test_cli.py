@@ -212,7 +212,7 @@ def test_evaluate_without_a_test_set_compares_encoders(
     options = ["--probes=knn", "--draws=2", "--labels=all", other]
     assert cli.main(["evaluate", run, data, *options]) == 0
     text = capsys.readouterr().out
-    assert "encoder, knn" in text
+    assert f"{out / 'encoder.keras'}, knn" in text
     assert "No test set: 2 random splits of 48 images" in text
 
 

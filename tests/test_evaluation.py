@@ -58,6 +58,8 @@ def test_evaluation_has_a_row_for_every_combination(model, images):
     lines = str(result).splitlines()
     assert lines[0].split()[:3] == ["accuracy,", "%", "±"]
     assert lines[11] == "24 labelled images to learn from, 24 to test on."
+    for line in ("linear: logistic regression, ", "finetune: from a logistic "):
+        assert sum(x.startswith(line) for x in lines) == 1
     assert [gain["labels"] for gain in result.gains] == [1, 4, "50%", "all"]
     for old, variable in zip(before, model.variables, strict=True):
         np.testing.assert_array_equal(old, variable.numpy())
@@ -166,21 +168,36 @@ def test_intervals_cover_the_mean_as_often_as_they_say():
     assert np.mean(hits) == pytest.approx(0.95, abs=0.015)
 
 
+def test_intervals_cover_the_truth_where_draws_share_test_images():
+    """Images have a difficulty of their own, which all draws meet."""
+    rng = np.random.default_rng(0)
+    hits = []
+    for _ in range(1000):
+        chances = rng.choice([0.5, 1.0], size=300, p=[0.2, 0.8])
+        low, high = evaluation.interval(list(rng.random((5, 300)) < chances))
+        hits.append(low <= 0.9 <= high)
+    # A little wide: what the draws differ by is partly that of the images.
+    assert 0.94 < np.mean(hits) < 0.99
+
+
 def test_gain_is_the_paired_difference_of_the_best():
     right = {
         ("simclr", "knn", 1): [np.array([1, 1, 0, 1]), np.array([1, 1, 1, 1])],
         ("simclr", "linear", 1): [np.zeros(4), np.zeros(4)],
+        ("untrained", "knn", 1): [np.zeros(4), np.zeros(4)],
         ("pixels", "knn", 1): [np.array([1, 0, 0, 1]), np.array([1, 0, 1, 1])],
         ("pixels", "knn", 2): [np.ones(4), np.ones(4)],
     }
     right = {key: [x.astype(bool) for x in y] for key, y in right.items()}
     gain = evaluation._gain(1, right, 0.0)
+    # Both draws gain the same image of four.
+    half = 1.959964 * np.sqrt(0.25 / 4)
+    assert gain.pop("interval") == pytest.approx((0.25 - half, 0.25 + half))
     assert gain == {
         "labels": 1,
         "best": "knn",
         "baseline": "pixels, knn",
         "gain": 0.25,
-        "interval": (0.25, 0.25),
     }
 
 
@@ -215,6 +232,54 @@ def test_unknown_amounts_are_refused(model, images, wrong):
         "`labels` must be positive integers (per class), shares such as '1%' "
         f"and 'all'. Received: labels with {wrong!r}"
     )
+
+
+def test_numbers_of_labels_count_once(model, images):
+    options = {"probes": ["knn"], "baselines": False, "draws": 2}
+    once, twice = (
+        simclr.evaluate(model, images, images, labels=labels, **options)
+        for labels in ((3,), (3, 3.0))
+    )
+    assert once.rows == twice.rows
+
+
+def test_pixels_and_floats_are_the_same_images(model, images):
+    pixels = np.round(images[0] * 255).astype("uint8")
+    sets = [(x, images[1]) for x in (pixels, pixels / np.float32(255))]
+    options = {"probes": ["linear"], "labels": ("all",), "baselines": False}
+    alike, mixed = (
+        simclr.evaluate(model, sets[1], test, **options) for test in sets
+    )
+    assert alike.rows == mixed.rows
+
+
+def test_wrong_probes_names_and_numbers_are_refused(model, images):
+    def message(**options):
+        with pytest.raises(ValueError) as error:
+            simclr.evaluate(model, images, images, **options)
+        return str(error.value)
+
+    assert message(probes=[]) == (
+        "`probes` must be one of 'finetune', 'knn', 'linear'. Received: "
+        "probes=None"
+    )
+    assert message(encoders={"pixels": model.encoder}) == (
+        "`encoders` must have names other than 'pixels', 'untrained' and "
+        "'simclr', which the table has already. Received: {'pixels'}"
+    )
+    assert message(labels=(99,)) == (
+        "`labels` must hold a number that `train` can fill. Received: 99 per "
+        "class, class 0 has 12 to learn from"
+    )
+
+
+def test_canvases_and_whole_images_are_not_joined():
+    parts = [
+        {"images": np.zeros((2, 4, 4, 1))},
+        {"images": np.zeros((2, 4, 4, 1)), "sizes": np.full((2, 2), 4)},
+    ]
+    with pytest.raises(ValueError, match="must both lie on canvases"):
+        evaluation._joined(parts)
 
 
 def test_missing_labels_are_refused(model, images):

@@ -138,14 +138,39 @@ def test_linear_probe_does_not_depend_on_the_scale_of_a_feature(blobs):
     assert first.accuracy == pytest.approx(second.accuracy, abs=0.02)
 
 
-def test_linear_probe_chooses_a_strong_penalty_for_pure_noise():
+@pytest.mark.parametrize(("signal", "expected"), [(0.0, 0.001), (4.0, 1.0)])
+def test_penalty_is_what_validation_prefers(signal, expected):
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedShuffleSplit
+    from sklearn.preprocessing import StandardScaler
+
     rng = np.random.default_rng(0)
-    features, labels = rng.normal(size=(60, 50)), np.arange(60) % 2
-    signal = features + 20 * labels[:, None]
-    noisy = simclr.linear_probe(features, labels, features, labels)
-    clear = simclr.linear_probe(signal, labels, signal, labels)
-    assert clear.accuracy == 1.0
-    assert noisy.inverse_penalty <= 1.0
+    features, labels = rng.normal(size=(120, 30)), np.arange(120) % 3
+    features[:, 0] += signal * labels
+    probe = simclr.linear_probe(features, labels, features, labels, seed=1)
+    scaled = StandardScaler().fit_transform(features)
+    penalties = (0.001, 0.01, 0.1, 1.0, 10.0)
+    splits = StratifiedShuffleSplit(5, test_size=24, random_state=1)
+    scores = [
+        [
+            LogisticRegression(C=c, max_iter=5000)
+            .fit(scaled[kept], labels[kept])
+            .score(scaled[held], labels[held])
+            for c in penalties
+        ]
+        for kept, held in splits.split(scaled, labels)
+    ]
+    assert probe.inverse_penalty == penalties[np.mean(scores, 0).argmax()]
+    assert probe.inverse_penalty == expected
+
+
+def test_linear_probe_takes_a_class_too_rare_to_validate_on(monkeypatch):
+    monkeypatch.setattr(probes, "_MOST_TO_CHOOSE_ON", 50)
+    labels = np.array([0] * 998 + [1, 1])
+    features = np.random.default_rng(0).normal(size=(1000, 2))
+    features[-2:] += 20
+    result = simclr.linear_probe(features, labels, features, labels)
+    assert result.accuracy == 1.0
 
 
 @pytest.mark.parametrize("probe", [simclr.knn_probe, simclr.linear_probe])
