@@ -380,8 +380,16 @@ def test_a_folder_goes_from_scan_to_a_table(tmp_path, capsys):
     classifier, out = tmp_path / "classifier", tmp_path / "classes"
     output = f"--output_dir={classifier}"
     assert cli.main(["finetune", run, *known, output]) == 0
-    options = [f"--model={classifier}", data, "--unreadable_limit=0.1"]
-    assert cli.main(["predict", *options, f"--output_dir={out}"]) == 0
+    text = capsys.readouterr().out
+    options = [f"--model={run.removeprefix('--run_dir=')}", data]
+    options.append(f"--output_dir={out}")
+    assert cli.main(["predict", *options]) == 1
+    assert "`model` must be a directory with " in capsys.readouterr().err
+    # The advice can be followed: nothing is in the way of another try.
+    options[0] = f"--model={classifier}"
+    assert cli.main(["predict", *options, "--unreadable_limit=0"]) == 1
+    assert "`unreadable_limit`" in capsys.readouterr().err
+    assert cli.main(["predict", *options, "--unreadable_limit=0.1"]) == 0
     with (out / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     images = [f"{x.parent.name}/{x.name}" for x in photos.rglob("[0-9]*")]
@@ -399,7 +407,7 @@ def test_a_folder_goes_from_scan_to_a_table(tmp_path, capsys):
     assert paths == sorted(images)
     skipped = (out / "skipped.csv").read_text()
     assert skipped == "path,reason\ncat/empty.png,empty\n"
-    text = capsys.readouterr().out
+    text += capsys.readouterr().out
     assert "24 images usable, 1 file left out, 0 other files." in text
     assert "simclr, linear" in text
     assert "with a cross-validated accuracy of " in text
