@@ -228,12 +228,12 @@ def evaluate(
             **{k: _representation_of(x) for k, x in (encoders or {}).items()},
             **functions,
         }
-    contenders = _probes(functions, probes, pool)
-    if "finetune" in probes:
-        contenders += [
-            _Tuning(model, pool, projection_layer, from_scratch)
-            for from_scratch in ((True, False) if baselines else (False,))
-        ]
+    tunings = [
+        _Tuning(model, pool, projection_layer, from_scratch)
+        for from_scratch in ((True, False) if baselines else (False,))
+        if "finetune" in probes
+    ]
+    contenders = [*_probes(functions, probes, pool), *tunings]
     if report:
         seconds = sum(
             contender.seconds(len(chosen))
