@@ -681,9 +681,7 @@ def _test_split(values):
 
 
 def _class_names(source):
-    from keras_simclr.embedding import valid_names
-
-    return valid_names(getattr(source, "class_names", ()))
+    return getattr(source, "class_names", ())
 
 
 def _finetune(values):

@@ -124,7 +124,9 @@ def train_classifier(
             [keras.Input(encoder.input_shape[1:]), encoder, probe.classifier],
             name="classifier",
         )
-    names = [str(class_names[x] if class_names else x) for x in labels]
+    names = valid_names(
+        str(class_names[x] if class_names else x) for x in labels
+    )
     write_classifier(model, network, directory, names)
     return Classifier(
         recipe=best["probe"],

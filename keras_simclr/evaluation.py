@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from keras_simclr import _checks, data
 from keras_simclr.augmentations import RandomResizedCrop, to_float
+from keras_simclr.embedding import valid_names
 from keras_simclr.finetuning import SETTINGS, Tuner, load_labelled
 from keras_simclr.model import SimCLRModel
 from keras_simclr.probes import (
@@ -296,7 +297,7 @@ class _Pool:
         self.examples = _joined(parts)
         self.labels = self.examples["labels"]
         self.draws, self.seed = draws, seed
-        self.class_names = class_names
+        self.class_names = valid_names(class_names)
         sizes = [len(part["labels"]) for part in parts]
         if test is not None:
             places = np.arange(sum(sizes))

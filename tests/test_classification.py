@@ -69,6 +69,24 @@ def test_classifier_of_the_better_recipe_is_written(
     check_predictions(out, images, expected, tmp_path / "classes.csv")
 
 
+def test_class_names_that_are_no_text_are_escaped(
+    model, images, tmp_path, monkeypatch
+):
+    evaluate = classification.evaluate
+    monkeypatch.setattr(
+        classification,
+        "evaluate",
+        lambda *args, probes, **kwargs: evaluate(
+            *args, probes=["linear"], **kwargs
+        ),
+    )
+    out = tmp_path / "out"
+    names = ("caf\udce9", "dog")
+    classification.train_classifier(model, images, out, class_names=names)
+    stored = json.loads((out / "class_names.json").read_text("utf-8"))
+    assert stored == ["caf\\xe9", "dog"]
+
+
 def test_features_of_a_shuffled_dataset_keep_their_labels(
     model, images, tmp_path, monkeypatch
 ):

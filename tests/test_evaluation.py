@@ -282,6 +282,20 @@ def test_canvases_and_whole_images_are_not_joined():
         evaluation._joined(parts)
 
 
+def test_class_names_that_are_no_text_are_escaped(model, images):
+    result = simclr.evaluate(
+        model,
+        images,
+        probes=["knn"],
+        labels=(5, 50),
+        draws=2,
+        class_names=("caf\udce9", "linen"),
+    )
+    assert result.left_out == (
+        "50 per class, class caf\\xe9 has 9 to learn from",
+    )
+
+
 def test_missing_labels_are_refused(model, images):
     with pytest.raises(ValueError) as error:
         simclr.evaluate(model, images[0], images)
