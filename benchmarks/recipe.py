@@ -1,12 +1,13 @@
-"""What the defaults of `keras-simclr pretrain` reach on Fashion-MNIST.
+"""What `keras-simclr pretrain` reaches on Fashion-MNIST.
 
-    python benchmarks/recipe.py [--data_dir=DIR]
+    python benchmarks/recipe.py [--results=DIR] [--data_dir=DIR]
 
-trains with `RECIPE`, three seeds, and probes on the test images.
-With `--search` it tries what the defaults were chosen from: `BASE`, for few
-epochs, with one change at a time; it trains on 54,000 of the training images
-and probes on the other 6,000. Results go to `claims/results/recipe.json`; what
-is there already is not run again.
+trains with its defaults, but for `RECIPE`, three seeds, and probes on the test
+images: an hour. With `--search` it tries what the defaults were chosen from:
+`BASE`, for few epochs, with one change at a time; it trains on 54,000 of the
+training images and probes on the other 6,000. What is in `recipe.json` of
+`--results` is not run again; by default these are the results kept here, and
+an empty directory has all of it run anew.
 """
 
 import argparse
@@ -18,9 +19,17 @@ import sys
 import tempfile
 import time
 
+from absl import flags
 from claims import common
 from images import fashion_mnist
 
+import keras_simclr_cli as cli
+
+# Flags of `pretrain` that a result names otherwise, or that do not matter.
+_ELSEWHERE = {
+    *("data", "data_dir", "split", "manifest", "unreadable_limit"),
+    *("output_dir", "seed"),
+}
 _KEPT, _HELD_OUT = "train[:90%]", "train[90%:]"
 _LABELS = 20_000  # That the probes of the search learn from.
 
@@ -54,6 +63,7 @@ def main():
     """Reads the flags and runs."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data_dir", help="Directory of prepared TFDS data.")
+    common.add_results_flag(parser)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--search", action="store_true")
     parser.add_argument(
@@ -66,10 +76,10 @@ def main():
     if values.search or values.change:
         for change in values.change or CHANGES:
             chosen = {**BASE, **change}
-            run(chosen, 0, values.data_dir, (_KEPT, _HELD_OUT), _LABELS)
+            run(chosen, 0, values, (_KEPT, _HELD_OUT), _LABELS)
         return
     results = [
-        run(RECIPE, seed, values.data_dir, ("train", "test"))
+        run(RECIPE, seed, values, ("train", "test"))
         for seed in range(values.seeds)
     ]
     for probe in ("linear", "knn"):
@@ -80,27 +90,28 @@ def main():
         )
 
 
-def run(flags, seed, data_dir, splits, labels=None):
+def run(changed, seed, values, splits, labels=None):
     """Trains and probes, unless the results are there.
 
     Args:
-        flags: Dictionary: flags of `pretrain` other than its defaults.
+        changed: Dictionary: flags of `pretrain` other than its defaults.
         seed: Integer.
-        data_dir: Of TFDS, or None.
+        values: Flags `data_dir` and `results`.
         splits: Pair: to learn from and to test on.
         labels: Most labels that the probes learn from, or None for all.
 
     Returns:
-        Dictionary: flags, seed, splits, shares of 1 and minutes.
+        Dictionary: all flags that training depends on, seed, splits, shares
+        of 1 and minutes.
     """
     given = {"data": "tfds:fashion_mnist", "split": splits[0], "seed": seed}
-    if data_dir:
-        given["data_dir"] = data_dir
+    if values.data_dir:
+        given["data_dir"] = values.data_dir
 
     def train_and_probe():
         with tempfile.TemporaryDirectory() as directory:
             run_dir = pathlib.Path(directory, "run")
-            flagged = {**given, **flags, "output_dir": run_dir}
+            flagged = {**given, **changed, "output_dir": run_dir}
             start = time.perf_counter()
             subprocess.run(
                 [sys.executable, "-m", "keras_simclr", "pretrain"]
@@ -109,13 +120,23 @@ def run(flags, seed, data_dir, splits, labels=None):
                 stdout=sys.stderr,
             )
             minutes = round((time.perf_counter() - start) / 60, 1)
-            train, test = fashion_mnist(*splits, data_dir=data_dir)
+            train, test = fashion_mnist(*splits, data_dir=values.data_dir)
             train = [array[:labels] for array in train]
             shares = common.probe_run(run_dir, train, test)
         return {**shares, "minutes": minutes}
 
-    key = {"flags": flags, "seed": seed, "splits": list(splits)}
-    return common.once("recipe", key, train_and_probe)
+    used = {**_defaults(), **changed}
+    key = {"flags": used, "seed": seed, "splits": list(splits)}
+    return common.once("recipe", key, train_and_probe, values.results)
+
+
+def _defaults():
+    """Of the flags of `pretrain` that say how to train."""
+    found = flags.FlagValues()
+    cli.define_flags("pretrain", found)
+    return {
+        name: found[name].default for name in found if name not in _ELSEWHERE
+    }
 
 
 if __name__ == "__main__":

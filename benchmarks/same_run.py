@@ -38,6 +38,7 @@ def main():
     """Reads the flags and runs."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data_dir", help="Directory of prepared TFDS data.")
+    common.add_results_flag(parser)
     parser.add_argument("--batch_norm", action="store_true")
     parser.add_argument("--way", choices=WAYS, help="One of the four.")
     parser.add_argument("--run_dir", help="Only train, into this directory.")
@@ -47,7 +48,7 @@ def main():
         return
     norm = "batch" if values.batch_norm else "group"
     results = {
-        way: run(way, norm, values.data_dir)
+        way: run(way, norm, values)
         for way in ([values.way] if values.way else WAYS)
     }
     plain = results.get(_PLAIN, {"linear": math.nan})["linear"]
@@ -59,20 +60,20 @@ def main():
     processes.report(processes.markdown(titles, rows))
 
 
-def run(way, norm, data_dir):
+def run(way, norm, values):
     """Trains in one way and probes, unless the result is there.
 
     Args:
         way: One of `WAYS`.
         norm: `"batch"` or `"group"`.
-        data_dir: Of TFDS, or None.
+        values: Flags `data_dir` and `results`.
 
     Returns:
         Dictionary: way, norm, epochs, shares of 1 of the probes, and minutes.
     """
     command = [sys.executable, __file__, f"--way={way}"]
-    if data_dir:
-        command.append(f"--data_dir={data_dir}")
+    if values.data_dir:
+        command.append(f"--data_dir={values.data_dir}")
     if norm == "batch":
         command.append("--batch_norm")
 
@@ -83,12 +84,12 @@ def run(way, norm, data_dir):
             _train_in(way, [*command, f"--run_dir={run_dir}"], run_dir)
             minutes = round((time.perf_counter() - start) / 60, 1)
             with_group_norm()  # Loading needs its layer.
-            images = fashion_mnist("train", "test", data_dir=data_dir)
+            images = fashion_mnist("train", "test", data_dir=values.data_dir)
             shares = common.probe_run(run_dir, *images)
         return {**shares, "minutes": minutes}
 
     key = {"way": way, "norm": norm, "epochs": EPOCHS}
-    return common.once("same_run", key, train_and_probe)
+    return common.once("same_run", key, train_and_probe, values.results)
 
 
 def _train_in(way, command, run_dir):

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from keras_simclr import _checks, data, measures
 from keras_simclr.losses import NTXent
+from keras_simclr.model import SimCLRModel
 from keras_simclr.networks import plain_copy
 from keras_simclr.probes import extract, knn_probe, linear_probe
 
@@ -25,9 +26,13 @@ class _Periodic(keras.callbacks.Callback):
         self.every = _checks.integer("every", every, minimum=1)
 
     def on_train_begin(self, logs=None):
+        if not isinstance(self.model, SimCLRModel):
+            raise ValueError(
+                f"`{type(self).__name__}` needs a SimCLRModel. Received: "
+                f"a model of class {type(self.model).__name__}"
+            )
         self._latest = None
         self._encoder = plain_copy(self.model.encoder)
-        self._head = plain_copy(self.model.projection_head)
         # Traced once for all epochs.
         self._outputs = tf.function(self.outputs, reduce_retracing=True)
 
@@ -35,12 +40,14 @@ class _Periodic(keras.callbacks.Callback):
         # Loggers take their columns from the first epoch.
         is_due = self._latest is None or (epoch + 1) % self.every == 0
         if is_due or epoch + 1 == self.params["epochs"]:
-            self._encoder.set_weights(self.model.encoder.get_weights())
-            self._head.set_weights(self.model.projection_head.get_weights())
+            self.copy_weights()
             self._latest = self.measure()
             logs.update(self._latest)
         else:
             logs.update(self.repeated(self._latest))
+
+    def copy_weights(self):
+        self._encoder.set_weights(self.model.encoder.get_weights())
 
     def repeated(self, latest):
         return latest
@@ -58,6 +65,14 @@ class _Probe(_Periodic):
         self._test = data.in_order_with_labels("test", test)
         for dataset in (self._train, self._test):
             _check_has_batches(dataset)
+
+    def on_train_begin(self, logs=None):
+        super().on_train_begin(logs)
+        # What cannot be probed is refused now, not after an epoch.
+        for dataset in (self._train, self._test):
+            element = next(_first(dataset, _MOST_TO_PROBE))
+            self._outputs(*data.images_and_sizes(element))
+        _check_has_classes(_first(self._train, _MOST_TO_PROBE))
 
     def measure(self):
         start = time.perf_counter()
@@ -90,8 +105,9 @@ class KNNProbe(_Probe):
     `knn_accuracy`, and `knn_seconds`, the time it took. In the epochs between
     the accuracy is the last one and the seconds are 0. Callbacks that stand
     behind it, such as `CSVLogger`, `TensorBoard` and `EarlyStopping`, see both.
-    Training is not changed. A model whose representations are not finite has
-    the accuracy NaN.
+    (`EarlyStopping` counts every epoch: its `patience` must be larger than
+    `every`.) Training is not changed. A model whose representations are not
+    finite has the accuracy NaN.
 
     Args:
         train: Labelled images for the probe: `(images, labels)` arrays, or a
@@ -103,7 +119,9 @@ class KNNProbe(_Probe):
 
     Raises:
         ValueError: If labels are missing, are not one per image, or `every` is
-            no integer of at least 1.
+            no integer of at least 1; by `fit`, before it trains, if the model
+            is no `SimCLRModel`, the images do not fit it, or `train` holds
+            fewer than two classes.
 
     Example:
 
@@ -182,12 +200,15 @@ class Measures(_Periodic):
     Args:
         images: Array of shape `(N, height, width, channels)`, or a dataset of
             batches, where labels are ignored. The first 1,024 are read once
-            and kept. The ranks are at most their number.
+            and kept. The ranks are at most their number. Of datasets, not the
+            one that `fit` trains on: it would move its shuffle.
         every: Epochs from one measurement to the next.
 
     Raises:
         ValueError: If there are fewer than two images, their values are
-            unusable, or `every` is no integer of at least 1.
+            unusable, or `every` is no integer of at least 1; by `fit`, before
+            it trains, if the model is no `SimCLRModel` or the images do not fit
+            it.
 
     Example:
 
@@ -229,6 +250,12 @@ class Measures(_Periodic):
     def on_train_begin(self, logs=None):
         super().on_train_begin(logs)
         self._chance = None
+        self._head = plain_copy(self.model.projection_head)
+        self._measured(self._elements[0], 0)  # What does not fit is refused.
+
+    def copy_weights(self):
+        super().copy_weights()
+        self._head.set_weights(self.model.projection_head.get_weights())
 
     def on_epoch_begin(self, epoch, logs=None):
         self._first_step = int(self.model.optimizer.iterations.numpy())
@@ -245,7 +272,9 @@ class Measures(_Periodic):
     def _learn_chance(self):
         """Learns the batch size from the first epoch: its views, its steps."""
         step = int(self.model.optimizer.iterations.numpy())
-        steps = step - self._first_step
+        # A loss scaler's skipped steps are none of the optimizer's; but a
+        # dataset need not know its length.
+        steps = self.params["steps"] or step - self._first_step
         is_ours = isinstance(self.model.loss, NTXent)
         if self._chance is None and is_ours and steps > 0:
             # Each replica counts the views of all.
@@ -261,8 +290,7 @@ class Measures(_Periodic):
 
     def measure(self):
         parts = [
-            # Other draws for each part.
-            self._outputs(*data.images_and_sizes(element), tf.constant(part))
+            self._measured(element, part)  # Other draws for each part.
             for part, element in enumerate(self._elements)
         ]
         h, z, z_1, z_2 = (
@@ -279,9 +307,26 @@ class Measures(_Periodic):
         )
         return dict(zip(_MEASURES, values, strict=True))
 
+    def _measured(self, element, step):
+        return self._outputs(*data.images_and_sizes(element), tf.constant(step))
+
 
 def _check_has_batches(dataset):
     data.check_length(dataset, steps_per_epoch=1)  # We take the first ones.
+
+
+def _check_has_classes(elements):
+    """Reads until two classes have been seen."""
+    classes = set()
+    for element in elements:
+        classes.update(np.ravel(element["labels"]).tolist())
+        if len(classes) > 1:
+            return
+    raise ValueError(
+        f"The first {_MOST_TO_PROBE:,} images of `train` must be of at least "
+        f"two classes. Received: {sorted(classes)}. Shuffle what is sorted by "
+        "class."
+    )
 
 
 def _first(dataset, most):

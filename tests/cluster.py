@@ -10,6 +10,7 @@ import keras_simclr as simclr
 from keras_simclr import runs
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 1), "uint8")
+LABELS = np.arange(50) % 3
 
 
 def build_model(strategy):
@@ -59,8 +60,18 @@ def stop_after_one_epoch(model, strategy, run_dir):
 def check_what_machines_exchange(strategy):
     keras.config.set_floatx("float32")  # Not all can be in bfloat16.
     keras.config.set_dtype_policy("mixed_bfloat16")
-    history = build_model(strategy).fit(dataset(), verbose=0).history
-    assert np.isfinite(history["loss"]).all()
+    train, test = ((IMAGES[x::2], LABELS[x::2]) for x in (0, 1))
+    probe = simclr.callbacks.KNNProbe(train, test)
+    measures = simclr.callbacks.Measures(IMAGES)
+    model = build_model(strategy)
+    history = model.fit(dataset(), verbose=0, callbacks=[probe, measures])
+    logs = {name: values[0] for name, values in history.history.items()}
+    assert np.isfinite(list(logs.values())).all()
+    features = [simclr.extract_features(model, x) for x, _ in (train, test)]
+    right = simclr.knn_probe(features[0], train[1], features[1], test[1])
+    assert logs["knn_accuracy"] == right.accuracy
+    chance = np.log(2 * 8 - 1)
+    np.testing.assert_allclose(logs["loss_over_chance"], logs["loss"] / chance)
     with pytest.raises(ValueError, match=r"average of epoch 0\.5"):
         runs.check_agreement(strategy, strategy.cluster_resolver.task_id)
 

@@ -291,3 +291,81 @@ def test_measures_refuse_a_single_image():
     assert str(error.value) == (
         "`images` must be at least two. Received: images of shape (1, 8, 8, 1)"
     )
+
+
+def test_skipped_steps_do_not_change_chance():
+    model = tiny_model(run_eagerly=True)
+    scaler = keras.optimizers.LossScaleOptimizer(
+        keras.optimizers.SGD(0.1), initial_scale=2.0**125
+    )
+    model.compile(scaler, run_eagerly=True)
+    history = fit(model, callbacks.Measures(IMAGES))
+    assert 0 < int(scaler.iterations) < 3
+    right = history["loss"][0] / np.log(2 * 8 - 1)
+    assert history["loss_over_chance"] == [pytest.approx(right)]
+
+
+def test_batches_are_counted_where_a_dataset_does_not_know_its_length():
+    dataset = tf.data.Dataset.from_tensor_slices(IMAGES).batch(8)
+    unknown = dataset.filter(lambda batch: True)
+    model = tiny_model(run_eagerly=True)
+    with pytest.warns(UserWarning, match="ran out of data"):  # Keras's.
+        history = fit(
+            model, callbacks.Measures(IMAGES), x=unknown, batch_size=None
+        )
+    right = history["loss"][0] / np.log(2 * 8 - 1)
+    assert history["loss_over_chance"] == [pytest.approx(right)]
+
+
+def test_probes_need_no_projection_head_that_can_be_copied():
+    model = simclr.SimCLRModel(
+        standins.encoder(),
+        keras.Sequential([keras.layers.Lambda(lambda h: 2 * h)]),
+        augmentation=simclr.RandomFlip(),
+    )
+    model.compile(keras.optimizers.SGD(0.1), run_eagerly=True)
+    history = fit(model, callbacks.KNNProbe(TRAIN, TEST))
+    assert 0 <= history["knn_accuracy"][0] <= 1
+
+
+LARGE = np.zeros((24, 9, 9, 1), "uint8")
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [
+        callbacks.KNNProbe((LARGE, LABELS), TEST),
+        callbacks.LinearProbe(TRAIN, (LARGE, LABELS)),
+        callbacks.Measures(LARGE),
+    ],
+)
+def test_images_that_do_not_fit_are_refused_before_training(callback):
+    model = tiny_model()
+    with pytest.raises(ValueError, match=r"\(8, 8, 1\)|9"):
+        fit(model, callback)
+    assert int(model.optimizer.iterations) == 0
+
+
+def test_a_single_class_is_refused_before_training(monkeypatch):
+    monkeypatch.setattr(callbacks, "_MOST_TO_PROBE", 10)
+    model = tiny_model()
+    labels = np.sort(np.arange(24) % 2)  # The first twelve are alike.
+    with pytest.raises(ValueError) as error:
+        fit(model, callbacks.KNNProbe((IMAGES, labels), TEST))
+    assert str(error.value) == (
+        "The first 10 images of `train` must be of at least two classes. "
+        "Received: [0]. Shuffle what is sorted by class."
+    )
+    assert int(model.optimizer.iterations) == 0
+
+
+def test_other_models_are_refused():
+    model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten()])
+    model.compile("sgd", "mse")
+    with pytest.raises(ValueError) as error:
+        model.fit(
+            IMAGES, IMAGES, verbose=0, callbacks=[callbacks.Measures(IMAGES)]
+        )
+    assert str(error.value) == (
+        "`Measures` needs a SimCLRModel. Received: a model of class Sequential"
+    )

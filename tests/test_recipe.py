@@ -1,3 +1,4 @@
+import argparse
 import json
 
 import pytest
@@ -8,11 +9,9 @@ import keras_simclr_cli as cli
 
 
 @pytest.fixture
-def recipe(monkeypatch, tmp_path):
+def recipe():
     with scripts.importable() as load:
-        recipe = load("recipe")
-        monkeypatch.setattr(recipe.common, "RESULTS", tmp_path)
-        yield recipe
+        yield load("recipe")
 
 
 def test_search_changes_flags_of_pretrain(recipe):
@@ -40,12 +39,16 @@ def test_what_is_stored_is_not_run_again(recipe, monkeypatch, tmp_path):
     )
     monkeypatch.setattr(recipe, "fashion_mnist", lambda *_, **__: ([], []))
     monkeypatch.setattr(recipe.common, "probe_run", lambda *_: {"linear": 0.9})
+    values = argparse.Namespace(data_dir=None, results=tmp_path)
     results = [
-        recipe.run({"strength": strength}, 3, None, ("train[:90%]", "test"))
-        for strength in (0.5, 1.0, 0.5)
+        recipe.run(changed, 3, values, ("train[:90%]", "test"))
+        for changed in ({"strength": 0.5}, {}, {"strength": 0.5})
     ]
     assert results[0] == results[2] != results[1]
     assert len(trained) == 2
+    # The defaults belong to a result: others are other results.
+    assert results[1]["flags"]["strength"] == 1.0
+    assert results[1]["flags"]["epochs"] == 8
     assert {"--strength=0.5", "--seed=3", "--split=train[:90%]"} < set(
         trained[0]
     )

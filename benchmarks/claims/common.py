@@ -28,9 +28,7 @@ RECIPE = {
 }
 TEMPERATURE = 0.2
 _QUICK = {"images": 256, "epochs": 1, "batch_size": 64}
-_CLIP_ART = RESULTS.with_name(".clip_art.npz")  # Made once.
 _HELD_OUT = 5_000  # Training images to choose on.
-_LABELS = 5_000  # Most that a probe trains on.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,6 +159,7 @@ def differences(first, second):
 def main(claim):
     """Reads the flags and runs what is not stored yet."""
     parser = argparse.ArgumentParser(description=claim.title)
+    add_results_flag(parser)
     parser.add_argument(
         "--quick", action="store_true", help="Tiny; stores nothing."
     )
@@ -177,7 +176,7 @@ def main(claim):
     import keras
 
     keras.config.set_dtype_policy("mixed_bfloat16")
-    runs = [] if arguments.quick else stored(claim.name)
+    runs = [] if arguments.quick else stored(claim.name, arguments.results)
     for seed in range(1 if arguments.quick else arguments.seeds):
         for config in claim.configurations(seed, runs):
             if arguments.quick:
@@ -187,7 +186,7 @@ def main(claim):
             run = _run(claim, config, arguments)
             runs.append(run)
             if not arguments.quick:
-                store(claim.name, runs)
+                store(claim.name, runs, arguments.results)
 
 
 def _run(claim, config, arguments):
@@ -208,39 +207,53 @@ def _run(claim, config, arguments):
     return {"config": config, "result": result, **_circumstances()}
 
 
-def stored(name):
+def add_results_flag(parser):
+    """Adds `--results` to an `ArgumentParser`."""
+    parser.add_argument(
+        "--results",
+        type=pathlib.Path,
+        default=RESULTS,
+        help="Directory of results. What is there is not run again: an empty "
+        "one has everything run anew.",
+    )
+
+
+def stored(name, results=RESULTS):
     """What a script has stored: a list of dictionaries."""
-    path = RESULTS / f"{name}.json"
+    path = results / f"{name}.json"
     return json.loads(path.read_text()) if path.exists() else []
 
 
-def store(name, runs):
+def store(name, runs, results=RESULTS):
     """Stores a list of dictionaries, a line each, in place of what there is."""
-    RESULTS.mkdir(exist_ok=True)
-    part = RESULTS / f"{name}.part"
+    results.mkdir(parents=True, exist_ok=True)
+    part = results / f"{name}.part"
     lines = ",\n".join(json.dumps(run) for run in runs)
     part.write_text(f"[\n{lines}\n]\n")
-    part.replace(RESULTS / f"{name}.json")
+    part.replace(results / f"{name}.json")
 
 
-def once(name, key, make):
-    """A result that is stored, or is made, printed and stored.
+def once(name, key, make, results=RESULTS):
+    """A result that is stored, or is made and stored; it is printed.
 
     Args:
         name: Of the script.
         key: Dictionary that tells the result from all others.
         make: Function without arguments that returns what else it holds.
+        results: Directory.
 
     Returns:
         Dictionary that holds `key` and says where and when it was made.
     """
-    for result in stored(name):
+    found = stored(name, results)
+    for result in found:
         if key.items() <= result.items():
-            return result
-    result = {**key, **make(), **_circumstances()}
+            break
+    else:
+        result = {**key, **make(), **_circumstances()}
+        store(name, [*found, result], results)
     sys.stdout.write(f"{json.dumps(result)}\n")
     sys.stdout.flush()
-    store(name, [*stored(name), result])
     return result
 
 
@@ -291,11 +304,7 @@ def _clip_art(directory, manifest):
     """Two thirds to train on, the others to test."""
     import numpy as np
 
-    if not _CLIP_ART.exists():
-        images, labels = _squeezed(directory, manifest)
-        np.savez_compressed(_CLIP_ART, images=images, labels=labels)
-    arrays = np.load(_CLIP_ART)
-    images, labels = arrays["images"], arrays["labels"]
+    images, labels = _squeezed(directory, manifest)
     test, train = np.split(
         np.random.default_rng(0).permutation(len(labels)), [len(labels) // 3]
     )
@@ -450,8 +459,7 @@ def probes(config, model, data, **transforms):
 
     import keras_simclr as simclr
 
-    train = [array[:_LABELS] for array in data.train]
-    test = getattr(data, config["evaluated_on"])
+    train, test = data.train, getattr(data, config["evaluated_on"])
     features = [simclr.extract_features(model, x[0]) for x in (train, test)]
 
     def accuracy(train_features, test_features):
@@ -479,9 +487,11 @@ def train_and_probe(config, data, **options):
         **options: Of `pretrain`.
 
     Returns:
-        Dictionary of measures.
+        Dictionary of measures; of a model that diverges all are 0.
     """
     model, last = pretrain(config, data.train[0], **options)
+    if not math.isfinite(last["loss"]):
+        return {"accuracy": 0.0, "contrastive_accuracy": 0.0}
     return {
         **probes(config, model, data),
         "contrastive_accuracy": round(last["contrastive_accuracy"], 4),

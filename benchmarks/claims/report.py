@@ -31,7 +31,9 @@ is a difference of accuracies that should lie above 0 (or above the number that
 the statement names), taken seed by seed. With the 95 % t interval of its mean
 over the seeds, it **holds** if the interval lies above, **does not hold** if
 it lies below, and is **open** if neither is so, or if there is one seed only.
-Intervals of several statements are not corrected for their number.
+The intervals say what other seeds would give with the same images; with other
+test images a difference may move by another point (of 10,000; by two of clip
+art's 2,038). They are not corrected for the number of statements.
 
 All networks are ResNet-10 with the CIFAR stem and start anew for each seed,
 which also draws the views and the order of the images; the images themselves
@@ -39,10 +41,11 @@ are the same. Unless a table says otherwise, training is that of `keras-simclr
 pretrain`: LARS, a learning rate of 1.0 x batch / 256 (warm-up for a tenth,
 then cosine), temperature 0.2, crops of at least 0.2, mixed_bfloat16.
 Accuracies are of a linear probe, a logistic regression on standardised
-representations of at most 5,000 training images (`simclr.linear_probe`), on
-all test images. Fashion-MNIST is a fixed random part of its training images
-and its 10,000 test images; clip art is Open Clip Art 0.18, without duplicates,
-its folders of at least 100 images as classes, a third to test on."""
+representations of the training images (`simclr.linear_probe`), on all test
+images; 0 if training diverged. Fashion-MNIST is a fixed random part of its
+training images and its 10,000 test images; clip art is Open Clip Art 0.18,
+without duplicates, its folders of at least 100 images as classes, a third to
+test on."""
 _MEASURES = {
     "accuracy": "accuracy, %",
     "accuracy_of_z": "accuracy of z, %",
