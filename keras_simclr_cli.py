@@ -707,7 +707,8 @@ def _predict(values):
     from keras_simclr import classification, data, export
 
     export.check_is_free(values.output_dir)
-    canvas_size = data.canvas_for(classification.input_size(values.model))
+    *size, _ = classification.input_shape(values.model)
+    canvas_size = data.canvas_for(max(size))
     source, images = _open(values, values.split, canvas_size, **_IN_ORDER)
     _write_table(
         source,

@@ -14,7 +14,7 @@ from keras_simclr import data
 from keras_simclr.augmentations import to_float
 from keras_simclr.embedding import valid_names
 from keras_simclr.evaluation import Evaluation, evaluate
-from keras_simclr.export import write_network
+from keras_simclr.export import with_evaluation_view, write_network
 from keras_simclr.finetuning import Tuner, load_labelled
 from keras_simclr.networks import plain_copy
 from keras_simclr.probes import extract_features, linear_probe
@@ -83,7 +83,7 @@ def train_classifier(
 
     Raises:
         ValueError: If labels are missing, or a class has fewer than two
-            images.
+            images, or no plain layers do what the augmentation does at rest.
         FileExistsError: If `directory` holds anything.
 
     Example:
@@ -98,6 +98,7 @@ def train_classifier(
     ))
     ```
     """
+    with_evaluation_view(model, model.encoder)  # What it refuses, it does now.
     examples = load_labelled("train", train)
     result = evaluate(
         model,
@@ -170,7 +171,8 @@ def write_predictions(directory, dataset, path, names=None):
 
     Raises:
         FileNotFoundError: If `directory` holds no classifier.
-        ValueError: If images are unusable.
+        ValueError: If images are unusable, or have other channels than the
+            classifier.
 
     Example:
 
@@ -179,6 +181,13 @@ def write_predictions(directory, dataset, path, names=None):
     ```
     """
     directory = _checked(directory)
+    channels = input_shape(directory)[-1]
+    found = data.unpack(dataset.element_spec)["images"].shape[-1]
+    if found not in (channels, None):
+        raise ValueError(
+            f"The classifier takes images of {channels} channels. Received: "
+            f"images of {found} channels"
+        )
     classes = json.loads((directory / _CLASS_NAMES).read_text("utf-8"))
     module = tf.saved_model.load(directory / "saved_model")
     names = map(str, itertools.count()) if names is None else names
@@ -205,14 +214,14 @@ def write_predictions(directory, dataset, path, names=None):
     return count
 
 
-def input_size(directory):
-    """Side of what a classifier sees.
+def input_shape(directory):
+    """Shape of what a classifier sees.
 
     Args:
         directory: What `train_classifier` wrote.
 
     Returns:
-        The longer side, pixels.
+        Tuple: height, width, channels.
 
     Raises:
         FileNotFoundError: If `directory` holds no classifier.
@@ -220,11 +229,11 @@ def input_size(directory):
     Example:
 
     ```python
-    canvas_size = data.canvas_for(input_size("my_classifier"))
+    height, width, channels = input_shape("my_classifier")
     ```
     """
     path = _checked(directory) / "classifier.keras"
-    return max(keras.models.load_model(path).input_shape[1:3])
+    return keras.models.load_model(path).input_shape[1:]
 
 
 def _checked(directory):

@@ -1,6 +1,7 @@
 """What an encoder is worth: probes and fine-tuning, beside baselines."""
 
 import dataclasses
+import functools
 import time
 
 import numpy as np
@@ -203,7 +204,7 @@ def evaluate(
         - Nadeau and Bengio 2003, doi:10.1023/A:1024068626366 (intervals over
           splits of one set).
     """
-    for probe in probes or (None,):
+    for probe in probes or (probes,):
         _checks.choice("probes", probe, PROBES)
     _checks.integer("draws", draws, minimum=2)
     labels = list(dict.fromkeys(map(_checked_amount, labels)))
@@ -234,9 +235,17 @@ def evaluate(
         for from_scratch in ((True, False) if baselines else (False,))
         if "finetune" in probes
     ]
-    contenders = [*_probes(functions, probes, pool), *tunings]
+    features = _Features(functions, pool.examples)
+    probings = [
+        _Probe(name, probe, features, pool)
+        for probe in probes
+        if probe != "finetune"
+        for name in functions
+    ]
+    contenders = [*probings, *tunings]
     if report:
-        seconds = sum(
+        seconds = features.seconds() if probings else 0.0
+        seconds += sum(
             contender.seconds(len(chosen))
             for contender in contenders
             for _, _, chosen, _ in jobs
@@ -454,18 +463,38 @@ def draw_labelled(labels, amount, rng):
     return np.concatenate(chosen)
 
 
-def _probes(functions, probes, pool):
-    """The probes on what each function makes of the images."""
-    probes = [probe for probe in probes if probe != "finetune"]
-    if not probes:
-        return []
-    elements = map(data.unpack, data.in_order(pool.examples))
-    features, _ = extract(functions.values(), elements)
-    return [
-        _Probe(name, probe, x, pool.labels, pool.test_size)
-        for probe in probes
-        for name, x in zip(functions, features, strict=True)
-    ]
+class _Features:
+    """What each function makes of the images, once it is needed."""
+
+    def __init__(self, functions, examples):
+        self._functions, self._examples = functions, examples
+        self._few = {k: array[:_FEW_IMAGES] for k, array in examples.items()}
+
+    @functools.cached_property
+    def of_all(self):
+        return self._of(self._examples)
+
+    @functools.cached_property
+    def _of_few(self):
+        return self._of(self._few)
+
+    def _of(self, examples):
+        elements = map(data.unpack, data.in_order(examples))
+        features, _ = extract(self._functions.values(), elements)
+        return dict(zip(self._functions, features, strict=True))
+
+    def size(self, name):
+        """How many features of that name an image has."""
+        return self._of_few[name].shape[1]
+
+    def seconds(self):
+        times = []
+        for _ in range(2):  # The first traces.
+            start = time.perf_counter()
+            self._of(self._few)
+            times.append(time.perf_counter() - start)
+        share = len(self._examples["images"]) / len(self._few["images"])
+        return times[-1] * share
 
 
 def _representation_of(encoder):
@@ -486,29 +515,26 @@ def _representation_of(encoder):
 
 
 class _Probe:
-    """A probe on representations that are known."""
+    """A probe on one of the features."""
 
-    def __init__(self, features, probe, x, labels, tests):
-        self.features, self.probe = features, probe
-        self._x, self._labels, self._tests = x, labels, tests
+    def __init__(self, name, probe, features, pool):
+        self.features, self.probe = name, probe
+        self._all, self._pool = features, pool
         self._probe = {"linear": linear_probe, "knn": knn_probe}[probe]
 
     def predict(self, chosen, tests, seed):
         options = {"seed": seed} if self.probe == "linear" else {}
+        x, labels = self._all.of_all[self.features], self._pool.labels
         return self._probe(
-            self._x[chosen],
-            self._labels[chosen],
-            self._x[tests],
-            self._labels[tests],
-            **options,
+            x[chosen], labels[chosen], x[tests], labels[tests], **options
         ).predictions
 
     def seconds(self, examples):
         # Of one core: 10 GFLOP/s; a fit of 10,000 numbers, 1 ms a step.
-        size = examples * self._x.shape[1]
+        size = examples * self._all.size(self.features)
         if self.probe == "knn":
-            return 2e-10 * size * self._tests
-        classes = len(np.unique(self._labels))
+            return 2e-10 * size * self._pool.test_size
+        classes = len(np.unique(self._pool.labels))
         fits = 26 if examples < 1000 else 6
         return fits * (0.01 + 1e-8 * size * classes * 10)
 

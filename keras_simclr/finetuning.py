@@ -90,7 +90,8 @@ def fine_tune(
 
     Raises:
         ValueError: If labels are missing, or there are fewer than two classes,
-            or no such projection layer.
+            or no such projection layer, or no plain layers do what the
+            augmentation does at rest.
 
     Example:
 
@@ -118,6 +119,8 @@ def fine_tune(
     that standardises every feature, and the weights of one that hardly varies
     are so large that they spoil the encoder as soon as it does.
     """
+    if isinstance(model, SimCLRModel):  # What it refuses, it refuses now.
+        with_evaluation_view(model, model.encoder)
     examples = load_labelled("train", train)
     tuner = Tuner(
         model,
@@ -323,7 +326,7 @@ class _Network(keras.Model):
     def __init__(self, model, layers_below, classes):
         super().__init__(name="fine_tuning")
         self._view = view_of(model)
-        self._augmentation = _crops_and_flips(model)
+        self._crops_and_flips, *self._others = _augmentation(model)
         inputs = outputs = keras.Input(layers_below[0].input_shape[1:])
         for layer in layers_below:
             outputs = layer(outputs)
@@ -346,13 +349,15 @@ class _Network(keras.Model):
         )
 
     def call(self, images, training=False):
-        if training and self._augmentation is not None:
+        if training and self._crops_and_flips is not None:
             step = tf.cast(self.optimizer.iterations, tf.int64)
-            views = self._augmentation(
+            views = self._crops_and_flips(
                 images["images"],
                 sizes=images.get("sizes"),
                 seed=tf.stack([self.seed, step]),
             )
+            for layer in self._others:
+                views = layer(views, training=False)
         else:
             views = self._view(images["images"], images.get("sizes"))
         return self.core(views, training=training)
@@ -395,15 +400,16 @@ def _assign(variables, values):
         variable.assign(value)
 
 
-def _crops_and_flips(model):
-    """What pretraining did to shapes; None if that is not known."""
+def _augmentation(model):
+    """What pretraining did to shapes, or None; and layers to apply at rest."""
     if not isinstance(model, SimCLRModel):
-        return None
-    first = as_list(model.augmentation)[0]
+        return [None]
+    first, *others = as_list(model.augmentation)
     if not isinstance(first, SimCLRAugmentation):
-        return None
+        return [None]
     rates = dict.fromkeys(("color_rate", "grayscale_rate", "blur_rate"), 0.0)
-    return SimCLRAugmentation.from_config({**first.get_config(), **rates})
+    layer = SimCLRAugmentation.from_config({**first.get_config(), **rates})
+    return [layer, *others]
 
 
 def _layers(model, projection_layer):

@@ -65,6 +65,29 @@ def test_evaluation_has_a_row_for_every_combination(model, images):
         np.testing.assert_array_equal(old, variable.numpy())
 
 
+def test_time_is_told_before_it_is_spent(model, images, monkeypatch):
+    monkeypatch.setattr(evaluation, "_FEW_IMAGES", 2)
+    counts, told = [], []
+
+    def extract(functions, elements):
+        elements = list(elements)
+        counts.extend(len(element["images"]) for element in elements)
+        return evaluation_extract(functions, elements)
+
+    evaluation_extract = evaluation.extract
+    monkeypatch.setattr(evaluation, "extract", extract)
+    simclr.evaluate(
+        model,
+        images,
+        images,
+        probes=["knn"],
+        labels=["all"],
+        report=lambda _: told.extend(counts),
+    )
+    assert set(told) == {2}
+    assert counts == [*told, 48]
+
+
 @pytest.mark.usefixtures("_quick")
 def test_evaluation_repeats_exactly(model, images):
     first, second = (
@@ -261,7 +284,7 @@ def test_wrong_probes_names_and_numbers_are_refused(model, images):
 
     assert message(probes=[]) == (
         "`probes` must be one of 'finetune', 'knn', 'linear'. Received: "
-        "probes=None"
+        "probes=[]"
     )
     assert message(encoders={"pixels": model.encoder}) == (
         "`encoders` must have names other than 'pixels', 'untrained' and "

@@ -214,3 +214,33 @@ def test_bad_input_is_refused(model, images):
         "`test` must hold labels: elements (images, labels). Received: "
         "images only"
     )
+
+
+def halving_model():
+    return simclr.SimCLRModel(
+        standins.encoder(),
+        augmentation=[
+            simclr.SimCLRAugmentation(8),
+            keras.layers.Rescaling(0.5),
+        ],
+    )
+
+
+@pytest.mark.filterwarnings("ignore:These layers:UserWarning")
+def test_views_to_learn_from_have_the_range_of_those_at_rest():
+    tuner = finetuning.Tuner(halving_model(), np.array(["cat", "dog"]))
+    network = tuner._network
+    network.core = lambda views, training: views
+    batch = {"images": tf.ones((4, 8, 8, 1))}  # So is every crop of it.
+    for training in (False, True):
+        views = network.call(batch, training)
+        np.testing.assert_allclose(views, np.full((4, 8, 8, 1), 0.5), rtol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:These layers:UserWarning")
+def test_what_plain_layers_cannot_do_is_refused_before_training(
+    images, monkeypatch
+):
+    monkeypatch.delattr(finetuning.Tuner, "fit")
+    with pytest.raises(ValueError, match="must leave images of the encoder's"):
+        simclr.fine_tune(halving_model(), images)
