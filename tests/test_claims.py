@@ -172,3 +172,14 @@ def test_claims_without_runs_are_not_run(claims, name):
     claim = claims(name).CLAIM
     assert claim.name == name
     assert {x.verdict for x in claim.statements([])} == {"not run"}
+
+
+def test_what_others_store_meanwhile_is_kept(claims, tmp_path):
+    common = claims("common")
+
+    def make():
+        common.store("x", [{"seed": 1}], tmp_path)
+        return {"linear": 0.5}
+
+    result = common.once("x", {"seed": 0}, make, tmp_path)
+    assert common.stored("x", tmp_path) == [{"seed": 1}, result]

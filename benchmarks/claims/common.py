@@ -245,13 +245,12 @@ def once(name, key, make, results=RESULTS):
     Returns:
         Dictionary that holds `key` and says where and when it was made.
     """
-    found = stored(name, results)
-    for result in found:
+    for result in stored(name, results):
         if key.items() <= result.items():
             break
     else:
         result = {**key, **make(), **_circumstances()}
-        store(name, [*found, result], results)
+        store(name, [*stored(name, results), result], results)
     sys.stdout.write(f"{json.dumps(result)}\n")
     sys.stdout.flush()
     return result
