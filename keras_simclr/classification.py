@@ -107,6 +107,7 @@ def train_classifier(
         labels=("all",),
         baselines=False,
         projection_layer=projection_layer,
+        class_names=class_names,
         seed=seed,
         report=report,
     )

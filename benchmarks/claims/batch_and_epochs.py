@@ -89,6 +89,7 @@ CLAIM = common.Claim(
     configurations=configurations,
     work=common.train_and_probe,
     statements=statements,
+    seeds=6,
     plot=plot,
 )
 

@@ -95,6 +95,7 @@ CLAIM = common.Claim(
     configurations=configurations,
     work=work,
     statements=statements,
+    seeds=6,
 )
 
 if __name__ == "__main__":
