@@ -3,7 +3,7 @@
 # make test-versions: the tests on every TensorFlow that is supported: an hour.
 # make coverage: the tests, tracing what they cover: half as long again.
 # make benchmark: measure beside the peers (an hour); see benchmarks/README.md.
-# make claims: try the paper's claims (two hours) and write docs/claims.md.
+# make claims: try the paper's claims (four hours) and write docs/claims.md.
 # make parity: compare values with tensorflow-addons; see docs/parity.md.
 
 PYTHON ?= python3
