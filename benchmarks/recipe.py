@@ -101,8 +101,8 @@ def run(changed, seed, values, splits, labels=None):
         labels: Most labels that the probes learn from, or None for all.
 
     Returns:
-        Dictionary: all flags that training depends on, seed, splits, shares
-        of 1 and minutes.
+        Dictionary: the flags of training (`auto` as it is: processors differ),
+        seed, splits, shares of 1 and minutes.
     """
     given = {"data": "tfds:fashion_mnist", "split": splits[0], "seed": seed}
     if values.data_dir:

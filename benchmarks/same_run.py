@@ -7,8 +7,8 @@ trains ResNet-10 of half width, ImageNet stem, on Fashion-MNIST for eight epochs
 from the same seed, and a linear probe tells what its encoder is worth. Group
 norm stands for batch norm (layer norm in the projection head), so that all ways
 compute the same; `--batch_norm` keeps batch norm, which sees micro-batches by
-themselves. Results go to `claims/results/same_run.json`; what is there already
-is not run again.
+themselves. What is in `same_run.json` of `--results`, by default the results
+kept here, is not run again.
 """
 
 import argparse

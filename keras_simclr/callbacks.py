@@ -1,5 +1,6 @@
 """Probes and measures while a model trains, as entries of the logs."""
 
+import itertools
 import math
 import time
 
@@ -70,8 +71,8 @@ class _Probe(_Periodic):
         super().on_train_begin(logs)
         # What cannot be probed is refused now, not after an epoch.
         for dataset in (self._train, self._test):
-            element = next(_first(dataset, _MOST_TO_PROBE))
-            self._outputs(*data.images_and_sizes(element))
+            for element in itertools.islice(_first(dataset, _MOST_TO_PROBE), 1):
+                self._outputs(*data.images_and_sizes(element))
         _check_has_classes(_first(self._train, _MOST_TO_PROBE))
 
     def measure(self):
@@ -105,7 +106,7 @@ class KNNProbe(_Probe):
     `knn_accuracy`, and `knn_seconds`, the time it took. In the epochs between
     the accuracy is the last one and the seconds are 0. Callbacks that stand
     behind it, such as `CSVLogger`, `TensorBoard` and `EarlyStopping`, see both.
-    (`EarlyStopping` counts every epoch: its `patience` must be larger than
+    (`EarlyStopping` counts every epoch: its `patience` must be at least
     `every`.) Training is not changed. A model whose representations are not
     finite has the accuracy NaN.
 
@@ -244,7 +245,7 @@ class Measures(_Periodic):
                 "`images` must be at least two. Received: images of shape "
                 f"{self._elements[0]['images'].shape}"
             )
-        self._first_step = 0
+        self._batches = 0  # Of this epoch.
         self._chance = None
 
     def on_train_begin(self, logs=None):
@@ -258,7 +259,10 @@ class Measures(_Periodic):
         self._head.set_weights(self.model.projection_head.get_weights())
 
     def on_epoch_begin(self, epoch, logs=None):
-        self._first_step = int(self.model.optimizer.iterations.numpy())
+        self._batches = 0
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._batches = batch + 1
 
     def on_test_begin(self, logs=None):
         self._learn_chance()  # Validation is about to reset the metrics.
@@ -270,17 +274,14 @@ class Measures(_Periodic):
             logs["loss_over_chance"] = logs["loss"] / self._chance
 
     def _learn_chance(self):
-        """Learns the batch size from the first epoch: its views, its steps."""
-        step = int(self.model.optimizer.iterations.numpy())
-        # A loss scaler's skipped steps are none of the optimizer's; but a
-        # dataset need not know its length.
-        steps = self.params["steps"] or step - self._first_step
+        """Learns the batch size from the first epoch: views by batches."""
         is_ours = isinstance(self.model.loss, NTXent)
-        if self._chance is None and is_ours and steps > 0:
+        if self._chance is None and is_ours and self._batches:
             # Each replica counts the views of all.
             replicas = self.model.distribute_strategy.num_replicas_in_sync
             views = float(self.model.loss_metric.count.numpy()) / replicas
-            self._chance = measures.chance_loss(round(views / steps / 2))
+            batch_size = round(views / self._batches / 2)
+            self._chance = measures.chance_loss(batch_size)
 
     def outputs(self, images, sizes, step):
         views = self.model.views(images, sizes, step=step)

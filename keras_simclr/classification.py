@@ -14,7 +14,7 @@ from keras_simclr import data
 from keras_simclr.augmentations import to_float
 from keras_simclr.embedding import valid_names
 from keras_simclr.evaluation import Evaluation, evaluate
-from keras_simclr.export import with_evaluation_view, write_network
+from keras_simclr.export import check_is_free, plain_view, write_network
 from keras_simclr.finetuning import Tuner, load_labelled
 from keras_simclr.networks import plain_copy
 from keras_simclr.probes import extract_features, linear_probe
@@ -98,7 +98,8 @@ def train_classifier(
     ))
     ```
     """
-    with_evaluation_view(model, model.encoder)  # What it refuses, it does now.
+    check_is_free(directory)
+    plain_view(model)  # What it refuses, it refuses now.
     examples = load_labelled("train", train)
     result = evaluate(
         model,

@@ -287,7 +287,31 @@ def with_evaluation_view(model, network):
     >>> with_evaluation_view(model, encoder).input_shape
     (None, 8, 8, 3)
     """
-    shape = network.input_shape[1:]
+    views = plain_view(model)
+    if views.output is views.input:
+        return network
+    return keras.Model(views.input, network(views.output), name=network.name)
+
+
+def plain_view(model):
+    """Plain layers that do what the model does at rest.
+
+    Args:
+        model: A `SimCLRModel`.
+
+    Returns:
+        A `keras.Model` from images of the encoder's size to what it sees.
+
+    Raises:
+        ValueError: If no plain layers do what the augmentation does at rest.
+
+    Example:
+
+    >>> encoder = simclr.ResNet(10, stem="cifar", input_shape=(8, 8, 3))
+    >>> plain_view(simclr.SimCLRModel(encoder)).output_shape
+    (None, 8, 8, 3)
+    """
+    shape = model.encoder.input_shape[1:]
     if None in shape:
         shape = _view(model).shape
     inputs = outputs = keras.Input(shape, name="inputs")
@@ -304,9 +328,7 @@ def with_evaluation_view(model, network):
             "are at rest (training=False). Put what is done to every image, "
             "such as a Rescaling layer, in front of the encoder instead."
         )
-    if outputs is inputs:
-        return network
-    return keras.Model(inputs, network(outputs), name=network.name)
+    return views
 
 
 class _View(typing.NamedTuple):

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from keras_simclr import _checks, data
 from keras_simclr.augmentations import SimCLRAugmentation
-from keras_simclr.export import with_evaluation_view
+from keras_simclr.export import plain_view, with_evaluation_view
 from keras_simclr.model import SimCLRModel, as_list
 from keras_simclr.networks import plain_copy
 from keras_simclr.probes import (
@@ -120,7 +120,7 @@ def fine_tune(
     are so large that they spoil the encoder as soon as it does.
     """
     if isinstance(model, SimCLRModel):  # What it refuses, it refuses now.
-        with_evaluation_view(model, model.encoder)
+        plain_view(model)
     examples = load_labelled("train", train)
     tuner = Tuner(
         model,
@@ -326,7 +326,8 @@ class _Network(keras.Model):
     def __init__(self, model, layers_below, classes):
         super().__init__(name="fine_tuning")
         self._view = view_of(model)
-        self._crops_and_flips, *self._others = _augmentation(model)
+        self._crops_and_flips = _crops_and_flips(model)
+        self._others = lambda views: _others_at_rest(model, views)
         inputs = outputs = keras.Input(layers_below[0].input_shape[1:])
         for layer in layers_below:
             outputs = layer(outputs)
@@ -356,8 +357,7 @@ class _Network(keras.Model):
                 sizes=images.get("sizes"),
                 seed=tf.stack([self.seed, step]),
             )
-            for layer in self._others:
-                views = layer(views, training=False)
+            views = self._others(views)
         else:
             views = self._view(images["images"], images.get("sizes"))
         return self.core(views, training=training)
@@ -400,16 +400,22 @@ def _assign(variables, values):
         variable.assign(value)
 
 
-def _augmentation(model):
-    """What pretraining did to shapes, or None; and layers to apply at rest."""
+def _crops_and_flips(model):
+    """What pretraining did to shapes; None if that is not known."""
     if not isinstance(model, SimCLRModel):
-        return [None]
-    first, *others = as_list(model.augmentation)
+        return None
+    first = as_list(model.augmentation)[0]
     if not isinstance(first, SimCLRAugmentation):
-        return [None]
+        return None
     rates = dict.fromkeys(("color_rate", "grayscale_rate", "blur_rate"), 0.0)
-    layer = SimCLRAugmentation.from_config({**first.get_config(), **rates})
-    return [layer, *others]
+    return SimCLRAugmentation.from_config({**first.get_config(), **rates})
+
+
+def _others_at_rest(model, views):
+    """What the layers behind the first do at rest; they are not trained."""
+    for layer in as_list(model.augmentation)[1:]:
+        views = layer(views, training=False)
+    return views
 
 
 def _layers(model, projection_layer):

@@ -343,8 +343,8 @@ class SimCLRModel(keras.Model):
             if text is None:
                 raise
             raise ValueError(
-                f"{text} (epoch {position.epoch}, step {position.step()}). "
-                "The model is as the step before left it."
+                f"{text}{position.in_words()}. The model is as the step before "
+                "left it."
             ) from None
         is_trained = call.get("epochs", 1) > call.get("initial_epoch", 0)
         if is_trained and self.loss_metric.count.numpy() == 0:
@@ -899,9 +899,14 @@ def _with_callback(callbacks, callback):
 class _Position(keras.callbacks.Callback):
     """Knows where training is, for error messages. Counts from 1."""
 
+    epoch = None
+
     def on_epoch_begin(self, epoch, logs=None):
         self.epoch = epoch + 1
         self._first = int(self.model.optimizer.iterations.numpy())
 
-    def step(self):
-        return int(self.model.optimizer.iterations.numpy()) - self._first + 1
+    def in_words(self):
+        if self.epoch is None:  # What a callback does comes first.
+            return ""
+        step = int(self.model.optimizer.iterations.numpy()) - self._first + 1
+        return f" (epoch {self.epoch}, step {step})"

@@ -296,13 +296,17 @@ def linear_probe(
         - Chen et al. 2020, arXiv:2002.05709, section 2.3 and appendix B.8.
     """
     from sklearn.preprocessing import StandardScaler
+    from threadpoolctl import threadpool_limits
 
     labels, test_labels = map(one_per_row, (train_labels, test_labels))
     _check_probe(train_features, labels, test_features, test_labels)
     scaler = StandardScaler().fit(train_features)
     features = scaler.transform(train_features).astype("float32")
-    inverse_penalty = _choose_inverse_penalty(features, labels, seed)
-    solver = fit_logistic(features, labels, inverse_penalty)
+    # Threads cost more than they bring on small arrays.
+    is_small = features.size < _SMALL_ARRAY
+    with threadpool_limits(1 if is_small else None):
+        inverse_penalty = _choose_inverse_penalty(features, labels, seed)
+        solver = fit_logistic(features, labels, inverse_penalty)
     test = scaler.transform(test_features).astype("float32")
     predictions = solver.predict(test)
     return LinearProbe(
@@ -362,13 +366,10 @@ def fit_logistic(features, labels, inverse_penalty, start=None):
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
-    from threadpoolctl import threadpool_limits
 
-    # Threads cost more than they bring on small arrays.
-    threads = 1 if np.size(features) < _SMALL_ARRAY else None
     solver = start or LogisticRegression(max_iter=200, warm_start=True)
     solver.set_params(C=inverse_penalty)
-    with warnings.catch_warnings(), threadpool_limits(threads):
+    with warnings.catch_warnings():
         # Weak penalties converge slowly; 200 iterations are the setting.
         warnings.simplefilter("ignore", ConvergenceWarning)
         return solver.fit(features, labels)

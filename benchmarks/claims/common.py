@@ -103,7 +103,7 @@ def interval(values):
     return statistics.fmean(values), (high - low) / 2
 
 
-def statement(text, differences, above=0.0, of="seeds"):
+def statement(text, differences, above=0.0):
     """Judges from differences that should lie above a number.
 
     It holds if the 95 % interval of their mean lies above `above`, does not
@@ -113,7 +113,6 @@ def statement(text, differences, above=0.0, of="seeds"):
         text: The sentence.
         differences: Shares of 1, one for each seed.
         above: Share of 1.
-        of: What the differences are of, if not of seeds.
 
     Returns:
         A `Statement`.
@@ -132,7 +131,7 @@ def statement(text, differences, above=0.0, of="seeds"):
         low, high = 100 * (mean - half), 100 * (mean + half)
         evidence = (
             f"{100 * mean:+.2f} points ({low:+.2f} to {high:+.2f}), "
-            f"{len(differences)} {of}"
+            f"{len(differences)} seeds"
         )
     return Statement(text, verdict, evidence)
 
@@ -183,10 +182,12 @@ def main(claim):
                 config = {**config, **_QUICK}
             if any(run["config"] == config for run in runs):
                 continue
-            run = _run(claim, config, arguments)
-            runs.append(run)
+            runs.append(_run(claim, config, arguments))
             if not arguments.quick:
-                store(claim.name, runs, arguments.results)
+                # Another process may have stored some meanwhile.
+                others = stored(claim.name, arguments.results)
+                results = [*others, runs[-1]]
+                store(claim.name, results, arguments.results)
 
 
 def _run(claim, config, arguments):
