@@ -4,45 +4,51 @@ It stands beside the package because importing anything inside imports Keras,
 and `--help` must not wait for that.
 """
 
+import dataclasses
 import difflib
+import dis
+import importlib.util
 import os
 import sys
+import traceback
 
 from absl import flags
 
-# Flag: (kind, default, help). Flags without a default are required.
 _REQUIRED = object()
 
-_IN_ORDER = {"shuffle": False, "drop_remainder": False}
-_IMAGE_SIZE = 64  # Of views of images that have no one size.
 
-_DATA = {
-    "data": (
-        "string",
-        _REQUIRED,
-        "A folder, PATH.npz (images, perhaps labels) or tfds:NAME[/CONFIG].",
-    ),
-    "data_dir": (
-        "string",
-        None,
-        "Directory of prepared TFDS datasets; by default TFDS's own.",
-    ),
-    "split": (
-        "string",
-        "train",
-        "Images to use, as TFDS writes it: train[:90%]. Files have only train.",
-    ),
-    "manifest": (
-        "string",
-        None,
-        "What `scan` found in the folder: problem files are left out.",
-    ),
-    "unreadable_limit": (
-        "float",
-        0.01,
-        "Share of a folder's files that may be unreadable.",
-    ),
-}
+def _recipe_module():
+    """The module `recipe`, without the package around it."""
+    package = importlib.util.find_spec("keras_simclr")
+    (directory,) = package.submodule_search_locations
+    spec = importlib.util.spec_from_file_location(
+        "keras_simclr_recipe", f"{directory}/recipe.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _from_fields(kind, *names):
+    """Flags for the fields of a class, or for some of them."""
+    return {
+        field.name: (
+            _KINDS[_RECIPE.flag_type(field)],
+            _REQUIRED if field.default is _RECIPE.REQUIRED else field.default,
+            field.metadata["help"],
+            *field.metadata["library"].items(),
+        )
+        for field in dataclasses.fields(kind)
+        if not names or field.name in names
+    }
+
+
+_RECIPE = _recipe_module()
+_KINDS = {bool: "boolean", int: "integer", float: "float", str: "string"}
+
+# Flag: (kind, default, help, the library's own defaults by their places).
+# Flags without a default are required.
+_DATA = _from_fields(_RECIPE.Data)
 _RUN_DIR = {
     "run_dir": ("string", _REQUIRED, "Run directory that pretrain wrote."),
 }
@@ -56,9 +62,7 @@ _PROJECTION_LAYER = {
         "Layers of the projection head that fine-tuning keeps.",
     ),
 }
-_SEED = {
-    "seed": ("integer", 0, "All randomness is a function of it."),
-}
+_SEED = _from_fields(_RECIPE.Recipe, "seed")
 _COMMANDS = {
     "demo": (
         "Pretrains on the digits of scikit-learn and shows what it is worth.",
@@ -83,88 +87,14 @@ _COMMANDS = {
         {
             **_DATA,
             **_OUTPUT_DIR,
-            "depth": (
-                "integer",
-                10,
-                "Depth of the ResNet: 10, 18, 34, 50, 101, 152 or 200.",
-            ),
-            "width_multiplier": (
-                "float",
-                0.5,
-                "Every layer has this many times the usual channels.",
-            ),
-            "image_size": (
-                "integer",
-                None,
-                "Side of the views, pixels; by default the images', or 64.",
-            ),
-            "stem": (
-                "string",
-                "auto",
-                "Stem: imagenet, cifar, or auto: cifar up to 32 pixels.",
-            ),
-            "projection_layers": (
-                "integer",
-                2,
-                "Layers of the projection head, 0 to 3.",
-            ),
-            "epochs": ("integer", 8, "Passes over the images."),
-            "batch_size": ("integer", 256, "Images in a batch (not views)."),
-            "micro_batch_size": (
-                "string",
-                None,
-                "Images in memory at a time; auto: as many as fit.",
-            ),
-            "learning_rate": (
-                "float",
-                1.0,
-                "Learning rate of LARS at batch 256; scaled linearly.",
-            ),
-            "warmup_epochs": (
-                "float",
-                None,
-                "Epochs of rising rate; by default a tenth, at most 10.",
-            ),
-            "weight_decay": ("float", 1e-6, "Weight decay of LARS."),
-            "trust_coefficient": (
-                "float",
-                0.02,
-                "Length of a step of LARS relative to the weights.",
-            ),
-            "temperature": ("float", 0.2, "Temperature of NT-Xent."),
-            "smallest_crop": (
-                "float",
-                0.2,
-                "Smallest share of an image's area that a view shows.",
-            ),
-            "flip_rate": ("float", 0.5, "Probability of a horizontal flip."),
-            "strength": ("float", 1.0, "Strength of the colour distortion."),
-            "color_rate": ("float", 0.8, "Probability of the colour jitter."),
-            "grayscale_rate": (
-                "float",
-                0.2,
-                "Probability of dropping the colours.",
-            ),
-            "blur_rate": ("float", 0.5, "Probability of the blur."),
-            "strategy": (
-                "string",
-                "auto",
-                "one, mirrored, multi_worker, tpu, or auto: what there is.",
-            ),
-            "precision": (
-                "string",
-                "auto",
-                "Keras dtype policy, or auto: the fastest on this machine.",
-            ),
-            **_SEED,
+            **_from_fields(_RECIPE.Recipe),
         },
     ),
     "plan": (
         "Measures for a minute or two what this machine can do with images.",
         {
             **_DATA,
-            "epochs": ("integer", 8, "Passes over the images."),
-            "batch_size": ("integer", 256, "Images in a batch (not views)."),
+            **_from_fields(_RECIPE.Recipe, "epochs", "batch_size"),
             "minutes_per_epoch": (
                 "float",
                 30.0,
@@ -294,14 +224,37 @@ def main(argv=None):
         return run(command, values) or 0
     except KeyboardInterrupt:
         return _fail(f"{command}: interrupted", 130)
-    except (
-        ValueError,
-        TypeError,
-        OSError,
-        MemoryError,
-        ImportError,
-    ) as error:
-        return _fail(f"{command}: {error}", 1)
+    except Exception as error:
+        if _is_refusal(error):
+            return _fail(f"{command}: {error}", 1)
+        traceback.print_exc()
+        return _fail(
+            f"{command}: that should not happen. Please report it, with the "
+            "lines above",
+            1,
+        )
+
+
+def _is_refusal(error):
+    """Whether a check raised an error on purpose, or the system did.
+
+    On purpose means by a `raise` of our own; what Python or a library finds
+    wrong with our code is a fault, whatever its type.
+    """
+    if isinstance(error, (OSError, MemoryError, ImportError)):
+        return True
+    *_, last = _frames(error.__traceback__)
+    name = last.tb_frame.f_globals.get("__name__", "")
+    code = last.tb_frame.f_code.co_code
+    return name.startswith("keras_simclr") and (
+        dis.opname[code[last.tb_lasti]] == "RAISE_VARARGS"
+    )
+
+
+def _frames(trace):
+    while trace is not None:
+        yield trace
+        trace = trace.tb_next
 
 
 def _fail(message, code):
@@ -316,7 +269,7 @@ def define_flags(command, values):
         command: Name of the command.
         values: `absl.flags.FlagValues` to define them in.
     """
-    for name, (kind, default, text) in _COMMANDS[command][1].items():
+    for name, (kind, default, text, *_) in _COMMANDS[command][1].items():
         define = getattr(flags, f"DEFINE_{kind}")
         is_required = default is _REQUIRED
         default = None if is_required else default
@@ -335,10 +288,11 @@ def _overview():
 def _command_help(command):
     text, table = _COMMANDS[command]
     lines = [f"usage: keras-simclr {command} [--flag=value ...]", "", text, ""]
-    for name, (_, default, explanation) in table.items():
+    for name, (_, default, explanation, *library) in table.items():
         if isinstance(default, list):
             default = ",".join(default)
         note = "required" if default is _REQUIRED else f"default {default}"
+        note += "".join(f"; of {place} itself {x}" for place, x in library)
         note = "" if default is None else f" ({note})"
         lines.append(f"  --{name}: {explanation}{note}")
     lines.append("  --flagfile: File of flags, such as a run's flags.txt.")
@@ -381,9 +335,9 @@ def _scan(values):
 
     import keras
 
-    from keras_simclr import export, folders
+    from keras_simclr import _files, scanning
 
-    export.check_is_free(values.output_dir)
+    _files.check_is_free(values.output_dir)
     path = pathlib.Path(values.output_dir) / "manifest.parquet"
     bar = keras.utils.Progbar(None, unit_name="file")
 
@@ -391,260 +345,73 @@ def _scan(values):
         bar.target = total
         bar.update(done)
 
-    print(folders.scan(values.data, path, progress=progress))
+    print(scanning.scan(values.data, path, progress=progress))
     print(f"{path} describes every file.")
 
 
+def _fields(kind, values):
+    """An object of that class, of the flags that are its fields."""
+    names = [x.name for x in dataclasses.fields(kind) if x.name in values]
+    return kind(**{name: values[name].value for name in names})
+
+
+def _data(values):
+    from keras_simclr import recipe
+
+    return _fields(recipe.Data, values)
+
+
 def _pretrain(values):
-    import keras
+    from keras_simclr import recipe, runs
 
-    from keras_simclr import cards, data, runs
-
-    size = values.micro_batch_size
-    if size not in (None, "auto") and not size.isdigit():
-        raise ValueError(
-            "`micro_batch_size` must be a positive integer or auto. Received: "
-            f"micro_batch_size={size!r}"
-        )
-    strategy = runs.make_strategy(values.strategy)
-    print(f"Devices: {runs.describe_devices(strategy)}.")
-    runs.check_can_run(values.output_dir)
-    _choose(values, "precision", strategy, runs.fastest_precision)
-    keras.config.set_dtype_policy(values.precision)
-    keras.utils.set_random_seed(values.seed)
-    source, dataset = _open_to_train(values)
-    _choose(
-        values,
-        "micro_batch_size",
-        strategy,
-        lambda: _largest_micro_batch(values, dataset, strategy),
-    )
-    with strategy.scope():
-        model = _build_model(values, dataset, values.micro_batch_size)
-    found = {
-        **data.fingerprint(source, data_dir=values.data_dir),
-        "split": values.split,
-        "images_per_epoch": int(dataset.cardinality()) * values.batch_size,
-    }
-    epochs = runs.pretrain(
-        model,
-        dataset,
+    how = _fields(recipe.Recipe, values)
+    model, epochs = runs.carry_out(
+        how,
+        _data(values),
         values.output_dir,
-        epochs=values.epochs,
-        flags=values.flags_into_string(),
-        summary={"command": "pretrain", "data": found, **cards.versions()},
+        given=[name for name in values if values[name].present],
     )
     step = int(model.optimizer.iterations.numpy())
     print(f"{values.output_dir} keeps the model after step {step}.")
-    if epochs < values.epochs:
-        print(f"Interrupted after {epochs} of {values.epochs} epochs.")
+    if epochs < how.epochs:
+        print(f"Interrupted after {epochs} of {how.epochs} epochs.")
         return 130
     return 0
 
 
 def _plan(values):
-    import keras
+    from keras_simclr import planning, recipe
 
-    from keras_simclr import large_batch, planning, runs
-
-    strategy = runs.make_strategy("auto")
-    if large_batch.has_workers(strategy):
-        raise ValueError("A plan is for one machine. Unset TF_CONFIG.")
-    print(f"Devices: {runs.describe_devices(strategy)}.")
-
-    def parsed(chosen):
-        pretrain = flags.FlagValues()
-        define_flags("pretrain", pretrain)
-        arguments = planning.as_arguments({**chosen, "output_dir": "unused"})
-        pretrain(["pretrain", *arguments])
-        return pretrain
-
-    def build_model(chosen, dataset):
-        keras.utils.set_random_seed(values.seed)
-        chosen = parsed(chosen)
-        return _build_model(chosen, dataset, chosen.micro_batch_size)
-
-    given = {
-        name: values[name].value
-        for name in (*_DATA, *_SEED)
-        if values[name].value != values[name].default
-    }
-    given["epochs"] = values.epochs
-    given["batch_size"] = values.batch_size
-    given["learning_rate"] = parsed(given).learning_rate
-    given["precision"] = runs.fastest_precision()
-    keras.config.set_dtype_policy(given["precision"])
-    with strategy.scope():
-        result = planning.plan(
-            lambda chosen: _open_to_train(parsed(chosen))[1],
-            build_model,
-            given,
+    how = _fields(recipe.Recipe, values)
+    print(
+        planning.plan(
+            how,
+            _data(values),
             minutes_per_epoch=values.minutes_per_epoch,
-            largest_micro_batch=lambda chosen, dataset: _largest_micro_batch(
-                parsed(chosen), dataset, strategy
-            ),
+            report=print,
         )
-    print(result)
-
-
-def _choose(values, name, strategy, choose):
-    """Replaces `auto` by what the unfinished run has, or by a choice."""
-    from keras_simclr import large_batch, runs
-
-    if values[name].value != "auto":
-        return
-    recorded = runs.recorded_flags(values.output_dir)
-    if recorded:
-        choice = recorded.get(name)
-    elif large_batch.has_workers(strategy):
-        raise ValueError(
-            f"`{name}` must be the same for all workers. Received: "
-            f"{name}='auto'. Run one worker alone to see what it chooses"
-        )
-    else:
-        choice = choose()
-        flag = f"--{name}={choice}" if choice else f"no --{name}"
-        print(f"Chosen for this machine: {flag}.")
-    setattr(values, name, choice)
-
-
-def _largest_micro_batch(values, dataset, strategy):
-    """The largest micro-batch that fits, as text; or None for the batch."""
-    import keras
-    import tensorflow as tf
-
-    from keras_simclr import data, large_batch, runs
-
-    model = _build_model(values, dataset, None)
-    model.build_optimizer()  # Its slots take memory, too.
-    spec = data.unpack(dataset.element_spec)["images"]
-
-    @tf.function
-    def step(images):
-        return model.replica_gradients({"images": images})[0]
-
-    size = large_batch.largest_micro_batch(
-        lambda size: step(tf.zeros((size, *spec.shape[1:]), spec.dtype)),
-        values.batch_size // strategy.num_replicas_in_sync,
     )
-    runs.forget_models()
-    keras.utils.set_random_seed(values.seed)  # As if nothing had been tried.
-    return size and str(size)
-
-
-def _build_model(values, dataset, micro_batch_size):
-    """The compiled model that the flags of `pretrain` describe."""
-    import keras
-
-    import keras_simclr as simclr
-    from keras_simclr import data, networks
-
-    element = data.unpack(dataset.element_spec)
-    *sides, channels = element["images"].shape[1:]
-    if values.image_size or "sizes" in element:
-        sides = [values.image_size or _IMAGE_SIZE] * 2
-    shape = (*sides, channels)
-    stem = values.stem
-    if stem == "auto":
-        stem = networks.stem_for(max(sides))
-    model = simclr.SimCLRModel(
-        simclr.ResNet(
-            values.depth,
-            width_multiplier=values.width_multiplier,
-            stem=stem,
-            input_shape=shape,
-        ),
-        simclr.ProjectionHead(values.projection_layers),
-        augmentation=simclr.SimCLRAugmentation(
-            tuple(sides),
-            strength=values.strength,
-            scale=(values.smallest_crop, 1.0),
-            flip_rate=values.flip_rate,
-            color_rate=values.color_rate,
-            grayscale_rate=values.grayscale_rate,
-            blur_rate=values.blur_rate,
-        ),
-        micro_batch_size=micro_batch_size and int(micro_batch_size),
-        seed=values.seed,
-    )
-    steps = int(dataset.cardinality())
-    warmup_epochs = values.warmup_epochs
-    if warmup_epochs is None:
-        warmup_epochs = min(10.0, values.epochs / 10)
-    schedule = simclr.warmup_cosine(
-        simclr.scaled_learning_rate(values.learning_rate, values.batch_size),
-        values.epochs * steps,
-        warmup_steps=round(warmup_epochs * steps),
-    )
-    model.compile(
-        simclr.LARS(
-            keras.optimizers.SGD(schedule, momentum=0.9),
-            weight_decay=values.weight_decay,
-            trust_coefficient=values.trust_coefficient,
-        ),
-        simclr.NTXent(values.temperature),
-    )
-    return model
-
-
-def _open(values, split, canvas_size, **kwargs):
-    """What `--data` holds: a folder, or else its name; and its dataset."""
-    import pathlib
-
-    from keras_simclr import data, folders
-
-    source = values.data
-    if pathlib.Path(source).is_dir():
-        source = folders.ImageFolder(
-            source,
-            manifest=values.manifest,
-            split=split,
-            unreadable_limit=values.unreadable_limit,
-        )
-    return source, data.open_dataset(
-        source,
-        split,
-        data_dir=values.data_dir,
-        canvas_size=canvas_size,
-        **kwargs,
-    )
-
-
-def _open_to_train(values):
-    from keras_simclr import data
-
-    image_size = values.image_size or _IMAGE_SIZE
-    canvas_size = data.canvas_for(image_size, values.smallest_crop)
-    return _open(
-        values,
-        values.split,
-        canvas_size,
-        batch_size=values.batch_size,
-        seed=values.seed,
-    )
-
-
-def _open_in_order(values, split, model):
-    from keras_simclr import data
-
-    canvas_size = data.canvas_for(max(model.encoder.input_shape[1:3]))
-    return _open(values, split, canvas_size, **_IN_ORDER)
 
 
 def _evaluate(values):
     import keras
 
-    from keras_simclr import data, evaluation, runs
+    from keras_simclr import evaluation, runs, sources
 
     labels = [int(x) if x.isdigit() else x for x in values.labels]
     model = runs.load_model(values.run_dir)
-    source, train = _open_in_order(values, values.split, model)
-    test_split, test = _test_split(values), None
+    side = max(model.encoder.input_shape[1:3])
+    data = _data(values)
+    source, train = data.open_in_order(side)
+    test_split, test = values.test_split, None
+    if test_split is None:
+        test_split = sources.own_test_split(data.data, data_dir=data.data_dir)
     if test_split:
-        _, test = _open_in_order(values, test_split, model)
+        held_out = dataclasses.replace(data, split=test_split)
+        _, test = held_out.open_in_order(side)
     about = {
-        "data": data.fingerprint(source, data_dir=values.data_dir),
-        "split": values.split,
+        "data": sources.fingerprint(source, data_dir=data.data_dir),
+        "split": data.split,
         "test_split": test_split,
         "encoders": values.encoders,
     }
@@ -669,27 +436,18 @@ def _evaluate(values):
     print(result)
 
 
-def _test_split(values):
-    """The test split that was asked for, or TFDS's, or None."""
-    name = values.data.removeprefix("tfds:")
-    if values.test_split or name == values.data:
-        return values.test_split
-    import tensorflow_datasets as tfds
-
-    splits = tfds.builder(name, data_dir=values.data_dir).info.splits
-    return "test" if "test" in splits else None
-
-
 def _class_names(source):
     return getattr(source, "class_names", ())
 
 
 def _finetune(values):
-    from keras_simclr import classification, export, runs
+    from keras_simclr import _files, classification, runs
 
-    export.check_is_free(values.output_dir)
+    _files.check_is_free(values.output_dir)
     model = runs.load_model(values.run_dir)
-    source, train = _open_in_order(values, values.split, model)
+    source, train = _data(values).open_in_order(
+        max(model.encoder.input_shape[1:3])
+    )
     result = classification.train_classifier(
         model,
         train,
@@ -704,12 +462,11 @@ def _finetune(values):
 
 
 def _predict(values):
-    from keras_simclr import classification, data, export
+    from keras_simclr import _files, classification
 
-    export.check_is_free(values.output_dir)
-    *size, _ = classification.input_shape(values.model)
-    canvas_size = data.canvas_for(max(size))
-    source, images = _open(values, values.split, canvas_size, **_IN_ORDER)
+    _files.check_is_free(values.output_dir)
+    *sides, _ = classification.input_shape(values.model)
+    source, images = _data(values).open_in_order(max(sides))
     _write_table(
         source,
         values.output_dir,
@@ -722,11 +479,13 @@ def _predict(values):
 
 
 def _embed(values):
-    from keras_simclr import embedding, export, runs
+    from keras_simclr import _files, embedding, runs
 
-    export.check_is_free(values.output_dir)
+    _files.check_is_free(values.output_dir)
     model = runs.load_model(values.run_dir)
-    source, images = _open_in_order(values, values.split, model)
+    source, images = _data(values).open_in_order(
+        max(model.encoder.input_shape[1:3])
+    )
     _write_table(
         source,
         values.output_dir,
@@ -743,16 +502,14 @@ def _write_table(source, output_dir, name, what, write):
     import csv
     import pathlib
 
+    from keras_simclr import _files
+
     output_dir = pathlib.Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     path = output_dir / name
-    staged = path.with_stem("staged")
     is_folder = not isinstance(source, str)
-    try:
+    with _files.replacing(path) as staged:
         count = write(staged, source.readable() if is_folder else None)
-        staged.replace(path)
-    finally:
-        staged.unlink(missing_ok=True)
     print(f"{path} holds {count} {what}.")
     if is_folder:
         others = output_dir / "skipped.csv"
@@ -763,10 +520,10 @@ def _write_table(source, output_dir, name, what, write):
 
 
 def _export(values):
-    from keras_simclr import export, runs
+    from keras_simclr import _files, export, runs
 
     export.check_formats(values.formats)
-    export.check_is_free(values.output_dir)
+    _files.check_is_free(values.output_dir)
     model = runs.load_model(values.run_dir)
     path = export.export_encoder(
         model,

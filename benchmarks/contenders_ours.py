@@ -8,7 +8,7 @@ import tensorflow as tf
 from images import parts_of_epochs, smooth_noise
 
 import keras_simclr as simclr
-from keras_simclr import data, folders
+from keras_simclr import decoding, fit_data, folders, scanning
 
 
 def augmentation(source, size, batch_size):
@@ -29,9 +29,9 @@ def input_pipeline(directory, size, batch_size):
     """Passes over the photographs of a folder: both views, as in training."""
     manifest = pathlib.Path(directory).with_suffix(".parquet")
     if not manifest.exists():
-        folders.scan(directory, manifest)
+        scanning.scan(directory, manifest)
     folder = folders.ImageFolder(directory, manifest=manifest)
-    dataset = _dataset(folder, data.canvas_for(size, 0.08), batch_size)
+    dataset = _dataset(folder, decoding.canvas_for(size, 0.08), batch_size)
     augment = simclr.SimCLRAugmentation(size)
 
     @tf.function
@@ -53,7 +53,9 @@ def first_batch(directory, batch_size=256):
     """A dataset over a folder, until it has given a batch."""
 
     def work():
-        next(iter(_dataset(directory, data.canvas_for(64, 0.08), batch_size)))
+        next(
+            iter(_dataset(directory, decoding.canvas_for(64, 0.08), batch_size))
+        )
         return 1
 
     return work
@@ -68,7 +70,7 @@ def _dataset(directory, canvas_size, batch_size):
     dataset = simclr.dataset_from_directory(
         directory, canvas_size=canvas_size, batch_size=batch_size
     )
-    return data.prepared(dataset)  # As `fit` does.
+    return fit_data.prepared(dataset)  # As `fit` does.
 
 
 def training(width, steps, precision, batch_size=256, micro_batch_size=None):

@@ -144,9 +144,9 @@ def train(values):
     import keras
 
     import keras_simclr as simclr
-    from keras_simclr import runs
+    from keras_simclr import devices, runs
 
-    strategy = runs.make_strategy("auto")
+    strategy = devices.make_strategy("auto")
     keras.utils.set_random_seed(0)
     dataset = simclr.dataset_from_tfds(
         "fashion_mnist",

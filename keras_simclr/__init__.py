@@ -28,9 +28,12 @@ if _os.environ.get(
 
 from keras_simclr import (
     callbacks as callbacks,
+    collapse as collapse,
     folders as folders,
-    measures as measures,
+    losses as losses,
+    recipe as recipe,
     runs as runs,
+    scanning as scanning,
     testing as testing,
 )
 from keras_simclr.augmentations import (
@@ -42,13 +45,9 @@ from keras_simclr.augmentations import (
     RandomRotate90 as RandomRotate90,
     SimCLRAugmentation as SimCLRAugmentation,
 )
-from keras_simclr.data import (
-    dataset_from_arrays as dataset_from_arrays,
-    dataset_from_directory as dataset_from_directory,
-    dataset_from_tfds as dataset_from_tfds,
-)
 from keras_simclr.evaluation import evaluate as evaluate
 from keras_simclr.export import export_encoder as export_encoder
+from keras_simclr.features import extract_features as extract_features
 from keras_simclr.finetuning import fine_tune as fine_tune
 from keras_simclr.losses import NTXent as NTXent, nt_xent as nt_xent
 from keras_simclr.model import SimCLRModel as SimCLRModel
@@ -63,9 +62,13 @@ from keras_simclr.optimizers import (
     warmup_cosine as warmup_cosine,
 )
 from keras_simclr.probes import (
-    extract_features as extract_features,
     knn_probe as knn_probe,
     linear_probe as linear_probe,
+)
+from keras_simclr.sources import (
+    dataset_from_arrays as dataset_from_arrays,
+    dataset_from_directory as dataset_from_directory,
+    dataset_from_tfds as dataset_from_tfds,
 )
 
 __version__ = "0.1.0"

@@ -1,18 +1,8 @@
-"""What several modules share: argument checks, and one look at the machine."""
+"""Checks of arguments."""
 
 import difflib
 import math
 import numbers
-import warnings
-
-import keras
-import tensorflow as tf
-
-
-def only_cpus():
-    """Whether TensorFlow has neither a GPU nor a TPU."""
-    devices = tf.config.list_logical_devices()
-    return all(device.device_type == "CPU" for device in devices)
 
 
 def real_number(name, value, *, low=-math.inf, high=math.inf, rule):
@@ -81,59 +71,3 @@ def choice(name, value, choices):
     raise ValueError(
         f"`{name}` must be one of {listing}. Received: {name}={value!r}{hint}"
     )
-
-
-def can_be_loaded(model):
-    """Refuses to save what no file brings back; warns of what needs help."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Of lambdas; refused below.
-        config = keras.saving.serialize_keras_object(model)
-    strangers = set()
-    parts = {**config["config"], **config.get("compile_config", {})}
-    parts["model"] = {"registered_name": config["registered_name"]}
-    for part, value in parts.items():
-        names = set(_unregistered(value))
-        if "<lambda>" in names:
-            raise ValueError(
-                "A model to be saved must hold no lambda: Keras would have to "
-                "run code from the file to load it. Make it a function with a "
-                f"name, and decorate that with {_REGISTER}. "
-                f"Received: a lambda in `{part}`"
-            )
-        strangers |= names
-    if strangers:
-        names = sorted(strangers)
-        objects = ", ".join(f"{name!r}: {name}" for name in names)
-        warnings.warn(
-            f"Keras does not know {', '.join(names)}: the file will load only "
-            "with keras.models.load_model(path, custom_objects={"
-            f"{objects}}}). Decorate each with {_REGISTER} before you save.",
-            stacklevel=3,
-        )
-
-
-_REGISTER = "@keras.saving.register_keras_serializable(package='mine')"
-
-
-def _unregistered(config):
-    """Names in a config that mean nothing to Keras."""
-    if isinstance(config, (list, tuple)):
-        for value in config:
-            yield from _unregistered(value)
-    if not isinstance(config, dict):
-        return
-    name = config.get("registered_name")
-    # Of an activation, Keras keeps nothing but the code.
-    is_code = set(config) == {"value"} and not isinstance(config["value"], str)
-    if config.get("class_name") == "__lambda__" or is_code:
-        yield "<lambda>"
-    elif name == "function":
-        try:
-            keras.saving.deserialize_keras_object(config)
-        except TypeError:
-            yield config["config"]
-    elif name and not (config.get("module") or "").startswith("keras."):
-        if keras.saving.get_registered_object(name) is None:
-            yield name
-    for value in config.values():
-        yield from _unregistered(value)

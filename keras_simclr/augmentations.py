@@ -11,6 +11,7 @@ passes at once: everything is computed and each image takes its own.
 """
 
 import functools
+import inspect
 import itertools
 import math
 import random
@@ -19,7 +20,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_simclr import _checks
+from keras_simclr import _checks, devices
 
 # Weights of red, green and blue in the official code's grayscale image
 # (google-research/simclr@383d414, tf2/data_util.py:46-50).
@@ -126,7 +127,7 @@ def _compiled(transform):
     def run(*arrays):
         is_one = arrays[0].shape[0] == 1
         # Eagerly only where all functions were told to run so.
-        if is_one or tf.executing_eagerly() or not _checks.only_cpus():
+        if is_one or tf.executing_eagerly() or not devices.only_cpus():
             return transform(*arrays)
         return tf.map_fn(one, arrays, fn_output_signature=tf.float32)
 
@@ -1246,3 +1247,67 @@ def _height_and_width(image_size):
             f"Received: image_size={image_size!r}"
         )
     return [_checks.integer("image_size", x, minimum=1) for x in image_size]
+
+
+def as_list(augmentation):
+    """The layers of an augmentation, which may be one, a list, or None."""
+    if augmentation is None:
+        return []
+    if isinstance(augmentation, (list, tuple)):
+        return list(augmentation)
+    return [augmentation]
+
+
+def as_views(images):
+    """Images as float32 in [0, 1]; anything else as it is."""
+    images = tf.convert_to_tensor(images)
+    return to_float(images) if images.shape.rank == 4 else images
+
+
+def augment(augmentation, images, *, seed, sizes=None, part=None):
+    """Applies an augmentation's layers in order, as in training.
+
+    Args:
+        augmentation: A layer, or a list of them.
+        images: Float tensor.
+        seed: int64 tensor of shape `(2,)`; each layer gets a sub-seed.
+        sizes: As in the call of `SimCLRAugmentation`, or None.
+        part: The same.
+
+    Returns:
+        Tensor.
+    """
+    for place, layer in enumerate(as_list(augmentation)):
+        sub_seed = fold_seed(seed, place)
+        if part is not None and not accepts(layer, "part"):
+            # Not what one device would draw, but not the same in each part.
+            sub_seed = fold_seed(sub_seed, part[0])
+        images = call_layer(
+            layer, images, training=True, seed=sub_seed, part=part, sizes=sizes
+        )
+        sizes = None  # Views fill their canvas.
+    return images
+
+
+def at_rest(augmentation, images, sizes=None):
+    """Applies an augmentation's layers in order, as at rest."""
+    for layer in as_list(augmentation):
+        images = call_layer(layer, images, training=False, sizes=sizes)
+        sizes = None  # Views fill their canvas.
+    return images
+
+
+def call_layer(layer, images, **kwargs):
+    """Calls a layer with those arguments that its `call` takes."""
+    accepted = {k: v for k, v in kwargs.items() if accepts(layer, k)}
+    return layer(images, **accepted)
+
+
+def accepts(layer, argument):
+    """Whether a layer's `call` takes an argument of that name."""
+    return argument in inspect.signature(layer.call).parameters
+
+
+def takes_sizes(augmentation):
+    """Whether an augmentation takes images on canvases."""
+    return accepts(as_list(augmentation)[0], "sizes")

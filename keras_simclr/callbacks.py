@@ -1,19 +1,32 @@
-"""Probes and measures while a model trains, as entries of the logs."""
+"""What rides along in `fit`: probes, measures, checkpoints."""
 
 import itertools
 import math
+import pathlib
+import re
+import tempfile
 import time
+import warnings
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_simclr import _checks, data, measures
-from keras_simclr.losses import NTXent
+from keras_simclr import (
+    _checks,
+    _files,
+    collapse,
+    copies,
+    elements,
+    fit_data,
+)
+from keras_simclr.features import extract
 from keras_simclr.model import SimCLRModel
-from keras_simclr.networks import plain_copy
-from keras_simclr.probes import extract, knn_probe, linear_probe
+from keras_simclr.probes import knn_probe, linear_probe
 
+MODEL = "model.keras"
+_CHECKPOINT = "epoch-{:06d}.weights.h5"
+_KEPT = 2  # Checkpoints that stay.
 _MOST_TO_PROBE = 10_000
 _MOST_TO_MEASURE = 1_024
 _MEASURES = ("rankme", "rankme_z", "spread", "alignment", "uniformity")
@@ -33,7 +46,7 @@ class _Periodic(keras.callbacks.Callback):
                 f"a model of class {type(self.model).__name__}"
             )
         self._latest = None
-        self._encoder = plain_copy(self.model.encoder)
+        self._encoder = copies.plain_copy(self.model.encoder)
         # Traced once for all epochs.
         self._outputs = tf.function(self.outputs, reduce_retracing=True)
 
@@ -48,7 +61,7 @@ class _Periodic(keras.callbacks.Callback):
             logs.update(self.repeated(self._latest))
 
     def copy_weights(self):
-        self._encoder.set_weights(self.model.encoder.get_weights())
+        copies.copy_weights(self.model.encoder, self._encoder)
 
     def repeated(self, latest):
         return latest
@@ -62,8 +75,8 @@ class _Probe(_Periodic):
 
     def __init__(self, train, test, *, every=1):
         super().__init__(every)
-        self._train = data.in_order_with_labels("train", train)
-        self._test = data.in_order_with_labels("test", test)
+        self._train = fit_data.in_order_with_labels("train", train)
+        self._test = fit_data.in_order_with_labels("test", test)
         for dataset in (self._train, self._test):
             _check_has_batches(dataset)
 
@@ -72,7 +85,7 @@ class _Probe(_Periodic):
         # What cannot be probed is refused now, not after an epoch.
         for dataset in (self._train, self._test):
             for element in itertools.islice(_first(dataset, _MOST_TO_PROBE), 1):
-                self._outputs(*data.images_and_sizes(element))
+                self._outputs(*elements.images_and_sizes(element))
         _check_has_classes(_first(self._train, _MOST_TO_PROBE))
 
     def measure(self):
@@ -183,20 +196,20 @@ class Measures(_Periodic):
     are the last ones. Those of a model that has diverged are NaN. Training is
     not changed.
 
-    | entry | `simclr.measures` | of |
+    | entry | `simclr.collapse` | of |
     |---|---|---|
     | `rankme` | `rankme` | the representations h of the images |
     | `rankme_z` | `rankme` | their projections z |
     | `spread` | mean of `spread` | z |
     | `alignment` | `alignment` | z of two views of each image |
     | `uniformity` | mean of `uniformity` | z of either view |
-    | `loss_over_chance` | `chance_loss` | `loss`, of every epoch |
+    | `loss_over_chance` | `chance` of the loss | `loss`, of every epoch |
 
     Of a collapsed encoder `rankme` is near 1, `spread` and `uniformity` are
     near 0, and `loss_over_chance` near 1. The views are the same each time,
     unless a layer of the augmentation takes no `seed`. `loss_over_chance` is
-    there if the model's loss is `NTXent`; with `groups` chance is lower than it
-    assumes, and penalties count as loss.
+    there if the loss knows its `chance`, as `NTXent` does; with `groups` chance
+    is lower than it assumes, and penalties count as loss.
 
     Args:
         images: Array of shape `(N, height, width, channels)`, or a dataset of
@@ -233,7 +246,7 @@ class Measures(_Periodic):
 
     def __init__(self, images, *, every=1):
         super().__init__(every)
-        dataset = data.in_order(images)
+        dataset = fit_data.in_order(images)
         _check_has_batches(dataset)
         self._elements = [
             {name: batch.numpy() for name, batch in element.items()}
@@ -251,12 +264,12 @@ class Measures(_Periodic):
     def on_train_begin(self, logs=None):
         super().on_train_begin(logs)
         self._chance = None
-        self._head = plain_copy(self.model.projection_head)
+        self._head = copies.plain_copy(self.model.projection_head)
         self._measured(self._elements[0], 0)  # What does not fit is refused.
 
     def copy_weights(self):
         super().copy_weights()
-        self._head.set_weights(self.model.projection_head.get_weights())
+        copies.copy_weights(self.model.projection_head, self._head)
 
     def on_epoch_begin(self, epoch, logs=None):
         self._batches = 0
@@ -275,13 +288,13 @@ class Measures(_Periodic):
 
     def _learn_chance(self):
         """Learns the batch size from the first epoch: views by batches."""
-        is_ours = isinstance(self.model.loss, NTXent)
-        if self._chance is None and is_ours and self._batches:
+        if self._chance is None and self._batches:
             # Each replica counts the views of all.
             replicas = self.model.distribute_strategy.num_replicas_in_sync
             views = float(self.model.loss_metric.count.numpy()) / replicas
             batch_size = round(views / self._batches / 2)
-            self._chance = measures.chance_loss(batch_size)
+            loss = self.model.contrastive_loss
+            self._chance = loss.chance(batch_size)
 
     def outputs(self, images, sizes, step):
         views = self.model.views(images, sizes, step=step)
@@ -300,20 +313,127 @@ class Measures(_Periodic):
         if not all(np.isfinite(each).all() for each in (h, z, z_1, z_2)):
             return dict.fromkeys(_MEASURES, math.nan)
         values = (
-            measures.rankme(h),
-            measures.rankme(z),
-            float(measures.spread(z).mean()),
-            measures.alignment(z_1, z_2),
-            (measures.uniformity(z_1) + measures.uniformity(z_2)) / 2,
+            collapse.rankme(h),
+            collapse.rankme(z),
+            float(collapse.spread(z).mean()),
+            collapse.alignment(z_1, z_2),
+            (collapse.uniformity(z_1) + collapse.uniformity(z_2)) / 2,
         )
         return dict(zip(_MEASURES, values, strict=True))
 
     def _measured(self, element, step):
-        return self._outputs(*data.images_and_sizes(element), tf.constant(step))
+        return self._outputs(
+            *elements.images_and_sizes(element), tf.constant(step)
+        )
+
+
+class Checkpoints(keras.callbacks.Callback):
+    """Keeps the model and, of the last two epochs, all that training needs.
+
+    Each file is written beside its place and then renamed: at any time those
+    that are there are complete. Of several workers only the chief's are kept.
+
+    Args:
+        run_dir: Directory to write into; made if it is missing.
+
+    Example:
+
+    ```python
+    # The dataset made anew each time, and its shuffles with a seed.
+    first = simclr.callbacks.restore(model, "runs/flowers")
+    model.fit(
+        dataset,
+        epochs=100,
+        initial_epoch=first,
+        callbacks=[simclr.callbacks.Checkpoints("runs/flowers")],
+    )
+    ```
+    """
+
+    def __init__(self, run_dir):
+        super().__init__()
+        self.run_dir = pathlib.Path(run_dir)
+        self.epochs = 0
+        self._directory = None
+
+    def on_train_begin(self, logs=None):
+        copies.can_be_loaded(self.model)
+        if self.model.distribute_strategy.extended.should_checkpoint:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+        else:  # All workers must take part in saving.
+            self._directory = tempfile.TemporaryDirectory()
+            self.run_dir = pathlib.Path(self._directory.name)
+
+    def on_train_end(self, logs=None):
+        if self._directory is not None:
+            self._directory.cleanup()
+
+    def on_epoch_end(self, epoch, logs=None):
+        path = self.run_dir / _CHECKPOINT.format(epoch + 1)
+        with _files.replacing(path) as staged:
+            self.model.save_weights(staged)
+        save_model(self.model, self.run_dir)
+        for old in _checkpoints(self.run_dir)[:-_KEPT]:
+            old.unlink()
+        self.epochs = epoch + 1
+
+
+def restore(model, run_dir):
+    """Brings a model to where the last checkpoint of a run was taken.
+
+    One that cannot be read is passed over with a warning.
+
+    Args:
+        model: A compiled `SimCLRModel`, made like that of the run.
+        run_dir: Directory that `Checkpoints` wrote into.
+
+    Returns:
+        Epochs that it was trained for; 0 if there is no checkpoint.
+
+    Raises:
+        ValueError: If there are checkpoints, but none can be read.
+
+    Example:
+
+    >>> encoder = simclr.ResNet(10, stem="cifar", input_shape=(8, 8, 1))
+    >>> model = simclr.SimCLRModel(encoder)
+    >>> model.compile()
+    >>> restore(model, "a/new/directory")
+    0
+    """
+    checkpoints = _checkpoints(run_dir)
+    if not checkpoints:
+        return 0
+    model.build_optimizer()
+    for path in reversed(checkpoints):
+        try:
+            model.load_weights(path)
+        except (OSError, RuntimeError, KeyError) as error:
+            warnings.warn(
+                f"The checkpoint {str(path)!r} cannot be read and is passed "
+                f"over: {error}",
+                stacklevel=2,
+            )
+        else:
+            return int(re.search(r"\d+", path.name)[0])
+    raise ValueError(
+        "A run goes on from a checkpoint that can be read. Received: "
+        f"{str(run_dir)!r}, where none can. Begin anew in another directory."
+    )
+
+
+def _checkpoints(run_dir):
+    return sorted(pathlib.Path(run_dir).glob("epoch-*.weights.h5"))
+
+
+def save_model(model, run_dir):
+    """Saves a model into a run directory; the old one stays until then."""
+    with _files.replacing(pathlib.Path(run_dir) / MODEL) as staged:
+        model.save(staged)
 
 
 def _check_has_batches(dataset):
-    data.check_length(dataset, steps_per_epoch=1)  # We take the first ones.
+    fit_data.check_length(dataset, steps_per_epoch=1)  # We take the first ones.
 
 
 def _check_has_classes(elements):
@@ -332,7 +452,7 @@ def _check_has_classes(elements):
 
 def _first(dataset, most):
     """Elements of a dataset until they hold `most` images, or all."""
-    for element in data.checked_elements(dataset):
+    for element in fit_data.checked_elements(dataset):
         element = {name: batch[:most] for name, batch in element.items()}
         yield element
         most -= element["images"].shape[0]

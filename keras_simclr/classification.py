@@ -10,14 +10,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_simclr import data
+from keras_simclr import elements, fit_data
+from keras_simclr._files import check_is_free, valid_names
 from keras_simclr.augmentations import to_float
-from keras_simclr.embedding import valid_names
+from keras_simclr.copies import plain_copy
 from keras_simclr.evaluation import Evaluation, evaluate
-from keras_simclr.export import check_is_free, plain_view, write_network
-from keras_simclr.finetuning import Tuner, load_labelled
-from keras_simclr.networks import plain_copy
-from keras_simclr.probes import extract_features, linear_probe
+from keras_simclr.export import plain_view, write_network
+from keras_simclr.features import extract_features
+from keras_simclr.finetuning import Tuner
+from keras_simclr.fit_data import load_labelled
+from keras_simclr.probes import linear_probe
 
 _CLASS_NAMES = "class_names.json"
 _RECIPES = ("linear", "finetune")
@@ -184,7 +186,7 @@ def write_predictions(directory, dataset, path, names=None):
     """
     directory = _checked(directory)
     channels = input_shape(directory)[-1]
-    found = data.unpack(dataset.element_spec)["images"].shape[-1]
+    found = elements.unpack(dataset.element_spec)["images"].shape[-1]
     if found not in (channels, None):
         raise ValueError(
             f"The classifier takes images of {channels} channels. Received: "
@@ -197,8 +199,8 @@ def write_predictions(directory, dataset, path, names=None):
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["path", "class", "probability"])
-        for element in data.checked_elements(dataset):
-            images, sizes = data.images_and_sizes(element)
+        for element in fit_data.checked_elements(dataset):
+            images, sizes = elements.images_and_sizes(element)
             if sizes is None:
                 images = to_float(images)
                 probabilities = module(images).numpy()

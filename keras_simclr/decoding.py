@@ -1,6 +1,7 @@
 """Image files, whatever is in them, as pixels that fit on a canvas."""
 
 import io
+import math
 import os
 
 import tensorflow as tf
@@ -10,6 +11,15 @@ MOST_PIXELS = 89_478_485
 SMALLEST_SIDE = 8  # Pixels.
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")
+# Extensions by the format that they promise.
+EXTENSIONS = {
+    ".bmp": "BMP",
+    ".gif": "GIF",
+    ".jpeg": "JPEG",
+    ".jpg": "JPEG",
+    ".png": "PNG",
+    ".webp": "WEBP",
+}
 _REDUCTIONS = (1, 2, 4, 8)  # Scales at which JPEGs can be decoded.
 _HEAD = 1 << 16  # Bytes; an EXIF block is no longer.
 _ENTRIES = 256  # Of an EXIF directory that are looked at: usual are 12.
@@ -334,3 +344,39 @@ def _pillow(contents):
             white = PIL.Image.new("RGBA", image.size, "white")
             image = PIL.Image.alpha_composite(white, image)
         return np.asarray(image.convert("RGB"))
+
+
+def promised_format(path):
+    """The format that a file's extension promises.
+
+    Args:
+        path: Path.
+
+    Returns:
+        Name of the format, or None.
+
+    Example:
+
+    >>> promised_format("photos/1.JPG")
+    'JPEG'
+    """
+    return EXTENSIONS.get(path[path.rfind(".") :].lower())
+
+
+def canvas_for(image_size, smallest_crop=0.2):
+    """A canvas on which crops have at least the pixels of the views.
+
+    Args:
+        image_size: Side of the views, pixels.
+        smallest_crop: Smallest share of an image's area that is cut out.
+
+    Returns:
+        A power of two: then images of usual sizes, or their half or quarter,
+        in which JPEGs can be decoded, fill most of it.
+
+    Example:
+
+    >>> canvas_for(64), canvas_for(224)
+    (256, 512)
+    """
+    return 2 ** math.ceil(math.log2(image_size / math.sqrt(smallest_crop)))

@@ -1,6 +1,7 @@
 """The demo: real handwritten digits, without a download, in a few minutes."""
 
 import csv
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -11,15 +12,25 @@ import tempfile
 import keras
 import numpy as np
 
-from keras_simclr import augmentations, cards, losses, optimizers, runs
-from keras_simclr.data import dataset_from_arrays
+from keras_simclr import augmentations, cards, devices, runs
 from keras_simclr.evaluation import evaluate
 from keras_simclr.export import export_encoder
 from keras_simclr.model import SimCLRModel
-from keras_simclr.networks import ResNet
+from keras_simclr.recipe import Recipe
+from keras_simclr.sources import dataset_from_arrays
 
-_EPOCHS = 80
-_BATCH_SIZE = 128
+# Chosen on a quarter of the training digits, held out. A mirrored digit is
+# another sign: no flip.
+RECIPE = Recipe(
+    width_multiplier=0.25,
+    epochs=80,
+    batch_size=128,
+    learning_rate=0.8,
+    temperature=0.3,
+    smallest_crop=0.35,
+    flip_rate=0.0,
+    blur_rate=0.0,
+)
 _FILES = (
     "digits.npz",
     "encoder",
@@ -74,8 +85,6 @@ def digits():
 def build_model(steps, seed=0):
     """The demo's model, compiled with its recipe.
 
-    The recipe was chosen on a quarter of the training digits, held out.
-
     Args:
         steps: Training steps the learning rate is planned for.
         seed: Integer.
@@ -88,30 +97,20 @@ def build_model(steps, seed=0):
     >>> build_model(100).encoder.output_shape
     (None, 128)
     """
+    recipe, shape = dataclasses.replace(RECIPE, seed=seed, epochs=1), (8, 8, 1)
     keras.utils.set_random_seed(seed)
+    encoder = recipe.encoder(shape)
+    noise = augmentations.RandomGaussianNoise(0.1)
     model = SimCLRModel(
-        ResNet(10, width_multiplier=0.25, stem="cifar", input_shape=(8, 8, 1)),
-        # A mirrored digit is another sign: no flip.
-        augmentation=[
-            augmentations.SimCLRAugmentation(
-                8, scale=(0.35, 1.0), flip_rate=0.0, blur_rate=0.0
-            ),
-            augmentations.RandomGaussianNoise(0.1),
-        ],
+        encoder,
+        augmentation=[recipe.augmentation(shape), noise],
         seed=seed,
     )
-    schedule = optimizers.warmup_cosine(0.4, steps, warmup_steps=steps // 10)
-    model.compile(
-        optimizers.LARS(
-            keras.optimizers.SGD(schedule, momentum=0.9),
-            trust_coefficient=0.02,
-        ),
-        losses.NTXent(0.3),
-    )
+    model.compile(recipe.optimizer(steps), recipe.loss())
     return model
 
 
-def run(output_dir="runs/demo", *, seed=0, epochs=_EPOCHS):
+def run(output_dir="runs/demo", *, seed=0, epochs=RECIPE.epochs):
     """Pretrains on the digits, evaluates, exports and checks the export.
 
     Args:
@@ -134,9 +133,11 @@ def run(output_dir="runs/demo", *, seed=0, epochs=_EPOCHS):
     output_dir = pathlib.Path(output_dir)
     _clear(output_dir)
     train, test = digits()
-    dataset = dataset_from_arrays(train[0], batch_size=_BATCH_SIZE, seed=seed)
+    dataset = dataset_from_arrays(
+        train[0], batch_size=RECIPE.batch_size, seed=seed
+    )
     model = build_model(epochs * len(dataset), seed)
-    print(f"Devices: {runs.describe_devices(model.distribute_strategy)}.")
+    print(f"Devices: {devices.describe_devices(model.distribute_strategy)}.")
     print(f"Pretraining on {len(train[0]):,} digits without their labels.")
     runs.pretrain(
         model,
@@ -206,7 +207,8 @@ def _plot_loss(log, path):
     figure = matplotlib.figure.Figure(figsize=(5, 3))
     axis = figure.subplots()
     axis.plot(range(1, len(losses_seen) + 1), losses_seen)
-    axis.axhline(np.log(2 * _BATCH_SIZE - 1), linestyle="--", color="gray")
+    chance = RECIPE.loss().chance(RECIPE.batch_size)
+    axis.axhline(chance, linestyle="--", color="gray")
     axis.set(xlabel="epoch", ylabel="NT-Xent (dashed: chance)")
     figure.savefig(path, bbox_inches="tight")
 

@@ -9,8 +9,8 @@ import zipfile
 
 import numpy as np
 
-from keras_simclr import _checks, data
-from keras_simclr.probes import representation
+from keras_simclr import _checks, _files, elements, fit_data
+from keras_simclr.features import representation
 
 FORMATS = ("csv", "npz", "parquet")
 
@@ -52,9 +52,12 @@ def write_embeddings(model, dataset, path, names=None):
     represent = representation(model)
 
     def batches():
-        for element in data.checked_elements(dataset):
-            rows = represent(*data.images_and_sizes(element)).numpy()
-            yield valid_names(itertools.islice(names or (), len(rows))), rows
+        for element in fit_data.checked_elements(dataset):
+            rows = represent(*elements.images_and_sizes(element)).numpy()
+            yield (
+                _files.valid_names(itertools.islice(names or (), len(rows))),
+                rows,
+            )
 
     return write[ending](path, batches())
 
@@ -117,25 +120,3 @@ def _npz(path, batches):
                 with archive.open("paths.npy", "w", force_zip64=True) as file:
                     np.save(file, np.array(paths))
     return count
-
-
-def valid_names(names):
-    r"""Names with an escape for each byte that is not UTF-8.
-
-    Args:
-        names: Strings, as the file system gives them.
-
-    Returns:
-        List of strings.
-
-    Example:
-
-    >>> valid_names(["a.png", "\udcff.png"])
-    ['a.png', '\\xff.png']
-    """
-    return [
-        name.encode("utf-8", "surrogateescape").decode(
-            "utf-8", "backslashreplace"
-        )
-        for name in names
-    ]

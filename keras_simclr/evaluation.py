@@ -7,27 +7,22 @@ import time
 import numpy as np
 import tensorflow as tf
 
-from keras_simclr import _checks, data
+from keras_simclr import _checks, fit_data
+from keras_simclr._files import valid_names
 from keras_simclr.augmentations import RandomResizedCrop, to_float
-from keras_simclr.embedding import valid_names
-from keras_simclr.finetuning import SETTINGS, Tuner, load_labelled
+from keras_simclr.copies import untrained_copy
+from keras_simclr.devices import duration
+from keras_simclr.elements import unpack
+from keras_simclr.features import PIXELS, extract, pixels_of, representation
+from keras_simclr.finetuning import SETTINGS, Tuner
+from keras_simclr.fit_data import load_labelled
 from keras_simclr.model import SimCLRModel
-from keras_simclr.probes import (
-    INVERSE_PENALTIES,
-    PIXELS,
-    extract,
-    knn_probe,
-    linear_probe,
-    pixels_of,
-    representation,
-    untrained_copy,
-)
-from keras_simclr.runs import duration
+from keras_simclr.probes import INVERSE_PENALTIES, knn_probe, linear_probe
+from keras_simclr.sampling import draw_labelled, interval, is_share, share_of
 
 PROBES = ("linear", "knn", "finetune")
 LABELS = (1, 5, 10, 50, "1%", "10%", "all")
 _TEST_SHARE = 0.2  # Of the examples, where there is no test set.
-_CONFIDENCE = 0.95
 _FEW_IMAGES = 256  # To measure how fast training is.
 _SETTINGS = {
     "linear": "logistic regression, standardised, C chosen of "
@@ -370,7 +365,9 @@ class _Pool:
             smallest = self._rarest(classes, counts)
             if isinstance(amount, int) and counts.min() < amount:
                 return f"class {smallest} has {counts.min()} to learn from"
-            if _is_share(amount) and _of(amount, len(places)) < len(classes):
+            if is_share(amount) and share_of(amount, len(places)) < len(
+                classes
+            ):
                 return f"{len(places)} labels, {len(classes)} classes"
         return None
 
@@ -426,43 +423,6 @@ def _on_canvas(images, height, width):
     return np.pad(images, margins)
 
 
-def _is_share(amount):
-    return isinstance(amount, str) and amount != "all"
-
-
-def _of(share, count):
-    return round(int(share.removesuffix("%")) / 100 * count)
-
-
-def draw_labelled(labels, amount, rng):
-    """Draws examples, stratified.
-
-    Args:
-        labels: Array of all labels.
-        amount: Integer per class, a share such as `"1%"`, or `"all"`.
-        rng: NumPy generator.
-
-    Returns:
-        Array of places in `labels`. Of a share every class has at least one.
-
-    Example:
-
-    >>> rng = np.random.default_rng(0)
-    >>> draw_labelled(np.repeat([3, 7], 5), 2, rng).shape
-    (4,)
-    """
-    if amount == "all":
-        return np.arange(len(labels))
-    chosen = []
-    for label in np.unique(labels):
-        places = np.flatnonzero(labels == label)
-        count = amount
-        if _is_share(amount):
-            count = max(1, _of(amount, len(places)))
-        chosen.append(rng.choice(places, count, replace=False))
-    return np.concatenate(chosen)
-
-
 class _Features:
     """What each function makes of the images, once it is needed."""
 
@@ -479,7 +439,7 @@ class _Features:
         return self._of(self._few)
 
     def _of(self, examples):
-        elements = map(data.unpack, data.in_order(examples))
+        elements = map(unpack, fit_data.in_order(examples))
         features, _ = extract(self._functions.values(), elements)
         return dict(zip(self._functions, features, strict=True))
 
@@ -619,42 +579,3 @@ def _gain(amount, results, correction):
         "gain": float(means[best] - means[baseline]),
         "interval": interval(differences, correction),
     }
-
-
-def interval(draws, correction=0.0):
-    """95 % interval of a mean.
-
-    Of one test set, what another draw of labels would change (Student's t) and
-    what other test examples would change (normal) are added as squares. Of
-    random splits the draws vary in both.
-
-    Args:
-        draws: One array of values of test examples for each draw, of the same
-            examples each time unless there is a correction.
-        correction: Examples to test on by examples to learn from, where the
-            draws are splits of one set; else 0.
-
-    Returns:
-        Pair of floats.
-
-    Example:
-
-    >>> low, high = interval([np.array([1.0]), np.array([0.5])])
-    >>> round(low, 2), round(high, 2)
-    (-2.43, 3.93)
-    """
-    from scipy import stats
-
-    tail = 0.5 + _CONFIDENCE / 2
-    values = np.array([np.mean(each) for each in draws])
-    square = 0.0
-    if len(values) > 1:
-        quantile = stats.t.ppf(tail, len(values) - 1)
-        variance = np.var(values, ddof=1) * (1 / len(values) + correction)
-        square += quantile**2 * variance
-    examples = len(draws[0])
-    if not correction and examples > 1:
-        variance = np.var(np.mean(draws, axis=0), ddof=1) / examples
-        square += stats.norm.ppf(tail) ** 2 * variance
-    half = np.sqrt(square)
-    return float(values.mean() - half), float(values.mean() + half)

@@ -4,8 +4,6 @@ import contextlib
 import importlib.util
 import json
 import pathlib
-import shutil
-import tempfile
 import typing
 import warnings
 
@@ -13,11 +11,17 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_simclr import _checks, cards, data
-from keras_simclr.augmentations import Augmentation, to_float
-from keras_simclr.decoding import decode_jpeg_or_png
-from keras_simclr.model import SimCLRModel, as_list, takes_sizes
-from keras_simclr.networks import plain_copy
+from keras_simclr import _checks, cards
+from keras_simclr._files import staging
+from keras_simclr.augmentations import (
+    Augmentation,
+    as_list,
+    takes_sizes,
+    to_float,
+)
+from keras_simclr.copies import plain_copy
+from keras_simclr.decoding import canvas_for, decode_jpeg_or_png
+from keras_simclr.model import SimCLRModel
 
 FORMATS = {
     "keras": "encoder.keras",
@@ -205,68 +209,6 @@ def write_network(model, network, directory, name, texts=None):
     return pathlib.Path(directory)
 
 
-@contextlib.contextmanager
-def staging(directory):
-    """Context of a directory to write into, renamed if all went well.
-
-    Args:
-        directory: Its name in the end: new or empty. It is complete or absent.
-
-    Yields:
-        `pathlib.Path` of the directory to write into.
-
-    Raises:
-        FileExistsError: If `directory` holds anything.
-        OSError: If it cannot be written.
-
-    Example:
-
-    ```python
-    with staging("my_encoder") as staged:
-        encoder.save(staged / "encoder.keras")
-    ```
-    """
-    directory = pathlib.Path(directory)
-    check_is_free(directory)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    staged = pathlib.Path(
-        tempfile.mkdtemp(prefix=".staged-", dir=directory.parent)
-    )
-    try:
-        yield staged
-        staged.chmod(0o755)  # mkdtemp makes it private.
-        staged.replace(directory)
-    except tf.errors.OpError as error:
-        raise OSError(
-            f"{str(directory)!r} could not be written: {error.message}"
-        ) from error
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
-
-
-def check_is_free(directory):
-    """Refuses a directory that holds anything.
-
-    Args:
-        directory: Path; it need not exist.
-
-    Raises:
-        FileExistsError: If it is a file, or a directory with content.
-
-    Example:
-
-    >>> check_is_free("a/new/directory")
-    """
-    directory = pathlib.Path(directory)
-    if directory.is_dir() and not any(directory.iterdir()):
-        return
-    if directory.exists():
-        raise FileExistsError(
-            "The output directory must be new or empty: nothing is "
-            f"overwritten. Received: {str(directory)!r}"
-        )
-
-
 def with_evaluation_view(model, network):
     """Puts plain layers in front that do what the model does at rest.
 
@@ -375,7 +317,7 @@ def _save_module(model, view, network, path):
     for training in (False, True):
         module.__call__.get_concrete_function(images, training=training)
     module.__call__.get_concrete_function(images)
-    if takes_sizes(model):
+    if takes_sizes(model.augmentation):
         module.on_canvas = tf.function(
             lambda images, sizes: embed(
                 model.evaluation_view(images, sizes), training=False
@@ -396,7 +338,7 @@ def _save_module(model, view, network, path):
 
 
 def _serve_files(view, embed):
-    canvas_size = data.canvas_for(max(view.shape[:2]))
+    canvas_size = canvas_for(max(view.shape[:2]))
 
     def view_of(contents):
         image = to_float(decode_jpeg_or_png(contents, canvas_size))

@@ -7,17 +7,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_simclr import _checks, data
-from keras_simclr.augmentations import SimCLRAugmentation
+from keras_simclr import _checks, copies, fit_data
+from keras_simclr.augmentations import SimCLRAugmentation, as_list
 from keras_simclr.export import plain_view, with_evaluation_view
-from keras_simclr.model import SimCLRModel, as_list
-from keras_simclr.networks import plain_copy
-from keras_simclr.probes import (
-    fit_logistic,
-    one_per_row,
-    untrained_copy,
-    view_of,
-)
+from keras_simclr.features import view_of
+from keras_simclr.model import SimCLRModel
+from keras_simclr.probes import fit_logistic
 
 _BATCH_SIZE = 64
 _FEWEST_STEPS = 200  # Up to one batch of examples.
@@ -121,7 +116,7 @@ def fine_tune(
     """
     if isinstance(model, SimCLRModel):  # What it refuses, it refuses now.
         plain_view(model)
-    examples = load_labelled("train", train)
+    examples = fit_data.load_labelled("train", train)
     tuner = Tuner(
         model,
         np.unique(examples["labels"]),
@@ -131,7 +126,7 @@ def fine_tune(
     tuner.fit(examples, seed)
     accuracy, predictions = None, np.array([])
     if test is not None:
-        tests = load_labelled("test", test)
+        tests = fit_data.load_labelled("test", test)
         predictions = tuner.predict(tests)
         accuracy = float(np.mean(predictions == tests["labels"]))
     classifier = tuner.network()
@@ -144,42 +139,6 @@ def fine_tune(
         steps=tuner.steps_for(len(examples["labels"])),
         predictions=predictions,
     )
-
-
-def load_labelled(name, source):
-    """Brings labelled images into memory.
-
-    Args:
-        name: What they are called in messages.
-        source: `(images, labels)` arrays, or a dataset of batches of them; or
-            what this function returned.
-
-    Returns:
-        Dictionary of arrays of the same length: `images`, `labels`, and
-        whatever else rides along in a dataset of dictionaries.
-
-    Raises:
-        ValueError: If there are no labels.
-
-    Example:
-
-    >>> images, labels = np.zeros((4, 8, 8, 1)), np.array([0, 1, 0, 1])
-    >>> sorted(load_labelled("train", (images, labels)))
-    ['images', 'labels']
-    """
-    if isinstance(source, dict):
-        return source
-    dataset = data.in_order_with_labels(name, source)
-    data.check_length(dataset)
-    batches = list(data.checked_elements(dataset))
-    examples = {
-        key: np.concatenate([batch[key].numpy() for batch in batches])
-        for key in batches[0]
-    }
-    labels = one_per_row(examples["labels"])
-    if labels.dtype == object:  # Strings, as TensorFlow gives them.
-        labels = np.char.decode(labels.astype(bytes), "utf-8")
-    return {**examples, "labels": labels}
 
 
 class Tuner:
@@ -213,10 +172,10 @@ class Tuner:
         self.classes = classes
         self.from_scratch = from_scratch
         self.projection_layer = projection_layer
-        copies = _layers(untrained_copy(model, 0), projection_layer)
-        for copy in copies:
-            _unfreeze(copy)
-        self._network = _Network(model, copies, len(classes))
+        layers = _layers(copies.untrained_copy(model, 0), projection_layer)
+        for layer in layers:
+            _unfreeze(layer)
+        self._network = _Network(model, layers, len(classes))
         recipe = "scratch" if from_scratch else "finetune"
         self._schedule = _Cosine(_LEARNING_RATES[recipe])
         self._network.compile(
@@ -252,13 +211,13 @@ class Tuner:
         places = np.searchsorted(self.classes, examples["labels"])
         source = self.model
         if self.from_scratch:
-            source = untrained_copy(source, seed)
+            source = copies.untrained_copy(source, seed)
         for copy, layer in zip(
             self._network.layers_below,
             _layers(source, self.projection_layer),
             strict=True,
         ):
-            _assign(copy.variables, layer.variables)
+            copies.copy_weights(layer, copy)
         _assign(self._network.dense.weights, self._first(images, places))
         _assign(self._network.optimizer.variables, self._fresh)
         steps = steps or self.steps_for(len(places))
@@ -302,7 +261,7 @@ class Tuner:
         Returns:
             A plain `keras.Model` with weights of its own.
         """
-        return plain_copy(self._network.core)
+        return copies.plain_copy(self._network.core)
 
 
 class _Cosine(keras.optimizers.schedules.LearningRateSchedule):
@@ -363,7 +322,7 @@ class _Network(keras.Model):
         return self.core(views, training=training)
 
     def predict_in_batches(self, images, features=False):
-        batches = data.in_order(images)
+        batches = fit_data.in_order(images)
         outputs = [self._at_rest(batch, features).numpy() for batch in batches]
         return np.concatenate(outputs)
 
@@ -385,7 +344,7 @@ def _batches(images, places, seed, steps):
             lambda array: tf.gather(array, rows), (images, places)
         )
     )
-    return data.prepared(batches.prefetch(1))
+    return fit_data.prepared(batches.prefetch(1))
 
 
 def _unfreeze(layer):

@@ -1,15 +1,99 @@
-"""NT-Xent: the contrastive loss of SimCLR."""
+"""NT-Xent, and what `SimCLRModel` asks of any contrastive loss."""
 
-import os
+import math
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_simclr import _checks
+from keras_simclr import _checks, similarities
 
-# A tile of similarities fits a core's cache. 256 is as fast, 128 30 % slower.
-_BLOCK_SIZE = 512
+
+class ContrastiveLoss(keras.losses.Loss):
+    """What `SimCLRModel` asks of a loss; a base for losses of your own.
+
+    Override `contrast`, and `chance` if the value is known. A plain callable
+    `(z_1, z_2) -> scalar` works in `compile(loss=...)`, too; but then there
+    are no `groups`, and the similarities that tell which positives are found
+    are computed beside its own.
+
+    Example:
+
+    >>> @keras.saving.register_keras_serializable(package="mine")
+    ... class Alignment(simclr.losses.ContrastiveLoss):
+    ...     takes_groups = False
+    ...     def contrast(self, z, groups=None):
+    ...         z = tf.math.l2_normalize(z, axis=-1)
+    ...         return -tf.reduce_mean(tf.reduce_sum(z[0] * z[1], -1)), None
+    >>> round(float(Alignment()(tf.eye(4), tf.eye(4))), 4)
+    -1.0
+
+    References:
+        - Chen et al. 2020, arXiv:2002.05709, section 2.1.
+    """
+
+    takes_groups = True
+
+    def contrast(self, z, groups=None):
+        """Loss among the projections of all views.
+
+        Args:
+            z: Projections of the views, shape `(V, N, D)`; the same place in
+                each view is the same example.
+            groups: Integers, shape `(N,)`, or None. Examples with equal
+                numbers are no negatives of each other. Given only to a loss
+                whose `takes_groups` is true.
+
+        Returns:
+            The loss, a scalar tensor; and booleans of shape `(V * N,)`, for
+            each anchor whether its positive is found, or None: then the model
+            compares the projections itself.
+        """
+        raise NotImplementedError
+
+    def chance(self, batch_size, views=2):
+        """Value of an encoder that gives all views the same projection.
+
+        Args:
+            batch_size: Number of examples N, at least 2.
+            views: Number of views V.
+
+        Returns:
+            Float, or None where it is not known.
+        """
+        return None
+
+    def call(self, z_1, z_2):
+        z_1, z_2 = tf.convert_to_tensor(z_1), tf.convert_to_tensor(z_2)
+        check_views(z_1.shape, z_2.shape)
+        return self.contrast(tf.stack([z_1, z_2]))[0]
+
+
+class _Callable(ContrastiveLoss):
+    """A plain callable `(z_1, z_2) -> scalar` as a contrastive loss."""
+
+    takes_groups = False
+
+    def __init__(self, function):
+        super().__init__()
+        self._function = function
+
+    def contrast(self, z, groups=None):
+        return self._function(z[0], z[1]), None
+
+
+def as_contrastive(loss):
+    """The loss itself if it has a method `contrast`, else one made of it.
+
+    What the most derived class says counts: a subclass that overrides `call`
+    alone is a callable.
+    """
+    for kind in type(loss).__mro__:
+        if "contrast" in vars(kind):
+            return loss
+        if {"call", "__call__"} & vars(kind).keys():
+            break
+    return _Callable(loss)
 
 
 @keras.saving.register_keras_serializable(package="keras_simclr")
@@ -73,237 +157,30 @@ def nt_xent(z_1, z_2, *, temperature=0.1, block_size=None, groups=None):
 
 
 def mean(losses):
-    """Mean of losses that may be so large that float32 cannot sum them.
-
-    Args:
-        losses: Tensor of shape `(2N,)`.
-
-    Returns:
-        Scalar tensor.
-
-    Example:
-
-    >>> float(mean(tf.constant([3e38, 1e38]))) < 3e38
-    True
-    """
+    """Mean of losses that may be so large that float32 cannot sum them."""
     return tf.reduce_sum(losses / tf.cast(tf.size(losses), losses.dtype))
 
 
 def per_anchor(z_1, z_2, *, temperature=0.1, block_size=None, groups=None):
-    """Loss of every anchor, and whether its positive was found, in one pass.
+    """Loss of every anchor, and whether its positive was found.
 
-    Args:
-        z_1: Projections of the first views, shape `(N, D)`.
-        z_2: Projections of the second views, shape `(N, D)`.
-        temperature: Positive number.
-        block_size: Anchors per block, or None.
-        groups: Integers, shape `(N,)`, or None: see `nt_xent`.
-
-    Returns:
-        Two tensors of shape `(2N,)`, anchors from `z_1` first: the losses, and
-        booleans that are true where the positive is the most similar of the
-        candidates: the 2N - 1 others, or those of them that `groups` leaves.
-
-    Raises:
-        ValueError: As `nt_xent`.
-
-    Example:
-
-    >>> z = tf.eye(4)
-    >>> losses, found = per_anchor(z, z)
-    >>> found.numpy().all()
-    np.True_
+    Arguments and errors are those of `nt_xent`. Returns two tensors of shape
+    `(2N,)`, anchors from `z_1` first; the second is true where the positive is
+    the most similar of the candidates.
     """
     temperature = check_temperature(temperature)
-    block_size = check_block_size(block_size) or _BLOCK_SIZE
+    block_size = check_block_size(block_size)
     z_1, z_2 = tf.convert_to_tensor(z_1), tf.convert_to_tensor(z_2)
-    _check_shapes(z_1.shape, z_2.shape)
+    check_views(z_1.shape, z_2.shape)
     if groups is not None:
-        groups = _blocks(_anchor_groups(groups, z_1), block_size)
+        groups = _anchor_groups(groups, z_1)
     z = tf.concat([_normalize(z_1), _normalize(z_2)], axis=0)  # (2N, D)
     # At most 2**126: float32 flushes a smaller scale to 0, and 0 * inf is nan.
-    scale = tf.constant(1 / min(temperature, 2.0**126), z.dtype)
-    forward, backward = _forward, _backward
-    # Each core works at pairs of blocks of its own.
-    parts = (os.cpu_count() or 1) if _checks.only_cpus() else 1
-    if z.shape[0] is not None:
-        blocks = -(-z.shape[0] // block_size)
-        parts = min(parts, blocks * (blocks + 1) // 2)
-        if blocks == 1:
-            # It gains little from XLA, whose compilation takes seconds.
-            forward, backward = (
-                function.python_function for function in (forward, backward)
-            )
-    shares = [(tf.constant(part), tf.constant(parts)) for part in range(parts)]
-
-    @tf.custom_gradient
-    def contrast(z):
-        z = tf.stop_gradient(z)  # No tape looks inside.
-        inputs = z, groups, scale, block_size
-        states = [forward(*inputs, share) for share in shares]
-        losses, found, *sums = _merged(z, scale, states)
-
-        def gradient(upstream, _):
-            return tf.add_n(
-                [backward(upstream, *inputs, share, *sums) for share in shares]
-            )
-
-        return (losses, found), gradient
-
-    losses, found = contrast(z)
+    scale = 1 / min(temperature, 2.0**126)
+    losses, found = similarities.log_sum_exp(
+        z, scale, groups=groups, block_size=block_size
+    )
     return tf.ensure_shape(losses, z.shape[:1]), found
-
-
-@tf.function(jit_compile=True, autograph=False)
-def _forward(z, groups, scale, block_size, share):
-    """What a share of the pairs tells about each anchor.
-
-    Returns:
-        The similarity to the positive, the largest similarity, the sum of
-        exp((similarity - largest) * scale), the place of the largest.
-    """
-    size = tf.shape(z)[0]
-    z = _blocks(z, block_size)  # (blocks, anchors, D)
-
-    def merge(block, state, similarities, candidates):
-        """Brings the candidates (rows) to the block's anchors (columns)."""
-        before, total, nearest = (each[block] for each in state)
-        largest = tf.maximum(before, tf.reduce_max(similarities, axis=0))
-        total *= tf.exp((before - largest) * scale)
-        terms = tf.exp((similarities - largest) * scale)
-        total += tf.reduce_sum(terms, axis=0)
-        # The first of equals, as argmax takes it.
-        first = tf.where(similarities == largest, candidates[:, None], size)
-        first = tf.reduce_min(first, axis=0)
-        nearest = tf.where(largest > before, first, tf.minimum(nearest, first))
-        merged = (largest, total, nearest)
-        return [
-            tf.tensor_scatter_nd_update(old, [[block]], new[None])
-            for old, new in zip(state, merged, strict=True)
-        ]
-
-    def step(i, j, positives, *state):
-        first, second = _places(z, i), _places(z, j)
-        similarities, valid, positive = _tile(z, groups, size, i, j)
-        valid &= second[:, None] < size  # None is padding.
-        outside = tf.constant(-np.inf, z.dtype)
-        similarities = tf.where(valid, similarities, outside)
-        positive = tf.where(positive, similarities, 0)
-        positive = tf.reduce_sum(positive, axis=0)[None]
-        positives = tf.tensor_scatter_nd_add(positives, [[i]], positive)
-        state = merge(i, state, similarities, second)
-        state = merge(j, state, tf.transpose(similarities), first)
-        return positives, *state
-
-    zeros = tf.zeros(tf.shape(z)[:2], z.dtype)
-    below_all = zeros - 2  # A finite number below each cosine.
-    state = zeros, below_all, zeros, tf.cast(zeros, tf.int32)
-    state = _over_pairs(step, z, state, share)
-    return [tf.reshape(each, [-1])[:size] for each in state]
-
-
-def _merged(z, scale, states):
-    """Loss of each anchor, found or not, largest similarity, sum of exp."""
-    size = tf.shape(z)[0]
-    positives, largests, totals, nearest = (
-        tf.stack(each) for each in zip(*states, strict=True)
-    )
-    largest = tf.reduce_max(largests, axis=0)
-    total = tf.reduce_sum(totals * tf.exp((largests - largest) * scale), axis=0)
-    nearest = tf.where(largests == largest, nearest, size)
-    positives = tf.reduce_sum(positives, axis=0)
-    positives = tf.tile(positives[: size // 2], [2])
-    losses = tf.math.log(total) + (largest - positives) * scale
-    partner = tf.roll(tf.range(size), size // 2, axis=0)
-    found = tf.reduce_min(nearest, axis=0) == partner
-    return losses, found, largest, total
-
-
-@tf.function(jit_compile=True, autograph=False)
-def _backward(upstream, z, groups, scale, block_size, share, largest, total):
-    """Gradient with respect to z of the losses' sum weighted by upstream.
-
-    That part of it that a share of the pairs contributes.
-    """
-    size = tf.shape(z)[0]
-    pull = upstream + tf.roll(upstream, size // 2, axis=0)
-    weight, largest, pull = (
-        _blocks(each[:, None], block_size)
-        for each in (upstream / total, largest, pull)
-    )
-    z = _blocks(z, block_size)  # (blocks, anchors, D)
-
-    def step(i, j, gradient):
-        similarities, valid, positive = _tile(z, groups, size, i, j)
-
-        def softmax(weight, largest):
-            # Never above 1, however another product rounds.
-            logits = tf.minimum((similarities - largest) * scale, 0)
-            return weight * tf.exp(logits)
-
-        push = softmax(weight[j], largest[j])
-        push += softmax(tf.transpose(weight[i]), tf.transpose(largest[i]))
-        push = tf.where(valid, push, 0)
-        # Here, not at the end: what is left is small where the loss is.
-        push -= tf.where(positive, tf.transpose(pull[i]), 0)
-        first = tf.matmul(push, z[j], transpose_a=True)
-        second = tf.matmul(push, z[i])
-        return [
-            tf.tensor_scatter_nd_add(
-                gradient, [[i], [j]], tf.stack([first, second])
-            )
-        ]
-
-    (gradient,) = _over_pairs(step, z, [tf.zeros_like(z)], share)
-    return tf.reshape(gradient, [-1, z.shape[2]])[:size] * scale
-
-
-def _tile(z, groups, size, i, j):
-    """Similarities of blocks j (rows) and i (columns), valid or not, positive.
-
-    Valid are the pairs that count: each once, its two places in order.
-    """
-    distance = _places(z, j)[:, None] - _places(z, i)
-    valid, positive = distance > 0, distance == size // 2
-    if groups is not None:
-        valid &= positive | (groups[j] != tf.transpose(groups[i]))
-    return tf.matmul(z[j], z[i], transpose_b=True), valid, positive
-
-
-def _blocks(rows, block_size):
-    """Rows `(2N, D)` as `(blocks, block_size, D)`; zeros fill the last one."""
-    size = tf.shape(rows)[0]
-    block_size = tf.minimum(block_size, size)
-    blocks = -(-size // block_size)
-    rows = tf.pad(rows, [[0, blocks * block_size - size], [0, 0]])
-    return tf.reshape(rows, [blocks, block_size, rows.shape[1]])
-
-
-def _places(blocks, i):
-    """Places of the rows of block i among all rows."""
-    block_size = tf.shape(blocks)[1]
-    return i * block_size + tf.range(block_size)
-
-
-def _over_pairs(step, blocks, state, share):
-    """State after step(i, j, *state) for a share of the pairs i <= j.
-
-    Pair k is of the blocks that lie k // count apart, around the end.
-    """
-    count = tf.shape(blocks)[0]
-    pairs = count * (count + 1) // 2
-    part, parts = share
-
-    def body(k, *state):
-        i = k % count
-        j = (i + k // count) % count
-        return k + 1, *step(tf.minimum(i, j), tf.maximum(i, j), *state)
-
-    first, last = part * pairs // parts, (part + 1) * pairs // parts
-    _, *state = tf.while_loop(
-        lambda k, *_: k < last, body, (first, *state), parallel_iterations=1
-    )
-    return state
 
 
 def check_temperature(temperature):
@@ -327,7 +204,8 @@ def check_block_size(block_size):
     return _checks.integer("block_size", block_size, minimum=1)
 
 
-def _check_shapes(first, second):
+def check_views(first, second):
+    """Refuses shapes of projections that are no two views of two images."""
     if first.rank != 2 or not first.is_compatible_with(second):
         raise ValueError(
             "Both views need projections of the same shape (N, D). "
@@ -367,11 +245,12 @@ def _normalize(z):
 
 
 @keras.saving.register_keras_serializable(package="keras_simclr")
-class NTXent(keras.losses.Loss):
+class NTXent(ContrastiveLoss):
     """NT-Xent as an object for `model.compile(loss=NTXent(0.5))`.
 
     Args:
-        temperature: Positive number.
+        temperature: Positive number. (`keras-simclr pretrain` takes 0.2, which
+            did best in short runs; 0.1 is the paper's, for ImageNet.)
         block_size: Anchors per block, or None: see `nt_xent`.
         name: Name of the loss.
 
@@ -390,6 +269,8 @@ class NTXent(keras.losses.Loss):
     >>> loss = NTXent(temperature=1.0)
     >>> round(float(loss(tf.eye(4), tf.eye(4))), 4)
     1.1654
+    >>> round(loss.chance(256), 4)
+    6.2364
 
     References:
         - Chen et al. 2020, arXiv:2002.05709, equation 1.
@@ -400,6 +281,17 @@ class NTXent(keras.losses.Loss):
         self.temperature = check_temperature(temperature)
         self.block_size = check_block_size(block_size)
 
+    def contrast(self, z, groups=None):
+        z_1, z_2 = tf.unstack(z)
+        losses, found = per_anchor(
+            z_1,
+            z_2,
+            temperature=self.temperature,
+            block_size=self.block_size,
+            groups=groups,
+        )
+        return mean(losses), found
+
     def call(self, z_1, z_2, *, groups=None):
         return nt_xent(
             z_1,
@@ -408,6 +300,15 @@ class NTXent(keras.losses.Loss):
             block_size=self.block_size,
             groups=groups,
         )
+
+    def chance(self, batch_size, views=2):
+        """log(2N - 1) for two views, whatever the temperature.
+
+        Training that stays there has learnt nothing; one that starts above it
+        is not broken, since projections that merely differ cost more.
+        """
+        batch_size = _checks.integer("batch_size", batch_size, minimum=2)
+        return math.log(1 + views * (batch_size - 1))
 
     def get_config(self):
         return {

@@ -8,32 +8,30 @@ import warnings
 import keras
 import tensorflow as tf
 
-from keras_simclr import _checks, data
+from keras_simclr import _checks, augmentations, copies, elements, fit_data
 from keras_simclr.augmentations import (
     Augmentation,
     SimCLRAugmentation,
-    check_dtype,
+    accepts,
+    as_list,
+    as_views,
     fold_seed,
-    to_float,
 )
-from keras_simclr.large_batch import (
-    cached_gradients,
+from keras_simclr.losses import NTXent, as_contrastive, per_anchor
+from keras_simclr.micro_batches import cached_gradients, embeddings
+from keras_simclr.networks import ProjectionHead
+from keras_simclr.optimizers import LARS
+from keras_simclr.replicas import (
     check_optimizer,
     check_strategy,
-    embeddings,
     from_all_replicas,
     has_workers,
-    nested_layers,
     piece_and_number,
     prepare,
     replica_and_number,
     share_failure,
 )
-from keras_simclr.losses import NTXent, mean, per_anchor
-from keras_simclr.networks import ProjectionHead
-from keras_simclr.optimizers import LARS
 
-_SMALLEST_IMAGE = 8  # Pixels a side.
 _TEST_STEP = -1  # Validation draws as no training step does.
 
 
@@ -139,7 +137,7 @@ class SimCLRModel(keras.Model):
             projection_head.build(encoder.output_shape)
         parts = [encoder, projection_head]
         prepare(
-            [layer for part in parts for layer in nested_layers(part)],
+            [layer for part in parts for layer in copies.nested_layers(part)],
             replicas=self._replicas,
             micro_batch_size=micro_batch_size,
         )
@@ -177,10 +175,7 @@ class SimCLRModel(keras.Model):
         >>> model.evaluation_view(np.zeros((2, 16, 16, 3), "uint8")).shape
         TensorShape([2, 8, 8, 3])
         """
-        view = _as_views(images)
-        for layer in as_list(self.augmentation):
-            view = _call_layer(layer, view, training=False, sizes=sizes)
-            sizes = None  # Views fill their canvas.
+        view = augmentations.at_rest(self.augmentation, as_views(images), sizes)
         self._check_view(view, "`augmentation` at rest")
         return view
 
@@ -208,17 +203,24 @@ class SimCLRModel(keras.Model):
 
     def _views(self, images, sizes, step, start=0, size=None):
         """Views of images that follow `start` among the replica's `size`."""
-        images = _as_views(images)
+        images = as_views(images)
         seed = tf.stack([tf.cast(self.seed, tf.int64), tf.cast(step, tf.int64)])
         place, replicas = piece_and_number()
         part = None
         if size is not None or replicas > 1:
-            size = _size(images) if size is None else size
+            if size is None:
+                size = elements.size_of({"images": images})
             part = place * size + start, replicas * size
         second = self.second_augmentation
         second = self.augmentation if second is None else second
         return tuple(
-            _augment(augmentation, images, sizes, fold_seed(seed, view), part)
+            augmentations.augment(
+                augmentation,
+                images,
+                seed=fold_seed(seed, view),
+                sizes=sizes,
+                part=part,
+            )
             for view, augmentation in enumerate((self.augmentation, second))
         )
 
@@ -228,7 +230,8 @@ class SimCLRModel(keras.Model):
         Args:
             optimizer: Keras optimizer, or None for LARS around SGD with
                 momentum, with a short warm-up to a constant learning rate.
-            loss: Callable `(z_1, z_2) -> scalar`, or None for `NTXent()`.
+            loss: `losses.ContrastiveLoss`, or any callable `(z_1, z_2) ->
+                scalar`, or None for `NTXent()`.
             **kwargs: Further arguments of `keras.Model.compile`.
 
         Raises:
@@ -267,6 +270,7 @@ class SimCLRModel(keras.Model):
         with self.distribute_strategy.scope():
             super().compile(optimizer=optimizer, **kwargs)
         self.loss = loss
+        self.contrastive_loss = as_contrastive(loss)
 
     def _check_execution(self, jit_compile, steps_per_execution=1, **_):
         if jit_compile and (self._replicas > 1 or self.micro_batch_size):
@@ -300,7 +304,7 @@ class SimCLRModel(keras.Model):
 
     @functools.wraps(keras.Model.save)
     def save(self, *args, **kwargs):
-        _checks.can_be_loaded(self)
+        copies.can_be_loaded(self)
         self.build_optimizer()
         return super().save(*args, **kwargs)
 
@@ -313,25 +317,17 @@ class SimCLRModel(keras.Model):
                     f"`{name}` has nothing to weigh: contrastive training "
                     f"treats all images alike. Leave out `{name}`."
                 )
-        call = data.fit_arguments(call, self.seed)
-        if isinstance(call.get("x"), tf.data.Dataset):
-            data.check_length(call["x"], call.get("steps_per_epoch"))
-            element = data.unpack(call["x"].element_spec)
-            self._check_element(element)
-            self._check_replicas(element)
-            call["shuffle"] = False  # Keras warns that it leaves it to us.
-            call.update(data.one_iterator(**call))
-        elif self._replicas > 1:
+        call = fit_data.fit_arguments(
+            call,
+            self.seed,
+            check=self._check_training_data,
+            check_validation=self._check_replicas,
+        )
+        if self._replicas > 1 and not isinstance(call["x"], tf.data.Dataset):
             raise ValueError(
                 "Several replicas need arrays or a tf.data.Dataset. Received: "
-                f"x={call.get('x')!r}"
+                f"x={call['x']!r}"
             )
-        validation = call.get("validation_data")
-        if isinstance(validation, tf.data.Dataset):
-            self._check_replicas(data.unpack(validation.element_spec))
-        for name in ("x", "validation_data"):
-            if isinstance(call.get(name), tf.data.Dataset):
-                call[name] = data.prepared(call[name])
         # Variables made inside the step would have it traced twice.
         self.build_optimizer()
         position = _Position()
@@ -339,7 +335,7 @@ class SimCLRModel(keras.Model):
         try:
             history = super().fit(**call)
         except tf.errors.InvalidArgumentError as error:
-            text = data.failed_check(error)
+            text = elements.failed_check(error)
             if text is None:
                 raise
             raise ValueError(
@@ -359,11 +355,9 @@ class SimCLRModel(keras.Model):
         bound = inspect.signature(super().evaluate).bind(*args, **kwargs)
         call = bound.arguments
         call.update(call.pop("kwargs", {}))
-        call = data.evaluate_arguments(call)
-        if isinstance(call.get("x"), tf.data.Dataset):
-            self._check_replicas(data.unpack(call["x"].element_spec))
-            call["x"] = data.prepared(call["x"])
-        return super().evaluate(**call)
+        return super().evaluate(
+            **fit_data.evaluate_arguments(call, check=self._check_replicas)
+        )
 
     @functools.wraps(keras.Model.train_on_batch)
     def train_on_batch(self, *args, **kwargs):
@@ -383,7 +377,7 @@ class SimCLRModel(keras.Model):
             )
 
     def train_step(self, element):
-        element = data.unpack(element)
+        element = elements.unpack(element)
         with self._checked(element):
             gradients, loss, found = self.replica_gradients(element)
             is_scaled = isinstance(
@@ -395,7 +389,7 @@ class SimCLRModel(keras.Model):
             return self._report(loss, found)
 
     def test_step(self, element):
-        element = data.unpack(element)
+        element = elements.unpack(element)
         with self._checked(element):
             if self.micro_batch_size is None:
                 views = self._two_views(element, _TEST_STEP)
@@ -403,7 +397,7 @@ class SimCLRModel(keras.Model):
             else:
                 z_1, z_2 = embeddings(
                     self._embed_part(element, _TEST_STEP, training=False),
-                    size=_size_of(element),
+                    size=elements.size_of(element),
                     micro_batch_size=self.micro_batch_size,
                 )
             loss, found = self._contrast(z_1, z_2, element)
@@ -411,93 +405,46 @@ class SimCLRModel(keras.Model):
             return self._report(loss, found)
 
     def predict_step(self, element):
-        return self(*data.images_and_sizes(element))
+        return self(*elements.images_and_sizes(element))
 
     def _checked(self, element):
         """Context in which nothing runs before the values are checked."""
-        self._check_element(element)
+        rules = self._rules
+        rules.check(element)
         if self.jit_compile:
             return contextlib.nullcontext()
-        checks = []
-        for name, batch in _pictures(element):
-            checks.append(_assert_negatives(batch))
-            checks += data.value_checks(
-                batch,
-                name,
-                in_unit_range=name == "images" and self._sees_images,
-            )
-        if "sizes" in element:
-            checks.append(_assert_sizes(element["sizes"], element["images"]))
-        return tf.control_dependencies(checks)
+        return tf.control_dependencies(rules.value_checks(element))
 
     @property
-    def _sees_images(self):
-        return len(self.encoder.input_shape) == 4
-
-    def _check_element(self, element):
-        """Refuses what structure, dtype and static shape show."""
-        _, replicas = replica_and_number()
-        for name, batch in _pictures(element):
-            if batch.shape.rank and batch.shape[0] == 1 and replicas == 1:
-                raise ValueError(
-                    "A contrastive batch needs at least two images: every "
-                    "other image is a negative. Received: "
-                    f"`{name}` of shape {batch.shape}"
-                )
-        if "images" in element and self._sees_images:
-            _check_images(element["images"])
-            self._check_channels(element["images"].shape)
-        if "sizes" in element:
-            self._check_sizes(element["sizes"])
-        if "groups" in element:
-            self._check_groups(element["groups"])
-
-    def _check_sizes(self, sizes):
-        _check_integers("sizes", sizes, (None, 2))
-        for name in ("augmentation", "second_augmentation"):
-            for layer in as_list(getattr(self, name))[:1]:
-                if not _accepts(layer, "sizes"):
-                    raise ValueError(
-                        "`sizes` need an augmentation whose first layer takes "
-                        "them: SimCLRAugmentation or RandomResizedCrop. "
-                        f"Received: {layer.name} as the first of `{name}`"
-                    )
-
-    def _check_groups(self, groups):
-        _check_integers("groups", groups, (None,))
-        if self.compiled and not isinstance(self.loss, NTXent):
-            raise ValueError(
-                "`groups` need the loss NTXent, which leaves them out of the "
-                f"negatives. Received: loss={self.loss!r}"
-            )
-
-    def _check_replicas(self, element):
-        """Refuses global batches that replicas cannot share evenly."""
-        check_strategy(self.distribute_strategy, self.variables)
-        for name, batch in element.items():
-            if name == "labels":
-                continue
-            size = batch.shape[0] if batch.shape.rank else None
-            if self._replicas > 1 and (size is None or size % self._replicas):
-                raise ValueError(
-                    "Several replicas need batches of one size that their "
-                    "number divides: build them with batch(..., "
-                    f"drop_remainder=True). Received: `{name}` of shape "
-                    f"{batch.shape} for {self._replicas} replicas"
-                )
-
-    def _check_channels(self, shape):
-        channels = self.encoder.input_shape[3]
-        keeps_channels = all(
-            isinstance(layer, Augmentation)
-            for layer in as_list(self.augmentation)
+    def _rules(self):
+        """What an element of training must be like."""
+        shape, channels = self.encoder.input_shape, None
+        layers = as_list(self.augmentation)
+        if len(shape) == 4 and all(isinstance(x, Augmentation) for x in layers):
+            channels = shape[3]  # None of ours changes their number.
+        without_sizes = [
+            (name, layer.name)
+            for name in ("augmentation", "second_augmentation")
+            for layer in as_list(getattr(self, name))[:1]
+            if not accepts(layer, "sizes")
+        ]
+        takes_groups = not self.compiled or self.contrastive_loss.takes_groups
+        return elements.Rules(
+            sees_images=len(shape) == 4,
+            channels=channels,
+            without_sizes=without_sizes[0] if without_sizes else None,
+            without_groups=None if takes_groups else repr(self.loss),
         )
-        if keeps_channels and shape[3] not in (channels, None):
-            raise ValueError(
-                f"The encoder takes images with {channels} channels. Received: "
-                f"images of shape {shape}. Convert them, for example "
-                "images[..., :3] for RGBA or tf.image.grayscale_to_rgb(images)."
-            )
+
+    def _check_training_data(self, dataset):
+        self._rules.check(elements.unpack(dataset.element_spec))
+        self._check_replicas(dataset)
+
+    def _check_replicas(self, dataset):
+        check_strategy(self.distribute_strategy, self.variables)
+        elements.check_shared_evenly(
+            elements.unpack(dataset.element_spec), self._replicas
+        )
 
     def _check_augmentations(self):
         shape = (None, *self.encoder.input_shape[1:])
@@ -511,9 +458,11 @@ class SimCLRModel(keras.Model):
                         f"Received: {name}={layer!r}"
                     )
                 seed = tf.zeros([2], tf.int64)
-                view = _call_layer(layer, view, training=True, seed=seed)
+                view = augmentations.call_layer(
+                    layer, view, training=True, seed=seed
+                )
             self._check_view(view, f"`{name}`")
-            unseeded = [x.name for x in layers if not _accepts(x, "seed")]
+            unseeded = [x.name for x in layers if not accepts(x, "seed")]
             if unseeded and (self._replicas > 1 or self.micro_batch_size):
                 raise ValueError(
                     "Several replicas, and micro-batches, need augmentations "
@@ -543,7 +492,7 @@ class SimCLRModel(keras.Model):
         """What this replica adds to the gradients of a step.
 
         Args:
-            element: Dictionary, as `data.unpack` returns it.
+            element: Dictionary, as `elements.unpack` returns it.
 
         Returns:
             The gradients, one per trainable variable, whose sum over the
@@ -596,7 +545,7 @@ class SimCLRModel(keras.Model):
             contrast,
             self.trainable_variables,
             averages,
-            size=_size_of(element),
+            size=elements.size_of(element),
             micro_batch_size=self.micro_batch_size,
         )
         replica = tf.distribute.get_replica_context()
@@ -609,7 +558,7 @@ class SimCLRModel(keras.Model):
         """Function that embeds images start to stop of this replica's."""
         used = ("images", "view_1", "view_2", "sizes")
         element = {k: v for k, v in element.items() if k in used}
-        size = _size_of(element)
+        size = elements.size_of(element)
 
         def embed(start, stop):
             part = {name: batch[start:stop] for name, batch in element.items()}
@@ -630,7 +579,7 @@ class SimCLRModel(keras.Model):
     def _two_views(self, element, step, start=0, size=None):
         if "view_1" in element:
             names = ("`view_1`", "`view_2`")
-            views = _as_views(element["view_1"]), _as_views(element["view_2"])
+            views = as_views(element["view_1"]), as_views(element["view_2"])
         else:
             names = ("`augmentation`", "`second_augmentation`")
             images, sizes = element["images"], element.get("sizes")
@@ -656,17 +605,12 @@ class SimCLRModel(keras.Model):
             from_all_replicas(tf.cast(z, keras.config.floatx()))
             for z in (z_1, z_2)
         )
-        if isinstance(self.loss, NTXent):
-            losses, found = per_anchor(
-                z_1,
-                z_2,
-                temperature=self.loss.temperature,
-                block_size=self.loss.block_size,
-                groups=groups,
-            )
-            return mean(losses), found
-        _, found = per_anchor(tf.stop_gradient(z_1), tf.stop_gradient(z_2))
-        return self.loss(z_1, z_2), found
+        loss, found = self.contrastive_loss.contrast(
+            tf.stack([z_1, z_2]), groups
+        )
+        if found is None:
+            _, found = per_anchor(tf.stop_gradient(z_1), tf.stop_gradient(z_2))
+        return loss, found
 
     def _report(self, loss, found):
         """Updates the metrics, and returns them as `fit` wants them."""
@@ -765,126 +709,6 @@ def _default_optimizer():
     )
     inner = keras.optimizers.SGD(warmup, momentum=0.9)
     return LARS(inner, trust_coefficient=0.02)
-
-
-def _pictures(element):
-    """Names and batches of what the views are made of, or of the views."""
-    names = ("images", "view_1", "view_2")
-    return [(name, element[name]) for name in names if name in element]
-
-
-def _check_integers(name, batch, shape):
-    if not batch.dtype.is_integer or not batch.shape.is_compatible_with(shape):
-        expected = ", ".join("batch" if x is None else str(x) for x in shape)
-        comma = "," * (len(shape) == 1)
-        raise ValueError(
-            f"`{name}` must be integers of shape ({expected}{comma}). "
-            f"Received: {name} of shape {batch.shape} and dtype "
-            f"{batch.dtype.name}"
-        )
-
-
-def _check_images(images):
-    shape = images.shape
-    if shape.rank != 4:
-        cure = " Add the channels: images[..., None]." * (shape.rank == 3)
-        raise ValueError(
-            "Images must have the shape (batch, height, width, channels). "
-            f"Received: images of shape {shape}.{cure}"
-        )
-    check_dtype(images.dtype)
-    smallest = min((x for x in shape[1:3] if x is not None), default=None)
-    if smallest is not None and smallest < _SMALLEST_IMAGE:
-        raise ValueError(
-            f"Images must have at least {_SMALLEST_IMAGE} pixels a side. "
-            f"Received: images of shape {shape}"
-        )
-
-
-def _assert_negatives(batch):
-    _, replicas = replica_and_number()
-    size = tf.shape(batch)[0] * replicas
-    text = (
-        "A contrastive batch needs at least two images. Build it with "
-        "batch(..., drop_remainder=True). Received: a batch of"
-    )
-    return data.check(size >= 2, text, size)
-
-
-def _assert_sizes(sizes, images):
-    canvas = tf.cast(tf.shape(images)[1:3], sizes.dtype)
-    return data.check(
-        tf.reduce_all((sizes >= 1) & (sizes <= canvas)),
-        "`sizes` must lie between 1 and the size of the canvas. Received: from",
-        tf.reduce_min(sizes),
-        "to",
-        tf.reduce_max(sizes),
-        "on a canvas of",
-        canvas,
-    )
-
-
-def as_list(augmentation):
-    """The layers of an augmentation, which may be one, a list, or None."""
-    if augmentation is None:
-        return []
-    if isinstance(augmentation, (list, tuple)):
-        return list(augmentation)
-    return [augmentation]
-
-
-def _as_views(images):
-    """Images as float32 in [0, 1]; anything else as it is."""
-    images = tf.convert_to_tensor(images)
-    return to_float(images) if images.shape.rank == 4 else images
-
-
-def _augment(augmentation, images, sizes, seed, part):
-    for place, layer in enumerate(as_list(augmentation)):
-        sub_seed = fold_seed(seed, place)
-        if part is not None and not _accepts(layer, "part"):
-            # Not what one device would draw, but not the same in each part.
-            sub_seed = fold_seed(sub_seed, part[0])
-        images = _call_layer(
-            layer, images, training=True, seed=sub_seed, part=part, sizes=sizes
-        )
-        sizes = None  # Views fill their canvas.
-    return images
-
-
-def _size_of(element):
-    return _size(element["images" if "images" in element else "view_1"])
-
-
-def _size(batch):
-    return batch.shape[0] or tf.shape(batch)[0]
-
-
-def _call_layer(layer, images, **kwargs):
-    accepted = {k: v for k, v in kwargs.items() if _accepts(layer, k)}
-    return layer(images, **accepted)
-
-
-def takes_sizes(model):
-    """Whether a model's augmentation takes images on canvases.
-
-    Args:
-        model: A `SimCLRModel`.
-
-    Returns:
-        Boolean.
-
-    Example:
-
-    >>> encoder = simclr.ResNet(10, stem="cifar", input_shape=(8, 8, 3))
-    >>> takes_sizes(simclr.SimCLRModel(encoder))
-    True
-    """
-    return _accepts(as_list(model.augmentation)[0], "sizes")
-
-
-def _accepts(layer, argument):
-    return argument in inspect.signature(layer.call).parameters
 
 
 def _with_callback(callbacks, callback):

@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 from keras import layers as keras_layers
 
-from keras_simclr import _checks
+from keras_simclr import _checks, devices
 
 # Depth: (blocks per group, whether the blocks are bottlenecks).
 ARCHITECTURES = {
@@ -320,7 +320,7 @@ class FastConv2D(keras.layers.Conv2D):
         is_faster = is_plain and (
             self.kernel_size == (1, 1) or 16 * max(sides) <= self.filters
         )
-        if not is_faster or not _checks.only_cpus():
+        if not is_faster or not devices.only_cpus():
             return super().convolution_op(inputs, kernel)
         return _convolve(inputs, tf.convert_to_tensor(kernel), self.padding)
 
@@ -533,55 +533,3 @@ class ProjectionHead(keras.layers.Layer):
             "units": self.units,
             "hidden_units": self.hidden_units,
         }
-
-
-def plain_copy(encoder):
-    """Copies an encoder for use at rest and for export.
-
-    Args:
-        encoder: A `keras.Model` that can be serialized.
-
-    Returns:
-        A model with the same weights that computes in float32 and holds
-        Keras's own layers where `encoder` has ours.
-
-    Example:
-
-    >>> encoder = ResNet(10, stem="cifar", input_shape=(8, 8, 3))
-    >>> plain = plain_copy(encoder)
-    >>> any(isinstance(x, FusedBatchNormalization) for x in plain.layers)
-    False
-    """
-    config = _plain_config(keras.saving.serialize_keras_object(encoder))
-    policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("float32")
-    try:
-        copy = keras.saving.deserialize_keras_object(config)
-    finally:
-        keras.config.set_dtype_policy(policy)
-    copy.set_weights(encoder.get_weights())
-    return copy
-
-
-def _plain_config(config):
-    if isinstance(config, (list, tuple)):
-        return [_plain_config(part) for part in config]
-    if not isinstance(config, dict):
-        return config
-    config = {name: _plain_config(part) for name, part in config.items()}
-    if config.get("class_name") == "DTypePolicy":
-        config["config"] = {"name": "float32"}
-    plain_class = _PLAIN_CLASSES.get(config.get("registered_name"))
-    if plain_class is not None:
-        config.update(
-            module="keras.layers",
-            class_name=plain_class.__name__,
-            registered_name=None,
-        )
-    return config
-
-
-_PLAIN_CLASSES = {
-    keras.saving.get_registered_name(layer): layer.__base__
-    for layer in (FastConv2D, FusedBatchNormalization)
-}

@@ -13,14 +13,15 @@ import tensorflow as tf
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 
 from keras_simclr import _checks, cards, classification, runs
-from keras_simclr.export import check_is_free, export_encoder, staging
+from keras_simclr._files import check_is_free, staging
+from keras_simclr.copies import plain_copy
+from keras_simclr.export import export_encoder
 from keras_simclr.model import SimCLRModel
 from keras_simclr.networks import (
     ARCHITECTURES,
     ProjectionHead,
     ResNet,
     convolutions,
-    plain_copy,
 )
 
 SK_RATIO = 0.0625  # Of all published networks with selective kernels.

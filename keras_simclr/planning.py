@@ -11,9 +11,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_simclr import _checks, data, runs
+from keras_simclr import _checks, devices, elements, replicas
+from keras_simclr.callbacks import Checkpoints
 from keras_simclr.networks import convolutions, stem_for
 from keras_simclr.optimizers import scaled_learning_rate
+from keras_simclr.recipe import as_arguments, defaults
 
 _DEPTHS = (10, 18, 50)
 _WIDTHS = (0.25, 0.5, 1.0)
@@ -25,7 +27,7 @@ _READING = 2.0  # Seconds of reading,
 _TRAINING = 8.0  # and of training, that are timed;
 _WARM_UP = 2.0  # those before them are not: buffers were full.
 _LONGEST_STEP = 3.0  # Seconds. Longer steps are timed on a part of the batch.
-_PART = 32  # Images in a batch, where its size does not matter.
+_SMALL_BATCH = 32  # Images in a batch, where its size does not matter.
 _MEMORY = 0.75  # Share of the free memory that a step may take.
 
 
@@ -133,29 +135,13 @@ class Plan:
             ),
             "micro-batch": flags["micro_batch_size"] or "none: a batch fits",
             "learning rate": f"{rate:g} at a batch of {flags['batch_size']}",
-            "an epoch": f"{runs.duration(epoch)}: {3600 / epoch:,.1f} an hour",
-            f"{flags['epochs']} epochs": f"{runs.duration(total)}, of which "
-            f"{runs.duration(self.start_up)} to start",
+            "an epoch": f"{devices.duration(epoch)}: "
+            f"{3600 / epoch:,.1f} an hour",
+            f"{flags['epochs']} epochs": f"{devices.duration(total)}, of which "
+            f"{devices.duration(self.start_up)} to start",
         }
         lines = [f"{name:16}{text}" for name, text in rows.items()]
         return "\n".join([*lines, "", self.command])
-
-
-def as_arguments(flags):
-    """Command-line arguments for flags.
-
-    Args:
-        flags: Dictionary; None leaves a flag out.
-
-    Returns:
-        List of strings.
-
-    Example:
-
-    >>> as_arguments({"depth": 18, "manifest": None})
-    ['--depth=18']
-    """
-    return [f"--{k}={v}" for k, v in flags.items() if v is not None]
 
 
 _CURES = {
@@ -188,14 +174,7 @@ def choose(seconds, most):
     return max(fast, key=lambda encoder: tuple(encoder.cost()))
 
 
-def plan(
-    open_images,
-    build_model,
-    flags,
-    *,
-    minutes_per_epoch=30.0,
-    largest_micro_batch=None,
-):
+def plan(recipe, data, *, minutes_per_epoch=30.0, report=print):
     """Measures this machine, and finds the largest encoder it has time for.
 
     For a minute or two it reads the images and trains: two small encoders,
@@ -204,16 +183,10 @@ def plan(
     expected, it chooses again.
 
     Args:
-        open_images: Function from flags of `pretrain` to the dataset of
-            batches that it would read.
-        build_model: Function from flags and dataset to its compiled
-            `SimCLRModel`.
-        flags: Dictionary of flags that are given; `batch_size`, `epochs` and
-            `learning_rate` among them.
+        recipe: `recipe.Recipe`, of which encoder and size of views are chosen.
+        data: `recipe.Data`.
         minutes_per_epoch: The most that an epoch may take.
-        largest_micro_batch: Function from flags and dataset to the micro-batch
-            that fits, or None if a batch does; used beside GPUs. On a CPU it
-            is estimated from the outputs of the layers.
+        report: Function that is told, in words, what devices there are.
 
     Returns:
         A `Plan`.
@@ -225,12 +198,27 @@ def plan(
     Example:
 
     ```python
-    print(plan(open_images, build_model, flags, minutes_per_epoch=10))
+    data = simclr.recipe.Data(data="photos")
+    print(plan(simclr.recipe.Recipe(), data, minutes_per_epoch=10))
     ```
     """
     _checks.positive_number("minutes_per_epoch", minutes_per_epoch)
+    strategy = devices.make_strategy("auto")
+    if replicas.has_workers(strategy):
+        raise ValueError("A plan is for one machine. Unset TF_CONFIG.")
+    report(f"Devices: {devices.describe_devices(strategy)}.")
+    recipe = recipe.with_choice(
+        "precision", strategy, devices.fastest_precision, lambda text: None
+    )
+    keras.config.set_dtype_policy(recipe.precision)
+    with strategy.scope():
+        machine = _Machine(recipe, data, strategy)
+        return _choose_on(machine, minutes_per_epoch)
+
+
+def _choose_on(machine, minutes_per_epoch):
+    """Measures what is chosen, and chooses again by what was measured."""
     start, most = time.perf_counter(), 60 * minutes_per_epoch
-    machine = _Machine(open_images, build_model, flags, largest_micro_batch)
     guesses = {
         encoder: machine.images * seconds
         for encoder, seconds in machine.extrapolate().items()
@@ -254,35 +242,44 @@ def plan(
 class _Machine:
     """What is measured on this machine with these images."""
 
-    def __init__(self, open_images, build_model, flags, largest_micro_batch):
-        self.open_images = open_images
-        self.build_model = build_model
-        self.flags = flags
-        self.largest_micro_batch = largest_micro_batch
-        dataset = open_images({**flags, "image_size": max(_SIZES)})
-        self.images = int(dataset.cardinality()) * flags["batch_size"]
-        self.has_canvas = "sizes" in data.unpack(dataset.element_spec)
+    def __init__(self, recipe, data, strategy):
+        self.recipe, self.data, self.strategy = recipe, data, strategy
+        dataset = self._open(image_size=max(_SIZES))
+        self.images = int(dataset.cardinality()) * recipe.batch_size
+        self.has_canvas = "sizes" in elements.unpack(dataset.element_spec)
         self.side = _shorter_side(dataset)
         self.sizes = [x for x in _SIZES if x <= self.side] or [self.side]
         self._datasets = {}  # By size of views, if it matters, and of batches.
         self._reading = {}  # Seconds per image, by the shape of the images.
 
+    def _open(self, **changes):
+        """The dataset, as the recipe with these changes reads it."""
+        recipe = dataclasses.replace(self.recipe, **changes)
+        return recipe.open(self.data)[1]
+
+    def _build(self, dataset, **changes):
+        """The model, as the recipe with these changes makes it."""
+        keras.utils.set_random_seed(self.recipe.seed)
+        recipe = dataclasses.replace(self.recipe, **changes)
+        return recipe.build(dataset.element_spec, int(dataset.cardinality()))
+
     def extrapolate(self):
         """Seconds per image of all encoders, from those of two small ones."""
         size = self.sizes[0]
         samples = [Encoder(10, width, size) for width in (0.25, 1.0)]
-        dataset = self._part(size, _PART)
+        dataset = self._smaller(size, _SMALL_BATCH)
         batch = next(iter(dataset))
         same = tf.data.Dataset.from_tensors(batch).repeat()
         seconds, augmenting = [], None
         for encoder in samples:
-            part = {**encoder._asdict(), "batch_size": _size(batch)}
-            model = self.build_model({**self.flags, **part}, dataset)
+            model = self._build(
+                dataset, **encoder._asdict(), batch_size=_size(batch)
+            )
             if augmenting is None:
                 augmenting = _augmenting(model, batch)
             training, _ = _training(model, same, _TRAINING / 4)
             seconds.append(training - augmenting)
-            runs.forget_models()
+            devices.forget_models()
         costs = np.array([encoder.cost() for encoder in samples])
         rates = np.linalg.solve(costs, np.maximum(seconds, 0))
         rates = np.maximum(rates, 0)
@@ -299,23 +296,30 @@ class _Machine:
     def measure(self, encoder, guess, minutes_per_epoch):
         """The plan with an encoder, measured as it would train."""
         start = time.perf_counter()
-        flags = {**self.flags, **encoder._asdict()}
-        dataset = self._part(encoder.image_size, _LONGEST_STEP / guess)
-        micro_batch = self._micro_batch(encoder, flags, dataset)
+        dataset = self._smaller(encoder.image_size, _LONGEST_STEP / guess)
+        micro_batch = self._micro_batch(encoder, dataset)
         size = _size(dataset.element_spec)
-        part = {"batch_size": size, "micro_batch_size": micro_batch}
-        if micro_batch:  # At least two of them.
-            part["micro_batch_size"] = min(micro_batch, max(size // 2, 1))
-        model = self.build_model({**flags, **part}, dataset)
+        model = self._build(
+            dataset,
+            **encoder._asdict(),
+            batch_size=size,
+            # At least two of them.
+            micro_batch_size=micro_batch
+            and min(micro_batch, max(size // 2, 1)),
+        )
         seconds, first = _training(model, dataset, _TRAINING)
         start_up = first - start - seconds * size
         saving = _saving(model)
         reading = self._read_seconds(encoder.image_size)
         augmenting = _augmenting(model, next(iter(dataset)))
-        runs.forget_models()
-        beside = reading if _checks.only_cpus() else 0
+        devices.forget_models()
+        beside = reading if devices.only_cpus() else 0
         return Plan(
-            {**flags, "micro_batch_size": micro_batch},
+            {
+                **self._flags(),
+                **encoder._asdict(),
+                "micro_batch_size": micro_batch,
+            },
             self.images,
             self.side,
             {
@@ -329,50 +333,65 @@ class _Machine:
             minutes_per_epoch,
         )
 
-    def _part(self, image_size, most):
+    def _flags(self):
+        """Of the command: what is not as by default, and what is shown."""
+        given, default = vars(self.data) | vars(self.recipe), defaults()
+        shown = ("epochs", "batch_size", "learning_rate", "precision")
+        changed = {
+            name: value
+            for name, value in given.items()
+            if name not in shown and value != default.get(name)
+        }
+        return changed | {name: given[name] for name in shown}
+
+    def _smaller(self, image_size, most):
         """The dataset, of smaller batches: halves that replicas can share."""
-        size = self.flags["batch_size"]
+        size = self.recipe.batch_size
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         while size > max(most, 8 * replicas) and size % (2 * replicas) == 0:
             size //= 2
         key = image_size if self.has_canvas else None, size
         if key not in self._datasets:
-            flags = {"image_size": image_size, "batch_size": size}
-            self._datasets[key] = self.open_images({**self.flags, **flags})
+            self._datasets[key] = self._open(
+                image_size=image_size, batch_size=size
+            )
         return self._datasets[key]
 
     def _read_seconds(self, image_size):
         """Seconds to read an image for views of a size, with nothing beside."""
-        dataset = self._part(image_size, _PART)
-        shape = data.unpack(dataset.element_spec)["images"].shape
+        dataset = self._smaller(image_size, _SMALL_BATCH)
+        shape = elements.unpack(dataset.element_spec)["images"].shape
         if shape not in self._reading:
             self._reading[shape] = _reading(dataset)
         return self._reading[shape]
 
-    def _micro_batch(self, encoder, flags, dataset):
+    def _micro_batch(self, encoder, dataset):
         """Images in memory at a time, or None for a batch."""
         import psutil
 
-        if not _checks.only_cpus():
-            found = self.largest_micro_batch(flags, dataset)
+        if not devices.only_cpus():
+            recipe = dataclasses.replace(self.recipe, **encoder._asdict())
+            found = recipe.largest_micro_batch(
+                dataset.element_spec, int(dataset.cardinality()), self.strategy
+            )
             return found and int(found)
         dtype = tf.as_dtype(keras.config.dtype_policy().compute_dtype)
         _, numbers = encoder.cost()
         # Two views; as they come, normalized and rectified, for the way back.
         per_image = 2 * 3 * numbers * dtype.size
         most = _MEMORY * psutil.virtual_memory().available / per_image
-        if flags["batch_size"] <= most:
+        if self.recipe.batch_size <= most:
             return None
         return 2 ** max(3, int(np.log2(most)))
 
 
 def _size(element):
-    return int(data.unpack(element)["images"].shape[0])
+    return int(elements.unpack(element)["images"].shape[0])
 
 
 def _shorter_side(dataset):
     """Median of the images of a batch, pixels."""
-    images, sizes = data.images_and_sizes(next(iter(dataset)))
+    images, sizes = elements.images_and_sizes(next(iter(dataset)))
     if sizes is None:
         return min(images.shape[1:3])
     return int(np.median(np.min(sizes, axis=1)))
@@ -393,7 +412,7 @@ def _reading(dataset):
 
 def _augmenting(model, batch):
     """Seconds to make the two views of an image."""
-    images, sizes = data.images_and_sizes(batch)
+    images, sizes = elements.images_and_sizes(batch)
     seconds = []
     for step in range(4):
         start = time.perf_counter()
@@ -440,7 +459,7 @@ def _training(model, dataset, seconds):
 def _saving(model):
     """Seconds to keep a model after an epoch."""
     with tempfile.TemporaryDirectory() as directory:
-        keeper = runs.Checkpoints(directory)
+        keeper = Checkpoints(directory)
         keeper.set_model(model)
         keeper.on_train_begin()
         keeper.on_epoch_end(0)  # The first takes longer.

@@ -1,17 +1,13 @@
 """Probes: small classifiers on the representations of an encoder at rest."""
 
 import dataclasses
-import random
 import warnings
 
 import keras
 import numpy as np
-import tensorflow as tf
 
-from keras_simclr import _checks, data
-from keras_simclr.augmentations import to_float
-from keras_simclr.model import SimCLRModel
-from keras_simclr.networks import plain_copy
+from keras_simclr import _checks
+from keras_simclr.fit_data import one_per_row
 
 # scikit-learn's C: the inverse of the L2 penalty. Strongest penalty first.
 INVERSE_PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -21,12 +17,11 @@ _VALIDATION_SHARE = 0.2
 _FEW_LABELS = 1_000
 _MOST_TO_CHOOSE_ON = 10_000
 _ROWS_AT_ONCE = 1_000
-PIXELS = 32  # Larger images are averaged to this size for the baseline.
 _SMALL_ARRAY = 1_000_000  # Numbers.
 
 
 @dataclasses.dataclass(frozen=True)
-class KNNProbe:
+class KNNResult:
     """Result of `knn_probe`.
 
     Attributes:
@@ -49,7 +44,7 @@ class KNNProbe:
 
 
 @dataclasses.dataclass(frozen=True)
-class LinearProbe:
+class LinearResult:
     """Result of `linear_probe`.
 
     Attributes:
@@ -72,125 +67,6 @@ class LinearProbe:
             f"linear accuracy {self.accuracy:.2%} (logistic regression on "
             f"standardised features, C={self.inverse_penalty:g})"
         )
-
-
-def extract_features(model, images, *, batch_size=256):
-    """Representations of images, from an encoder at rest.
-
-    Args:
-        model: A `SimCLRModel`, or any Keras model from images to
-            representations.
-        images: Array of shape `(N, height, width, channels)`, uint8 or float
-            in [0, 1]; or a dataset of batches of them, where labels are
-            ignored.
-        batch_size: Images in a batch, for arrays.
-
-    Returns:
-        float32 array of shape `(N, features)`: before the projection head, and
-        from the float32 encoder that `export_encoder` writes.
-
-    Raises:
-        ValueError: If images are not finite, or floats not in [0, 1].
-
-    Example:
-
-    >>> encoder = simclr.ResNet(10, stem="cifar", input_shape=(8, 8, 1))
-    >>> model = simclr.SimCLRModel(encoder)
-    >>> extract_features(model, np.zeros((4, 8, 8, 1), "uint8")).shape
-    (4, 512)
-    """
-    dataset = data.in_order(images, batch_size=batch_size)
-    data.check_length(dataset)
-    elements = data.checked_elements(dataset)
-    (features,), _ = extract([representation(model)], elements)
-    return features
-
-
-def representation(model):
-    """Function from a batch of images to representations, frozen and at rest.
-
-    Args:
-        model: A `SimCLRModel`, or any Keras model.
-
-    Returns:
-        Function of a tensor of images, and their `sizes` or None, to a
-        float32 tensor `(batch, features)`.
-
-    Example:
-
-    >>> encoder = simclr.ResNet(10, stem="cifar", input_shape=(8, 8, 1))
-    >>> model = simclr.SimCLRModel(encoder)
-    >>> representation(model)(tf.zeros((2, 8, 8, 1)), None).shape
-    TensorShape([2, 512])
-    """
-    encoder, prepare = model, view_of(model)
-    if isinstance(model, SimCLRModel):
-        encoder = plain_copy(model.encoder)
-    return tf.function(
-        lambda images, sizes: tf.cast(
-            encoder(prepare(images, sizes), training=False), tf.float32
-        ),
-        reduce_retracing=True,
-    )
-
-
-def view_of(model):
-    """Function from images and sizes to what the encoder sees."""
-    if isinstance(model, SimCLRModel):
-        return model.evaluation_view
-
-    def whole(images, sizes):
-        if sizes is not None:
-            raise ValueError(
-                "Images with `sizes` need a SimCLRModel, which knows how to "
-                f"bring them to its encoder. Received: model={model.name!r}"
-            )
-        return to_float(images)
-
-    return whole
-
-
-def pixels_of(model):
-    """Function from images and sizes to pixels that a probe can digest."""
-    prepare = view_of(model)
-
-    def pixels(images, sizes):
-        view = prepare(images, sizes)
-        if view.shape.rank == 4:
-            size = [min(side, PIXELS) for side in view.shape[1:3]]
-            if size != view.shape[1:3]:
-                view = tf.image.resize(view, size, method="area")
-        return tf.reshape(view, (tf.shape(view)[0], -1))
-
-    return tf.function(pixels, reduce_retracing=True)
-
-
-def extract(functions, elements):
-    """Outputs of several functions of images, and the labels if any.
-
-    Args:
-        functions: Functions of a tensor of images and their sizes or None.
-        elements: Iterable of dictionaries, as `data.checked_elements`.
-
-    Returns:
-        List of an array for each function, and array of shape `(N,)` or None.
-
-    Example:
-
-    >>> elements = [{"images": tf.ones((2, 3)), "labels": tf.zeros((2, 1))}]
-    >>> (doubles,), labels = extract([lambda x, _: 2 * x], elements)
-    >>> doubles.shape, labels.shape
-    ((2, 3), (2,))
-    """
-    outputs, labels = [[] for _ in functions], []
-    for element in elements:
-        batch, sizes = data.images_and_sizes(element)
-        for output, function in zip(outputs, functions, strict=True):
-            output.append(function(batch, sizes).numpy())
-        if "labels" in element:
-            labels.append(one_per_row(element["labels"]))
-    outputs = [np.concatenate(output) for output in outputs]
-    return outputs, np.concatenate(labels) if labels else None
 
 
 def knn_probe(
@@ -216,7 +92,7 @@ def knn_probe(
         temperature: Positive number.
 
     Returns:
-        A `KNNProbe`.
+        A `KNNResult`.
 
     Raises:
         ValueError: If an argument is out of range or the arrays do not match.
@@ -251,7 +127,7 @@ def knn_probe(
         predictions.append(classes[votes.argmax(axis=1)])
     predictions = np.concatenate(predictions)
     accuracy = np.mean(predictions == test_labels)
-    return KNNProbe(float(accuracy), k, temperature, predictions)
+    return KNNResult(float(accuracy), k, temperature, predictions)
 
 
 def linear_probe(
@@ -273,7 +149,7 @@ def linear_probe(
         seed: Integer that draws the validation split.
 
     Returns:
-        A `LinearProbe`: the accuracy, and the classifier that reached it.
+        A `LinearResult`: the accuracy, and the classifier that reached it.
 
     Raises:
         ValueError: If the arrays do not match or hold fewer than two classes.
@@ -309,7 +185,7 @@ def linear_probe(
         solver = fit_logistic(features, labels, inverse_penalty)
     test = scaler.transform(test_features).astype("float32")
     predictions = solver.predict(test)
-    return LinearProbe(
+    return LinearResult(
         accuracy=float(np.mean(predictions == test_labels)),
         inverse_penalty=inverse_penalty,
         classifier=_as_keras(solver, scaler),
@@ -392,25 +268,6 @@ def _as_keras(solver, scaler):
     return model
 
 
-def one_per_row(labels):
-    """Labels as an array of shape `(N,)`, also from `(N, 1)`.
-
-    Args:
-        labels: Array.
-
-    Returns:
-        Array.
-
-    Example:
-
-    >>> one_per_row([[3], [7]])
-    array([3, 7])
-    """
-    labels = np.asarray(labels)
-    is_column = labels.ndim == 2 and labels.shape[1] == 1
-    return labels[:, 0] if is_column else labels
-
-
 def _check_probe(train_features, train_labels, test_features, test_labels):
     for name, features, labels in (
         ("train", train_features, train_labels),
@@ -437,13 +294,3 @@ def _normalize(features):
     features = np.asarray(features, "float32")
     norms = np.linalg.norm(features, axis=1, keepdims=True)
     return features / np.maximum(norms, np.finfo("float32").tiny)
-
-
-def untrained_copy(model, seed):
-    """The model with its weights drawn anew; no global state is changed."""
-    state = random.getstate()
-    random.seed(seed)  # Keras takes the seeds of initializers from here.
-    try:
-        return type(model).from_config(model.get_config())
-    finally:
-        random.setstate(state)

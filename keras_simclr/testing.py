@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_simclr import data
+from keras_simclr import elements
 
 _TOLERANCE = 1e-9  # Of a tensor's largest entry, in float64.
 # But at least of this part of all tensors': a bias before batch norm has no
@@ -125,7 +125,9 @@ def _one_step(model, batch):
     @tf.function
     def step(element):
         def replica_step(element):
-            gradients, loss, _ = model.replica_gradients(data.unpack(element))
+            gradients, loss, _ = model.replica_gradients(
+                elements.unpack(element)
+            )
             model.optimizer.apply(gradients, trainable)
             return gradients, loss
 

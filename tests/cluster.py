@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import keras_simclr as simclr
-from keras_simclr import runs
+from keras_simclr import devices, replicas, runs
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 1), "uint8")
 LABELS = np.arange(50) % 3
@@ -54,7 +54,7 @@ def stop_after_one_epoch(model, strategy, run_dir):
             variable.assign(keras.ops.zeros_like(variable))
     if strategy.extended.should_checkpoint:
         runs.update_summary(run_dir, {"finished": False})
-    runs.check_agreement(strategy, 1)  # And waits for the chief.
+    replicas.check_agreement(strategy, 1)  # And waits for the chief.
 
 
 def check_what_machines_exchange(strategy):
@@ -73,11 +73,11 @@ def check_what_machines_exchange(strategy):
     chance = np.log(2 * 8 - 1)
     np.testing.assert_allclose(logs["loss_over_chance"], logs["loss"] / chance)
     with pytest.raises(ValueError, match=r"average of epoch 0\.5"):
-        runs.check_agreement(strategy, strategy.cluster_resolver.task_id)
+        replicas.check_agreement(strategy, strategy.cluster_resolver.task_id)
 
 
 def main(run_dir, path):
-    strategy = runs.make_strategy("auto")
+    strategy = devices.make_strategy("auto")
     keras.config.set_floatx("float64")
     keras.config.set_dtype_policy("float64")
     model = build_model(strategy)

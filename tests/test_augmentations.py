@@ -11,7 +11,7 @@ import tensorflow as tf
 from scipy import stats
 
 import keras_simclr as simclr
-from keras_simclr import _checks, augmentations
+from keras_simclr import augmentations, devices
 
 MANY = 10_000
 
@@ -922,7 +922,7 @@ def test_images_one_by_one_equal_the_whole_batch(monkeypatch):
     views = []
     for is_one_by_one in (True, False):
         monkeypatch.setattr(
-            _checks, "only_cpus", lambda value=is_one_by_one: value
+            devices, "only_cpus", lambda value=is_one_by_one: value
         )
         recipe = simclr.SimCLRAugmentation((9, 8))
         views.append(recipe(IMAGES, seed=(0, 1)))

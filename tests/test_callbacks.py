@@ -8,7 +8,7 @@ import tensorflow as tf
 from replicas import mirrored
 
 import keras_simclr as simclr
-from keras_simclr import callbacks, measures
+from keras_simclr import callbacks, collapse
 
 
 def tiny_model(**compile_arguments):
@@ -76,11 +76,11 @@ def test_measures_are_those_of_the_model_at_rest():
     z = project(model.evaluation_view(IMAGES))
     z_1, z_2 = map(project, model.views(IMAGES, step=0))
     right = {
-        "rankme": measures.rankme(h),
-        "rankme_z": measures.rankme(z),
-        "spread": measures.spread(z).mean(),
-        "alignment": measures.alignment(z_1, z_2),
-        "uniformity": np.mean([measures.uniformity(x) for x in (z_1, z_2)]),
+        "rankme": collapse.rankme(h),
+        "rankme_z": collapse.rankme(z),
+        "spread": collapse.spread(z).mean(),
+        "alignment": collapse.alignment(z_1, z_2),
+        "uniformity": np.mean([collapse.uniformity(x) for x in (z_1, z_2)]),
         "loss_over_chance": history["loss"][0] / np.log(2 * 8 - 1),
     }
     assert right["alignment"] > 1e-7
@@ -160,7 +160,7 @@ def test_replicas_train_as_they_do_without_callbacks():
     for ours, right in zip(*weights, strict=True):
         np.testing.assert_array_equal(ours, right)
     features = simclr.extract_features(model, IMAGES)
-    assert history["rankme"] == [pytest.approx(measures.rankme(features))]
+    assert history["rankme"] == [pytest.approx(collapse.rankme(features))]
     parts = features[:16], TRAIN[1], features[16:], TEST[1]
     right = simclr.knn_probe(*parts).accuracy
     assert history["knn_accuracy"] == [right]
@@ -173,7 +173,7 @@ def test_fit_in_the_scope_of_a_strategy_is_measured():
         model = tiny_model()
         history = fit(model, *every_callback())
     features = simclr.extract_features(model, IMAGES)
-    assert history["rankme"] == [pytest.approx(measures.rankme(features))]
+    assert history["rankme"] == [pytest.approx(collapse.rankme(features))]
 
 
 @pytest.fixture
@@ -189,7 +189,7 @@ def test_mixed_precision_is_measured_in_float32():
     assert model.encoder.compute_dtype == "bfloat16"
     history = fit(model, *every_callback())
     features = simclr.extract_features(model, IMAGES)
-    assert history["rankme"] == [pytest.approx(measures.rankme(features))]
+    assert history["rankme"] == [pytest.approx(collapse.rankme(features))]
     assert 0 <= history["knn_accuracy"][0] <= 1
     assert 0 <= history["linear_accuracy"][0] <= 1
     assert keras.config.dtype_policy().name == "mixed_bfloat16"
@@ -259,7 +259,7 @@ def test_images_on_canvases_are_measured():
         x=dataset,
         batch_size=None,
     )
-    right = measures.rankme(simclr.extract_features(model, IMAGES))
+    right = collapse.rankme(simclr.extract_features(model, IMAGES))
     assert history["rankme"] == [pytest.approx(right, rel=1e-4)]
     assert 0 <= history["knn_accuracy"][0] <= 1
 

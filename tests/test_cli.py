@@ -11,7 +11,7 @@ from absl import flags
 from replicas import mirrored
 
 import keras_simclr_cli as cli
-from keras_simclr import finetuning, large_batch, runs
+from keras_simclr import devices, finetuning, micro_batches, replicas, runs
 
 COMMANDS = [
     "demo",
@@ -271,7 +271,7 @@ def test_interrupted_run_says_what_it_kept(data, tmp_path, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(keras.callbacks.CSVLogger, "on_epoch_end", interrupted)
-    monkeypatch.setattr(runs, "fastest_precision", lambda: "mixed_bfloat16")
+    monkeypatch.setattr(devices, "fastest_precision", lambda: "mixed_bfloat16")
     out = tmp_path / "run"
     arguments = [*PRETRAIN, data, f"--output_dir={out}", "--epochs=3"]
     assert cli.main([*arguments, "--precision=auto"]) == 130
@@ -282,7 +282,7 @@ def test_interrupted_run_says_what_it_kept(data, tmp_path, monkeypatch, capsys):
     assert int(runs.load_model(out).optimizer.iterations) == 2
     # The same command goes on, with what it chose then.
     monkeypatch.undo()
-    monkeypatch.setattr(runs, "fastest_precision", lambda: "float32")
+    monkeypatch.setattr(devices, "fastest_precision", lambda: "float32")
     assert cli.main([*arguments, "--precision=auto"]) == 0
     assert "--precision=mixed_bfloat16\n" in (out / "flags.txt").read_text()
     assert json.loads((out / "summary.json").read_text())["finished"]
@@ -303,8 +303,8 @@ def test_chosen_micro_batch_and_strategy_are_used(
         assert "--micro_batch_size=4\n" in flags
         return 1
 
-    monkeypatch.setattr(large_batch, "largest_micro_batch", largest)
-    monkeypatch.setitem(runs._STRATEGIES, "mirrored", lambda: mirrored(2))
+    monkeypatch.setattr(micro_batches, "largest_micro_batch", largest)
+    monkeypatch.setitem(devices._STRATEGIES, "mirrored", lambda: mirrored(2))
     monkeypatch.setattr(runs, "pretrain", pretrain)
     arguments = ["--micro_batch_size=auto", "--strategy=mirrored"]
     arguments += ["--precision=mixed_bfloat16"]
@@ -327,7 +327,7 @@ def test_micro_batches_are_of_a_number(data, tmp_path, capsys):
 def test_workers_must_not_choose_by_themselves(
     data, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(large_batch, "has_workers", lambda strategy: True)
+    monkeypatch.setattr(replicas, "has_workers", lambda strategy: True)
     arguments = [*PRETRAIN, data, f"--output_dir={tmp_path / 'run'}"]
     assert cli.main([*arguments, "--precision=auto"]) == 1
     assert capsys.readouterr().err == (

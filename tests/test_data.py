@@ -4,7 +4,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 import keras_simclr as simclr
-from keras_simclr import data, folders
+from keras_simclr import elements, fit_data, folders, sources
 
 
 class TinyDigits(tfds.core.GeneratorBasedBuilder):
@@ -286,18 +286,18 @@ IMAGES, LABELS = tf.zeros((4, 8, 8, 3)), tf.zeros(4)
     ],
 )
 def test_parts_of_an_element_get_their_names(element, names):
-    assert sorted(data.unpack(element)) == names
+    assert sorted(elements.unpack(element)) == names
 
 
 def test_parts_of_an_element_are_not_confused():
-    parts = data.unpack((IMAGES, LABELS))
+    parts = elements.unpack((IMAGES, LABELS))
     assert parts["images"] is IMAGES
     assert parts["labels"] is LABELS
 
 
 def test_bare_pair_of_views_is_refused():
     with pytest.raises(ValueError) as error:
-        data.unpack((IMAGES, IMAGES))
+        elements.unpack((IMAGES, IMAGES))
     assert str(error.value) == (
         "A dataset element of two parts is (images, labels). "
         "Received: two parts of shape (4, 8, 8, 3). If they are two views, "
@@ -309,7 +309,7 @@ def test_bare_pair_of_views_is_refused():
 @pytest.mark.parametrize("parts", [(), (IMAGES, LABELS, LABELS)])
 def test_element_of_another_length_is_refused(parts):
     with pytest.raises(ValueError) as error:
-        data.unpack(parts)
+        elements.unpack(parts)
     assert str(error.value) == (
         "A dataset element must be `images`, `(images, labels)` or a "
         f"dictionary. Received: a tuple of {len(parts)} parts"
@@ -318,7 +318,7 @@ def test_element_of_another_length_is_refused(parts):
 
 def test_unknown_keys_are_refused():
     with pytest.raises(ValueError) as error:
-        data.unpack({"image": IMAGES, "label": LABELS})
+        elements.unpack({"image": IMAGES, "label": LABELS})
     assert str(error.value) == (
         "The keys of a dataset element are images, labels, view_1, view_2, "
         "sizes, groups. Received: unknown 'image', 'label'"
@@ -338,7 +338,7 @@ def test_unknown_keys_are_refused():
 )
 def test_element_needs_images_or_both_views(keys, received):
     with pytest.raises(ValueError) as error:
-        data.unpack(dict.fromkeys(keys, IMAGES))
+        elements.unpack(dict.fromkeys(keys, IMAGES))
     assert str(error.value) == (
         "A dataset element needs either `images`, or `view_1` and `view_2`. "
         f"Received: {received}"
@@ -348,7 +348,7 @@ def test_element_needs_images_or_both_views(keys, received):
 def test_empty_dataset_is_refused():
     dataset = tf.data.Dataset.range(3).batch(4, drop_remainder=True)
     with pytest.raises(ValueError) as error:
-        data.check_length(dataset)
+        fit_data.check_length(dataset)
     assert str(error.value) == (
         "The dataset must hold at least one batch. Received: an empty "
         "dataset. If it ends in batch(..., drop_remainder=True), use a "
@@ -358,9 +358,9 @@ def test_empty_dataset_is_refused():
 
 def test_dataset_without_end_needs_a_number_of_steps():
     dataset = tf.data.Dataset.range(4).batch(4).repeat()
-    assert data.check_length(dataset, 3) is None
+    assert fit_data.check_length(dataset, 3) is None
     with pytest.raises(ValueError) as error:
-        data.check_length(dataset)
+        fit_data.check_length(dataset)
     assert str(error.value) == (
         "An infinite dataset needs `steps_per_epoch`. Pass it to `fit`, or "
         "leave out `repeat()`."
@@ -369,7 +369,7 @@ def test_dataset_without_end_needs_a_number_of_steps():
 
 def test_dataset_of_unknown_length_is_accepted():
     dataset = tf.data.Dataset.range(8).filter(lambda x: x > 2).batch(4)
-    assert data.check_length(dataset) is None
+    assert fit_data.check_length(dataset) is None
 
 
 def failure(batch, in_unit_range=True):
@@ -377,7 +377,9 @@ def failure(batch, in_unit_range=True):
 
     @tf.function(input_signature=[tf.TensorSpec(None, batch.dtype)])
     def checked(batch):
-        checks = data.value_checks(batch, "images", in_unit_range=in_unit_range)
+        checks = elements.value_checks(
+            batch, "images", in_unit_range=in_unit_range
+        )
         with tf.control_dependencies(checks):
             return tf.constant(0)
 
@@ -421,8 +423,8 @@ def test_rows_with_values_out_of_range_are_named():
 def test_checks_run_at_once_in_eager_mode():
     batch = tf.constant([[2.0]])
     with pytest.raises(tf.errors.InvalidArgumentError):
-        data.value_checks(batch, "images", in_unit_range=True)
-    assert data.value_checks(batch, "images", in_unit_range=False) == [None]
+        elements.value_checks(batch, "images", in_unit_range=True)
+    assert elements.value_checks(batch, "images", in_unit_range=False) == [None]
 
 
 def test_range_does_not_matter_where_it_is_not_asked_for():
@@ -432,22 +434,22 @@ def test_range_does_not_matter_where_it_is_not_asked_for():
 
 def test_tuner_is_off_unless_the_dataset_asks_for_it():
     dataset = tf.data.Dataset.range(4)
-    assert data.prepared(dataset).options().autotune.enabled is False
-    assert list(data.prepared(dataset).as_numpy_iterator()) == [0, 1, 2, 3]
+    assert fit_data.prepared(dataset).options().autotune.enabled is False
+    assert list(fit_data.prepared(dataset).as_numpy_iterator()) == [0, 1, 2, 3]
     options = tf.data.Options()
     options.autotune.enabled = True
     asked = dataset.with_options(options)
-    assert data.prepared(asked).options().autotune.enabled is True
+    assert fit_data.prepared(asked).options().autotune.enabled is True
 
 
 def test_fingerprint_is_that_of_the_source(data_dir, tmp_path):
-    found = data.fingerprint("tfds:tiny_digits", data_dir=data_dir)
+    found = sources.fingerprint("tfds:tiny_digits", data_dir=data_dir)
     assert found["source"] == "tfds:tiny_digits/1.0.0"
-    again = data.fingerprint("tfds:tiny_digits", data_dir=data_dir)
+    again = sources.fingerprint("tfds:tiny_digits", data_dir=data_dir)
     assert again == found
     path = tmp_path / "a.npz"
     path.write_bytes(b"abc")  # The example of FIPS 180-4.
-    assert data.fingerprint(str(path)) == {
+    assert sources.fingerprint(str(path)) == {
         "source": str(path),
         "sha256": "ba7816bf8f01cfea414140de5dae2223"
         "b00361a396177a9cb410ff61f20015ad",
@@ -456,7 +458,7 @@ def test_fingerprint_is_that_of_the_source(data_dir, tmp_path):
 
 def test_fingerprint_of_a_folder_changes_with_any_file(tmp_path):
     def fingerprint():
-        return data.fingerprint(folders.ImageFolder(tmp_path))["sha256"]
+        return sources.fingerprint(folders.ImageFolder(tmp_path))["sha256"]
 
     (tmp_path / "a.png").write_bytes(b"one")
     (tmp_path / "b.png").write_bytes(b"two")

@@ -4,7 +4,7 @@ import standins
 from scipy import stats
 
 import keras_simclr as simclr
-from keras_simclr import evaluation, finetuning
+from keras_simclr import evaluation, finetuning, sampling
 from keras_simclr.evaluation import Evaluation
 
 
@@ -149,7 +149,7 @@ def test_what_labels_cannot_fill_is_left_out_by_name(model, images):
 def test_labelled_sets_hold_as_many_of_each_class(amount):
     labels = np.repeat(np.arange(5), [10, 20, 10, 10, 50])
     first, second = (
-        evaluation.draw_labelled(labels, amount, np.random.default_rng(seed))
+        sampling.draw_labelled(labels, amount, np.random.default_rng(seed))
         for seed in (0, 1)
     )
     counts = {3: [3] * 5, "30%": [3, 6, 3, 3, 15], "1%": [1] * 5}
@@ -164,7 +164,7 @@ def test_labelled_sets_hold_as_many_of_each_class(amount):
 @pytest.mark.parametrize("correction", [0.0, 0.25])
 def test_interval_of_several_draws_is_that_of_student(correction):
     values = np.array([0.7, 0.9, 0.85, 0.6])
-    low, high = evaluation.interval([np.array([x]) for x in values], correction)
+    low, high = sampling.interval([np.array([x]) for x in values], correction)
     scale = values.std(ddof=1) * np.sqrt(1 / 4 + correction)
     expected = stats.t.interval(0.95, 3, loc=values.mean(), scale=scale)
     np.testing.assert_allclose((low, high), expected, rtol=1e-12)
@@ -172,7 +172,7 @@ def test_interval_of_several_draws_is_that_of_student(correction):
 
 def test_interval_of_one_draw_is_over_its_test_examples():
     right = np.arange(400) % 4 > 0
-    low, high = evaluation.interval([right])
+    low, high = sampling.interval([right])
     error = np.sqrt(0.75 * 0.25 / 399)
     np.testing.assert_allclose(
         (low, high), (0.75 - 1.959964 * error, 0.75 + 1.959964 * error), 1e-6
@@ -184,7 +184,7 @@ def test_intervals_cover_the_mean_as_often_as_they_say():
     hits = [
         low <= 0.0 <= high
         for low, high in (
-            evaluation.interval(list(rng.normal(size=(5, 1))))
+            sampling.interval(list(rng.normal(size=(5, 1))))
             for _ in range(2000)
         )
     ]
@@ -197,7 +197,7 @@ def test_intervals_cover_the_truth_where_draws_share_test_images():
     hits = []
     for _ in range(1000):
         chances = rng.choice([0.5, 1.0], size=300, p=[0.2, 0.8])
-        low, high = evaluation.interval(list(rng.random((5, 300)) < chances))
+        low, high = sampling.interval(list(rng.random((5, 300)) < chances))
         hits.append(low <= 0.9 <= high)
     # A little wide: what the draws differ by is partly that of the images.
     assert 0.94 < np.mean(hits) < 0.99

@@ -15,7 +15,7 @@ import standins
 import tensorflow as tf
 
 import keras_simclr as simclr
-from keras_simclr import cards, data, export
+from keras_simclr import _files, cards, decoding, export
 
 RUNTIMES = pathlib.Path(__file__).with_name("runtimes.py")
 
@@ -78,7 +78,7 @@ def of_files(model, directory):
     side = max(model.encoder.input_shape[1:3])
     dataset = simclr.dataset_from_directory(
         directory,
-        canvas_size=data.canvas_for(side),
+        canvas_size=decoding.canvas_for(side),
         shuffle=False,
         drop_remainder=False,
     )
@@ -365,6 +365,6 @@ def test_export_refuses_an_augmentation_that_changes_images_at_rest(tmp_path):
 
 
 def test_a_new_or_empty_directory_is_free(tmp_path):
-    export.check_is_free(tmp_path / "new")
-    export.check_is_free(tmp_path)
+    _files.check_is_free(tmp_path / "new")
+    _files.check_is_free(tmp_path)
     assert not pathlib.Path(tmp_path / "new").exists()

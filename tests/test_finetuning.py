@@ -5,7 +5,7 @@ import standins
 import tensorflow as tf
 
 import keras_simclr as simclr
-from keras_simclr import finetuning
+from keras_simclr import copies, finetuning, fit_data
 
 
 @pytest.fixture(autouse=True)
@@ -91,13 +91,13 @@ def check_that_all_weights_move(tuner, images, encoder):
 
 def test_all_weights_move(model, images):
     tuner = finetuning.Tuner(model, np.array(["cat", "dog"]))
-    encoder = simclr.networks.plain_copy(model.encoder)
+    encoder = simclr.copies.plain_copy(model.encoder)
     check_that_all_weights_move(tuner, images, encoder)
 
 
 @pytest.mark.parametrize("from_scratch", [False, True])
 def test_all_weights_of_a_frozen_encoder_move(model, images, from_scratch):
-    encoder = simclr.networks.plain_copy(model.encoder)
+    encoder = simclr.copies.plain_copy(model.encoder)
     encoder.trainable = False
     before = weights(encoder)
     tuner = finetuning.Tuner(
@@ -105,7 +105,7 @@ def test_all_weights_of_a_frozen_encoder_move(model, images, from_scratch):
     )
     first = encoder
     if from_scratch:
-        first = finetuning.untrained_copy(encoder, 0)
+        first = copies.untrained_copy(encoder, 0)
     check_that_all_weights_move(tuner, images, first)
     assert not encoder.trainable
     for old, new in zip(before, weights(encoder), strict=True):
@@ -176,7 +176,7 @@ def test_images_on_canvases_are_learned_from(model, images):
 
 def test_labels_of_datasets_may_be_strings(images):
     dataset = tf.data.Dataset.from_tensor_slices(images).batch(7)
-    examples = finetuning.load_labelled("train", dataset)
+    examples = fit_data.load_labelled("train", dataset)
     np.testing.assert_array_equal(examples["labels"], images[1])
     np.testing.assert_array_equal(examples["images"], images[0])
 

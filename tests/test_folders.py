@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from sklearn import datasets
 
-from keras_simclr import duplicates, folders
+from keras_simclr import duplicates, folders, scanning
 
 
 def picture(seed, width=48, height=32):
@@ -50,7 +50,7 @@ def write(directory, files):
 
 
 def rows_of(directory, manifest):
-    report = folders.scan(directory, manifest)
+    report = scanning.scan(directory, manifest)
     table = pq.read_table(manifest)
     return report, {os.fsdecode(row["path"]): row for row in table.to_pylist()}
 
@@ -229,7 +229,7 @@ def test_report_is_what_a_person_can_act_on(tmp_path):
         "dog/words.txt": b"words",
     }
     directory = write(tmp_path, files)
-    report = folders.scan(directory, tmp_path / "manifest.parquet")
+    report = scanning.scan(directory, tmp_path / "manifest.parquet")
     assert str(report) == (
         "4 images usable, 4 files left out, 1 other file.\n"
         "Formats: JPEG 2, PNG 2.\n"
@@ -248,7 +248,7 @@ def test_report_is_what_a_person_can_act_on(tmp_path):
 
 def test_report_gives_advice_on_every_kind(scanned):
     text = str(scanned[0])
-    for kind in {*folders._ADVICE} - {"unreadable", "unreadable folder"}:
+    for kind in {*scanning._ADVICE} - {"unreadable", "unreadable folder"}:
         assert f"  {kind}: " in text
 
 
@@ -257,7 +257,7 @@ def test_report_can_be_printed_whatever_the_names(tmp_path):
         tmp_path, {os.fsdecode(b"\xff/\xfe.jpg"): b"", "new\nline/2.png": PNG}
     )
     write(tmp_path, {os.fsdecode(b"\xff/2.png"): JPEG})
-    text = str(folders.scan(tmp_path, tmp_path / "manifest.parquet"))
+    text = str(scanning.scan(tmp_path, tmp_path / "manifest.parquet"))
     assert text.encode("utf-8")
     assert "Classes: 2 folders: new\\nline, \\udcff." in text
 
@@ -295,7 +295,7 @@ def test_flat_images_and_line_art_are_no_duplicates(tmp_path):
         line = Image.new("L", (64, 64), 255)
         line.paste(0, (4, 4 + shade // 5, 60, 6 + shade // 5))
         files[f"line{shade}.png"] = encoded(line, "PNG")
-    report = folders.scan(write(tmp_path, files), tmp_path / "m.parquet")
+    report = scanning.scan(write(tmp_path, files), tmp_path / "m.parquet")
     assert report.images == len(files)
     assert report.duplicate_groups == 0
 
@@ -338,7 +338,7 @@ def test_scan_changes_nothing_but_writes_the_manifest(tmp_path):
     for path in (*directory.rglob("*"), directory):
         path.chmod(0o555 if path.is_dir() else 0o444)
     before = snapshot(directory)
-    folders.scan(directory, tmp_path / "out" / "manifest.parquet")
+    scanning.scan(directory, tmp_path / "out" / "manifest.parquet")
     assert snapshot(directory) == before
     names = sorted(path.name for path in tmp_path.rglob("*"))
     assert names == ["a.jpg", "b", "c.png", "data", "manifest.parquet", "out"]
@@ -357,7 +357,7 @@ def test_scan_overwrites_nothing(tmp_path):
     manifest = tmp_path / "manifest.parquet"
     manifest.write_text("mine")
     with pytest.raises(FileExistsError) as raised:
-        folders.scan(tmp_path, manifest)
+        scanning.scan(tmp_path, manifest)
     assert str(raised.value) == (
         "`manifest` must be a new file: nothing is overwritten. "
         f"Received: manifest={str(manifest)!r}"
@@ -371,14 +371,14 @@ def test_failed_scan_leaves_no_manifest(tmp_path):
 
     directory = write(tmp_path / "data", {"a.jpg": JPEG})
     with pytest.raises(KeyboardInterrupt):
-        folders.scan(directory, tmp_path / "m.parquet", progress=stop)
+        scanning.scan(directory, tmp_path / "m.parquet", progress=stop)
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 def test_scan_tells_its_progress(tmp_path):
     write(tmp_path, {"a.jpg": JPEG, "b.txt": b"", "c.png": PNG})
     calls = []
-    folders.scan(
+    scanning.scan(
         tmp_path,
         tmp_path / "manifest.parquet",
         progress=lambda *done_and_total: calls.append(done_and_total),
@@ -390,7 +390,7 @@ def test_scan_of_nothing_but_other_files_is_refused(tmp_path):
     write(tmp_path, {"a.txt": b"words"})
     manifest = tmp_path / "manifest.parquet"
     with pytest.raises(ValueError) as raised:
-        folders.scan(tmp_path, manifest)
+        scanning.scan(tmp_path, manifest)
     assert str(raised.value) == (
         "`directory` must hold images. Received: "
         f"directory={str(tmp_path)!r} with 1 other files"
@@ -450,13 +450,13 @@ def test_undecodable_names_survive_the_manifest(tmp_path):
     write(tmp_path, {name: JPEG, "日本.png": PNG})
     manifest = tmp_path / "manifest.parquet"
     assert folders.find_images(tmp_path) == [name, "日本.png"]
-    folders.scan(os.fsencode(tmp_path), manifest)
-    paths = folders.read_manifest(manifest).paths
+    scanning.scan(os.fsencode(tmp_path), manifest)
+    paths = scanning.read_manifest(manifest).paths
     assert paths == [name, "日本.png"]
     assert (tmp_path / paths[0]).read_bytes() == JPEG
 
 
-@pytest.mark.parametrize("function", [folders.find_images, folders.scan])
+@pytest.mark.parametrize("function", [folders.find_images, scanning.scan])
 @pytest.mark.parametrize(
     ("path", "error", "message"),
     [
@@ -493,7 +493,7 @@ def test_directory_that_cannot_be_listed_is_refused(
     refuse(monkeypatch, (os, "scandir"), "secret")
     path, out = str(tmp_path / path), tmp_path / "out" / "manifest.parquet"
     with pytest.raises(error) as raised:
-        function(path, *[out] * (function is folders.scan))
+        function(path, *[out] * (function is scanning.scan))
     assert str(raised.value) == message.format(path)
     assert not out.parent.exists()
 
@@ -521,7 +521,7 @@ def test_find_images_refuses_an_unreadable_folder(tmp_path, monkeypatch):
 
 
 def test_class_labels_number_the_top_level_folders():
-    labels, names = folders.class_labels(["b/1.jpg", "a/x/2.jpg", "b/3.jpg"])
+    labels, names = scanning.class_labels(["b/1.jpg", "a/x/2.jpg", "b/3.jpg"])
     assert labels.dtype == "int64"
     assert labels.tolist() == [1, 0, 1]
     assert names == ("a", "b")
@@ -532,7 +532,7 @@ def test_class_labels_number_the_top_level_folders():
     [[], ["1.jpg", "2.jpg"], ["a/1.jpg", "a/2.jpg"], ["1.jpg", "a/2", "b/3"]],
 )
 def test_without_two_folders_there_are_no_classes(paths):
-    assert folders.class_labels(paths) == (None, ())
+    assert scanning.class_labels(paths) == (None, ())
 
 
 def test_read_manifest_returns_the_usable_images(tmp_path):
@@ -543,8 +543,8 @@ def test_read_manifest_returns_the_usable_images(tmp_path):
         "d.jpg": b"",
     }
     path = tmp_path / "manifest.parquet"
-    folders.scan(write(tmp_path, files), path)
-    manifest = folders.read_manifest(path)
+    scanning.scan(write(tmp_path, files), path)
+    manifest = scanning.read_manifest(path)
     assert manifest.paths == ["a.png", "b.jpg", "c.png"]
     assert manifest.widths.tolist() == [300, 32, 300]
     assert manifest.heights.tolist() == [200, 48, 200]
@@ -560,14 +560,14 @@ def test_read_manifest_refuses_other_files(tmp_path):
     other = tmp_path / "other.parquet"
     pq.write_table(pa.table({"x": [1]}), other)
     with pytest.raises(FileNotFoundError) as raised:
-        folders.read_manifest(absent)
+        scanning.read_manifest(absent)
     assert str(raised.value) == (
         f"`path` must be a manifest. Received: path={str(absent)!r}, which is "
         "no file. Write one with keras-simclr scan"
     )
     for path in (text, other):
         with pytest.raises(ValueError) as raised:
-            folders.read_manifest(path)
+            scanning.read_manifest(path)
         assert str(raised.value).startswith(
             "`path` must be a manifest that keras-simclr scan wrote. "
             f"Received: path={str(path)!r} ("

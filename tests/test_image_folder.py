@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 import keras_simclr as simclr
-from keras_simclr import folders
+from keras_simclr import folders, scanning
 
 
 def write_image(path, number, size=(12, 10)):
@@ -178,7 +178,7 @@ def test_manifest_leaves_out_problems_and_names_duplicates(directory):
     for name in ("cats/a.png", "dogs/b.png"):
         PIL.Image.fromarray(pixels).save(directory / name)
     manifest = directory / "manifest.parquet"
-    folders.scan(directory, manifest)
+    scanning.scan(directory, manifest)
     folder = folders.ImageFolder(directory, manifest=manifest)
     assert folder.left_out == {"cats/03.png": "empty"}
     assert len(folder.paths) == 21
@@ -197,7 +197,7 @@ def test_manifest_leaves_out_problems_and_names_duplicates(directory):
 def test_manifest_of_nothing_usable_is_refused(tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
     manifest = tmp_path / "manifest.parquet"
-    folders.scan(tmp_path, manifest)
+    scanning.scan(tmp_path, manifest)
     with pytest.raises(ValueError) as info:
         folders.ImageFolder(tmp_path, manifest=manifest)
     assert str(info.value) == (

@@ -13,7 +13,7 @@ import tensorflow as tf
 from replicas import mirrored
 
 import keras_simclr as simclr
-from keras_simclr import data, large_batch
+from keras_simclr import copies, elements, micro_batches, replicas
 from keras_simclr.networks import FusedBatchNormalization
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3), "uint8")
@@ -361,7 +361,7 @@ def test_layers_are_found_at_any_depth():
             self.parts = {"a": [inner], "b": (keras.layers.Dropout(0.5),)}
 
     outer = Outer()
-    found = large_batch.nested_layers(keras.Sequential([outer]))
+    found = copies.nested_layers(keras.Sequential([outer]))
     assert {outer, inner, *inner.layers, *outer.parts["b"]} <= set(found)
 
 
@@ -565,7 +565,7 @@ def test_replicas_know_which_piece_of_the_batch_they_have(workers, devices):
         dealt = pieces.shard(workers, worker).as_numpy_iterator()
         for device, piece in enumerate(dealt):
             replica = worker * devices + device
-            assert large_batch._piece(replica, devices, workers) == piece
+            assert replicas._piece(replica, devices, workers) == piece
 
 
 def test_unknown_batch_size_is_refused_on_replicas():
@@ -590,7 +590,7 @@ def test_asynchronous_replicas_are_refused():
         "ParameterServerStrategy"
     )
     with pytest.raises(ValueError, match=re.escape(message)):
-        large_batch.check_strategy(strategy, [])
+        replicas.check_strategy(strategy, [])
 
 
 def test_micro_batches_on_a_tpu_are_refused(monkeypatch):
@@ -628,21 +628,21 @@ def test_largest_micro_batch_is_the_last_that_fits(fits, batch_size, expected):
         if size > fits:
             raise tf.errors.ResourceExhaustedError(None, None, "out of memory")
 
-    assert large_batch.largest_micro_batch(step, batch_size) == expected
+    assert micro_batches.largest_micro_batch(step, batch_size) == expected
 
 
 def test_largest_micro_batch_leaves_a_quarter_of_memory(monkeypatch):
     taken = [0]
-    monkeypatch.setattr(large_batch, "_free_memory", lambda: 1000)
-    monkeypatch.setattr(large_batch, "_memory", lambda: 500)
-    monkeypatch.setattr(large_batch, "_peak_memory", lambda: 500 + taken[0])
+    monkeypatch.setattr(micro_batches, "_free_memory", lambda: 1000)
+    monkeypatch.setattr(micro_batches, "_memory", lambda: 500)
+    monkeypatch.setattr(micro_batches, "_peak_memory", lambda: 500 + taken[0])
 
     def step(size):
         taken[0] = 100 + 4 * size
 
     # 128 images take 612 of 1000; twice that would not leave a quarter.
-    assert large_batch.largest_micro_batch(step, 1024) == 128
-    assert large_batch.largest_micro_batch(step, 48) is None
+    assert micro_batches.largest_micro_batch(step, 1024) == 128
+    assert micro_batches.largest_micro_batch(step, 48) is None
 
 
 def test_nothing_fits():
@@ -654,7 +654,7 @@ def test_nothing_fits():
         "for them. Take a smaller encoder or smaller images."
     )
     with pytest.raises(MemoryError, match=re.escape(message)):
-        large_batch.largest_micro_batch(step, 64)
+        micro_batches.largest_micro_batch(step, 64)
 
 
 def test_foreign_augmentation_draws_anew_in_each_part():
@@ -696,7 +696,7 @@ def test_whole_step_of_a_replica_compiles_with_static_shapes(monkeypatch):
     )
     model.compile(lars())
     model.optimizer.build(model.trainable_variables)
-    for layer in large_batch.nested_layers(model):
+    for layer in copies.nested_layers(model):
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.synchronized = True
 
@@ -705,7 +705,7 @@ def test_whole_step_of_a_replica_compiles_with_static_shapes(monkeypatch):
         monkeypatch.setattr(
             tf.distribute, "get_replica_context", lambda: replica
         )
-        element = data.unpack(images)
+        element = elements.unpack(images)
         with model._checked(element):
             gradients, loss, _ = model.replica_gradients(element)
         monkeypatch.undo()

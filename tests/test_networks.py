@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 import keras_simclr as simclr
-from keras_simclr import _checks, networks
+from keras_simclr import copies, devices, networks
 from keras_simclr.networks import FastConv2D, FusedBatchNormalization
 
 
@@ -304,7 +304,7 @@ def test_other_convolutions_are_left_to_keras(kwargs, shape):
 
 
 def test_convolution_on_a_gpu_is_left_to_keras(monkeypatch):
-    monkeypatch.setattr(_checks, "only_cpus", lambda: False)
+    monkeypatch.setattr(devices, "only_cpus", lambda: False)
     layer = FastConv2D(64, 3, dtype="mixed_bfloat16")
     images = tf.zeros((2, 4, 4, 6), tf.bfloat16)
     layer(images)
@@ -539,7 +539,7 @@ def test_plain_copy_of_a_resnet_holds_layers_of_keras_only(
     name, request, tmp_path
 ):
     encoder = request.getfixturevalue(name)
-    networks.plain_copy(encoder).save(tmp_path / "plain.keras")
+    copies.plain_copy(encoder).save(tmp_path / "plain.keras")
     plain = keras.saving.load_model(tmp_path / "plain.keras")
     assert all(type(x).__module__.startswith("keras.") for x in plain.layers)
     images = random_images(2, 8, 8, 3)

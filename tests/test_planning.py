@@ -12,7 +12,7 @@ from absl import flags
 
 import keras_simclr as simclr
 import keras_simclr_cli as cli
-from keras_simclr import large_batch, planning, runs
+from keras_simclr import devices, planning, recipe, replicas
 from keras_simclr.planning import Encoder, Plan
 
 GIVEN = {
@@ -21,6 +21,7 @@ GIVEN = {
     "batch_size": 64,
     "learning_rate": 1.0,
 }
+RECIPE = recipe.Recipe(precision="float32")
 SMALL, MIDDLE, LARGE = (Encoder(10, width, 32) for width in (0.25, 0.5, 1.0))
 
 
@@ -95,7 +96,7 @@ def test_plan_chooses_again_if_the_machine_is_not_as_thought(
         images=1000, extrapolate=lambda: guesses, measure=measure
     )
     monkeypatch.setattr(planning, "_Machine", lambda *_: machine)
-    plan = planning.plan(None, None, GIVEN, minutes_per_epoch=3 / 60)
+    plan = planning.plan(RECIPE, None, minutes_per_epoch=3 / 60)
     assert plan == planned(choice, found[choice])
     assert asked == measured
 
@@ -165,7 +166,7 @@ def _quick(monkeypatch):
 
     monkeypatch.setattr(simclr, "ResNet", network)
     monkeypatch.setattr(simclr, "SimCLRAugmentation", Middle)
-    monkeypatch.setattr(runs, "fastest_precision", lambda: "mixed_bfloat16")
+    monkeypatch.setattr(devices, "fastest_precision", lambda: "mixed_bfloat16")
     for name in ("_READING", "_TRAINING", "_WARM_UP"):
         monkeypatch.setattr(planning, name, 0.01)
     yield
@@ -230,7 +231,7 @@ def test_file_is_planned_for_little_memory(tmp_path, monkeypatch, capsys):
 
 
 def test_several_machines_are_refused(monkeypatch, capsys):
-    monkeypatch.setattr(large_batch, "has_workers", lambda strategy: True)
+    monkeypatch.setattr(replicas, "has_workers", lambda strategy: True)
     assert cli.main(["plan", "--data=images.npz"]) == 1
     assert capsys.readouterr().err == (
         "keras-simclr: plan: A plan is for one machine. Unset TF_CONFIG.\n"
@@ -239,7 +240,7 @@ def test_several_machines_are_refused(monkeypatch, capsys):
 
 def test_minutes_must_be_positive():
     with pytest.raises(ValueError) as error:
-        planning.plan(None, None, GIVEN, minutes_per_epoch=0)
+        planning.plan(RECIPE, None, minutes_per_epoch=0)
     assert str(error.value) == (
         "`minutes_per_epoch` must be a positive number. Received: "
         "minutes_per_epoch=0"

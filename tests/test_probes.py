@@ -7,7 +7,7 @@ import standins
 import tensorflow as tf
 
 import keras_simclr as simclr
-from keras_simclr import probes
+from keras_simclr import copies, probes
 
 
 def small_encoder():
@@ -248,10 +248,10 @@ def test_features_refuse_unusable_pixels(model, images):
 
 def test_untrained_encoder_is_drawn_without_touching_global_state(model):
     state = random.getstate()
-    copies = [probes.untrained_copy(model, 1) for _ in range(2)]
+    drawn = [copies.untrained_copy(model, 1) for _ in range(2)]
     assert random.getstate() == state
     for first, second, trained in zip(
-        *(m.encoder.get_weights() for m in (*copies, model)), strict=True
+        *(m.encoder.get_weights() for m in (*drawn, model)), strict=True
     ):
         np.testing.assert_array_equal(first, second)
         if first.ndim > 1:

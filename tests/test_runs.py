@@ -7,7 +7,7 @@ import standins
 from replicas import mirrored
 
 import keras_simclr as simclr
-from keras_simclr import runs
+from keras_simclr import callbacks, runs
 
 
 def tiny_model(run_eagerly=True):
@@ -145,9 +145,9 @@ def test_steps_per_epoch_go_on_where_they_were(tmp_path):
 
     whole, model = tiny_model(), tiny_model()
     fit(whole, epochs=3)
-    fit(model, epochs=1, callbacks=[runs.Checkpoints(tmp_path / "run")])
+    fit(model, epochs=1, callbacks=[callbacks.Checkpoints(tmp_path / "run")])
     resumed = tiny_model()
-    assert runs.restore(resumed, tmp_path / "run") == 1
+    assert callbacks.restore(resumed, tmp_path / "run") == 1
     fit(resumed, epochs=3, initial_epoch=1)
     for ours, right in zip(resumed.variables, whole.variables, strict=True):
         np.testing.assert_array_equal(ours.numpy(), right.numpy())
@@ -248,12 +248,12 @@ def test_damaged_checkpoint_is_passed_over(tmp_path):
 @pytest.mark.filterwarnings("ignore:The checkpoint ")
 def test_run_without_a_readable_checkpoint_is_refused(tmp_path, dataset):
     model = tiny_model()
-    callbacks = [runs.Checkpoints(tmp_path)]
-    model.fit(dataset, epochs=2, callbacks=callbacks, verbose=0)
+    keeper = callbacks.Checkpoints(tmp_path)
+    model.fit(dataset, epochs=2, callbacks=[keeper], verbose=0)
     for path in tmp_path.glob("epoch-*"):
         cut(path)
     with pytest.raises(ValueError) as error:
-        runs.restore(tiny_model(), tmp_path)
+        callbacks.restore(tiny_model(), tmp_path)
     assert str(error.value) == (
         "A run goes on from a checkpoint that can be read. Received: "
         f"{str(tmp_path)!r}, where none can. Begin anew in another directory."

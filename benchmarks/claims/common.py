@@ -95,11 +95,11 @@ def interval(values):
     Returns:
         Pair of numbers; the second is infinite for a single value.
     """
-    from keras_simclr import evaluation
+    from keras_simclr import sampling
 
     if len(values) < 2:
         return values[0], math.inf
-    low, high = evaluation.interval([[value] for value in values])
+    low, high = sampling.interval([[value] for value in values])
     return statistics.fmean(values), (high - low) / 2
 
 
@@ -193,9 +193,9 @@ def main(claim):
 def _run(claim, config, arguments):
     import keras
 
-    from keras_simclr import runs
+    from keras_simclr import devices
 
-    runs.forget_models()
+    devices.forget_models()
     gc.collect()
     keras.utils.set_random_seed(config["seed"])
     data = _load(config["data"], config["images"], arguments)
@@ -322,12 +322,12 @@ def _squeezed(directory, manifest, size=32, smallest_class=100):
     import numpy as np
 
     import keras_simclr as simclr
-    from keras_simclr import folders
+    from keras_simclr import folders, scanning
 
     with tempfile.TemporaryDirectory() as temporary:
         if manifest is None:
             manifest = pathlib.Path(temporary, "manifest.parquet")
-            folders.scan(directory, manifest)
+            scanning.scan(directory, manifest)
         folder = folders.ImageFolder(directory, manifest=manifest)
     places = np.arange(len(folder.paths))
     if folder.groups is not None:

@@ -19,7 +19,7 @@ def work(config, data):
     import numpy as np
 
     import keras_simclr as simclr
-    from keras_simclr.evaluation import draw_labelled
+    from keras_simclr.sampling import draw_labelled
 
     model, _ = common.pretrain(config, data.train[0])
     images, labels = data.train

@@ -4,8 +4,6 @@ import math
 
 import numpy as np
 
-from keras_simclr import _checks
-
 _RANKME_EPSILON = 1e-7
 _ROWS_AT_ONCE = 1_000
 
@@ -149,32 +147,6 @@ def spread(features):
     """
     directions = _directions("features", features)
     return directions.std(axis=0) * math.sqrt(directions.shape[1])
-
-
-def chance_loss(batch_size):
-    """NT-Xent of an encoder that gives all views the same projection.
-
-    Args:
-        batch_size: Number of images N, at least 2.
-
-    Returns:
-        Float: log(2N - 1), whatever the temperature. Training that stays there
-        has learnt nothing; one that starts above it is not broken, since
-        projections that merely differ cost more.
-
-    Raises:
-        ValueError: If `batch_size` is no integer of at least 2.
-
-    Example:
-
-    >>> round(chance_loss(256), 4)
-    6.2364
-
-    References:
-        - Chen et al. 2020, arXiv:2002.05709, equation 1.
-    """
-    batch_size = _checks.integer("batch_size", batch_size, minimum=2)
-    return math.log(2 * batch_size - 1)
 
 
 def _matrix(name, rows):

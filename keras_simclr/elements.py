@@ -1,0 +1,399 @@
+"""What a batch may look like: its parts, their shapes and values."""
+
+import dataclasses
+import re
+
+import numpy as np
+import tensorflow as tf
+
+from keras_simclr.augmentations import check_dtype
+from keras_simclr.replicas import replica_and_number
+
+_SMALLEST_IMAGE = 8  # Pixels a side.
+_SHOWN = 10  # Rows that an error message lists.
+
+
+_KEYS = ("images", "labels", "view_1", "view_2", "sizes", "groups")
+
+
+def unpack(element):
+    """Names the parts of a dataset element.
+
+    Args:
+        element: `images`, `(images, labels)`, or a dictionary with `images`
+            (or `view_1` and `view_2`) and optionally `labels`, `sizes` (of
+            `images` on a canvas) and `groups` (of duplicates): tensors or
+            their specs.
+
+    Returns:
+        Such a dictionary.
+
+    Raises:
+        ValueError: If the element has another form. Two tensors of the same
+            shape are refused too: labels never have the shape of images.
+
+    Example:
+
+    >>> sorted(unpack((tf.zeros((4, 8, 8, 3)), tf.zeros(4))))
+    ['images', 'labels']
+    """
+    element = tf.nest.map_structure(_as_tensor, element)
+    if isinstance(element, dict):
+        return _unpack_dictionary(element)
+    if not isinstance(element, (tuple, list)):
+        return {"images": element}
+    parts = [part for part in element if part is not None]
+    if len(parts) not in (1, 2) or isinstance(parts[0], (dict, tuple, list)):
+        raise ValueError(
+            "A dataset element must be `images`, `(images, labels)` or a "
+            f"dictionary. Received: a tuple of {len(parts)} parts"
+        )
+    if len(parts) == 2:
+        first, second = parts[0].shape, parts[1].shape
+        if first.rank == second.rank and first.is_compatible_with(second):
+            raise ValueError(
+                "A dataset element of two parts is (images, labels). "
+                f"Received: two parts of shape {first}. If they are two views, "
+                "name them: dataset = dataset.map(lambda a, b: "
+                "{'view_1': a, 'view_2': b})"
+            )
+    return dict(zip(("images", "labels"), parts, strict=False))
+
+
+def _as_tensor(part):
+    return tf.convert_to_tensor(part) if hasattr(part, "__array__") else part
+
+
+def _unpack_dictionary(element):
+    unknown = sorted(set(element) - set(_KEYS))
+    if unknown:
+        raise ValueError(
+            f"The keys of a dataset element are {', '.join(_KEYS)}. "
+            f"Received: unknown {', '.join(map(repr, unknown))}"
+        )
+    views = [name for name in ("view_1", "view_2") if name in element]
+    if len(views) == 1 or ("images" in element) == bool(views):
+        raise ValueError(
+            "A dataset element needs either `images`, or `view_1` and "
+            f"`view_2`. Received: {', '.join(sorted(element)) or 'nothing'}"
+        )
+    if views and "sizes" in element:
+        raise ValueError(
+            "`sizes` belong to `images`; views fill their canvas. Received: "
+            f"{', '.join(sorted(element))}"
+        )
+    return dict(element)
+
+
+def images_and_sizes(element):
+    """The images of a dataset element, for use without training.
+
+    Args:
+        element: As `unpack`.
+
+    Returns:
+        Tensor of images, and tensor of their sizes or None.
+
+    Raises:
+        ValueError: If there are none.
+
+    Example:
+
+    >>> images, sizes = images_and_sizes((tf.zeros((4, 8, 8, 3)), tf.zeros(4)))
+    >>> images.shape, sizes
+    (TensorShape([4, 8, 8, 3]), None)
+    """
+    element = unpack(element)
+    if "images" not in element:
+        raise ValueError(
+            "Without training, a dataset element needs `images`. Received: "
+            f"{', '.join(sorted(element))}"
+        )
+    return element["images"], element.get("sizes")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """What a model asks of the elements that it trains on.
+
+    Attributes:
+        sees_images: Whether `images` are images and not, say, rows of a table.
+        channels: Of its images; None for any number.
+        without_sizes: `(argument, layer)`, names of an augmentation whose first
+            layer takes no `sizes`; or None.
+        without_groups: The loss that takes no `groups`, in words; or None.
+    """
+
+    sees_images: bool
+    channels: int | None = None
+    without_sizes: tuple | None = None
+    without_groups: str | None = None
+
+    def check(self, element):
+        """Refuses what structure, dtype and static shape show.
+
+        Args:
+            element: Dictionary, as `unpack` returns it.
+
+        Raises:
+            ValueError: If the element does not fit the model.
+        """
+        _, replicas = replica_and_number()
+        for name, batch in _pictures(element):
+            if batch.shape.rank and batch.shape[0] == 1 and replicas == 1:
+                raise ValueError(
+                    "A contrastive batch needs at least two images: every "
+                    "other image is a negative. Received: "
+                    f"`{name}` of shape {batch.shape}"
+                )
+        if "images" in element and self.sees_images:
+            _check_images(element["images"])
+            self._check_channels(element["images"].shape)
+        if "sizes" in element:
+            self._check_sizes(element["sizes"])
+        if "groups" in element:
+            self._check_groups(element["groups"])
+
+    def value_checks(self, element):
+        """Operations that fail unless the values of an element are usable.
+
+        Args:
+            element: As `check`, of tensors.
+
+        Returns:
+            List of operations, as `value_checks` returns it.
+        """
+        checks = []
+        for name, batch in _pictures(element):
+            checks.append(_assert_negatives(batch))
+            is_image = name == "images" and self.sees_images
+            checks += value_checks(batch, name, in_unit_range=is_image)
+        if "sizes" in element:
+            checks.append(_assert_sizes(element["sizes"], element["images"]))
+        return checks
+
+    def _check_channels(self, shape):
+        if self.channels is not None and shape[3] not in (self.channels, None):
+            raise ValueError(
+                f"The encoder takes images with {self.channels} channels. "
+                f"Received: images of shape {shape}. Convert them, for example "
+                "images[..., :3] for RGBA or tf.image.grayscale_to_rgb(images)."
+            )
+
+    def _check_sizes(self, sizes):
+        _check_integers("sizes", sizes, (None, 2))
+        if self.without_sizes is not None:
+            argument, layer = self.without_sizes
+            raise ValueError(
+                "`sizes` need an augmentation whose first layer takes "
+                "them: SimCLRAugmentation or RandomResizedCrop. "
+                f"Received: {layer} as the first of `{argument}`"
+            )
+
+    def _check_groups(self, groups):
+        _check_integers("groups", groups, (None,))
+        if self.without_groups is not None:
+            raise ValueError(
+                "`groups` need the loss NTXent, which leaves them out of the "
+                f"negatives. Received: loss={self.without_groups}"
+            )
+
+
+def check_shared_evenly(element, replicas):
+    """Refuses global batches that replicas cannot share evenly.
+
+    Args:
+        element: Dictionary, as `unpack` returns it.
+        replicas: Number of replicas.
+
+    Raises:
+        ValueError: If a batch is of no known size, or of one that `replicas`
+            does not divide.
+    """
+    for name, batch in element.items():
+        if name == "labels":
+            continue
+        size = batch.shape[0] if batch.shape.rank else None
+        if replicas > 1 and (size is None or size % replicas):
+            raise ValueError(
+                "Several replicas need batches of one size that their "
+                "number divides: build them with batch(..., "
+                f"drop_remainder=True). Received: `{name}` of shape "
+                f"{batch.shape} for {replicas} replicas"
+            )
+
+
+def _pictures(element):
+    """Names and batches of what the views are made of, or of the views."""
+    names = ("images", "view_1", "view_2")
+    return [(name, element[name]) for name in names if name in element]
+
+
+def size_of(element):
+    """Examples in a batch: an integer, or a tensor where it is not known."""
+    batch = element["images" if "images" in element else "view_1"]
+    return batch.shape[0] or tf.shape(batch)[0]
+
+
+def _check_integers(name, batch, shape):
+    if not batch.dtype.is_integer or not batch.shape.is_compatible_with(shape):
+        expected = ", ".join("batch" if x is None else str(x) for x in shape)
+        comma = "," * (len(shape) == 1)
+        raise ValueError(
+            f"`{name}` must be integers of shape ({expected}{comma}). "
+            f"Received: {name} of shape {batch.shape} and dtype "
+            f"{batch.dtype.name}"
+        )
+
+
+def _check_images(images):
+    shape = images.shape
+    if shape.rank != 4:
+        cure = " Add the channels: images[..., None]." * (shape.rank == 3)
+        raise ValueError(
+            "Images must have the shape (batch, height, width, channels). "
+            f"Received: images of shape {shape}.{cure}"
+        )
+    check_dtype(images.dtype)
+    smallest = min((x for x in shape[1:3] if x is not None), default=None)
+    if smallest is not None and smallest < _SMALLEST_IMAGE:
+        raise ValueError(
+            f"Images must have at least {_SMALLEST_IMAGE} pixels a side. "
+            f"Received: images of shape {shape}"
+        )
+
+
+def _assert_negatives(batch):
+    _, replicas = replica_and_number()
+    size = tf.shape(batch)[0] * replicas
+    text = (
+        "A contrastive batch needs at least two images. Build it with "
+        "batch(..., drop_remainder=True). Received: a batch of"
+    )
+    return check(size >= 2, text, size)
+
+
+def _assert_sizes(sizes, images):
+    canvas = tf.cast(tf.shape(images)[1:3], sizes.dtype)
+    return check(
+        tf.reduce_all((sizes >= 1) & (sizes <= canvas)),
+        "`sizes` must lie between 1 and the size of the canvas. Received: from",
+        tf.reduce_min(sizes),
+        "to",
+        tf.reduce_max(sizes),
+        "on a canvas of",
+        canvas,
+    )
+
+
+def value_checks(batch, name, *, in_unit_range):
+    """Operations that fail unless the values of a batch are usable.
+
+    Args:
+        batch: Tensor whose first axis is the batch.
+        name: What the error message calls it.
+        in_unit_range: Whether floats must lie in [0, 1], and not only be
+            finite.
+
+    Returns:
+        List of operations for `tf.control_dependencies`. In eager mode they
+        have run.
+
+    Raises:
+        tf.errors.InvalidArgumentError: When an operation fails.
+
+    Example:
+
+    >>> with tf.control_dependencies(
+    ...     value_checks(tf.zeros((2, 8)), "images", in_unit_range=True)
+    ... ):
+    ...     pass
+    """
+    if not batch.dtype.is_floating:
+        return []
+    values = tf.reshape(batch, (tf.shape(batch)[0], -1))
+    unusable = tf.reduce_any(~tf.math.is_finite(values), axis=1)
+    checks = [
+        _assert_no_row(
+            unusable,
+            f"Values of `{name}` must be finite. Received: NaN or infinity",
+        )
+    ]
+    if in_unit_range:
+        # Interpolation may overshoot by a rounding error.
+        outside = tf.abs(values - 0.5) > 0.501
+        outside = tf.reduce_any(outside & tf.math.is_finite(values), axis=1)
+        checks.append(
+            _assert_no_row(
+                outside,
+                f"Float values of `{name}` must lie in [0, 1]. If they are 0 "
+                "to 255, add: dataset = dataset.map(lambda images, *labels: "
+                "(images / 255.0, *labels)). Received: values from",
+                tf.reduce_min(values),
+                "to",
+                tf.reduce_max(values),
+            )
+        )
+    return checks
+
+
+def _assert_no_row(is_bad, *text):
+    rows = tf.where(is_bad)[:, 0]
+    return check(~tf.reduce_any(is_bad), *text, "in rows", rows, "of the batch")
+
+
+def check(condition, *text):
+    """`tf.debugging.Assert` with one form of message in eager and graph mode.
+
+    Args:
+        condition: Scalar boolean tensor.
+        *text: Strings and tensors that make up the message.
+
+    Returns:
+        An operation, or None in eager mode.
+
+    Raises:
+        tf.errors.InvalidArgumentError: If `condition` is false.
+
+    Example:
+
+    >>> check(tf.constant(True), "All is well")
+    """
+    if not tf.executing_eagerly():
+        return tf.debugging.Assert(condition, text, summarize=_SHOWN)
+    if not condition:
+        parts = []
+        for part in text:
+            numbers = [] if isinstance(part, str) else np.ravel(part.numpy())
+            more = "..." * (len(numbers) > _SHOWN)
+            listing = " ".join(map(str, numbers[:_SHOWN])) + more
+            parts.append(part if isinstance(part, str) else listing)
+        message = f"assertion failed: [{'] ['.join(parts)}]"
+        raise tf.errors.InvalidArgumentError(None, None, message)
+    return None
+
+
+def failed_check(error):
+    """The message of a failed `check`, as a sentence.
+
+    Args:
+        error: A `tf.errors.InvalidArgumentError`.
+
+    Returns:
+        String, or None if the error is another.
+
+    Example:
+
+    >>> try:
+    ...     check(tf.constant(False), "At least two. Received:", tf.constant(1))
+    ... except tf.errors.InvalidArgumentError as error:
+    ...     failed_check(error)
+    'At least two. Received: 1'
+    """
+    message = re.search(r"assertion failed: \[(.*)\]", str(error))
+    if message is None:
+        return None
+    text = message[1].replace("] [", " ")
+    # TensorFlow escapes quotes as C does.
+    text = text.encode().decode("unicode_escape").encode("latin-1", "replace")
+    return text.decode(errors="replace")

@@ -1,0 +1,399 @@
+"""What Keras needs done to data: whole batches, one iterator, lengths."""
+
+import warnings
+
+import numpy as np
+import tensorflow as tf
+
+from keras_simclr import _checks
+from keras_simclr.elements import (
+    failed_check,
+    images_and_sizes,
+    unpack,
+    value_checks,
+)
+
+_BATCH_SIZE = 32  # Keras's default.
+
+
+def batches_of(arrays, batch_size, *, shuffle, seed, drop_remainder):
+    """The dataset of `dataset_from_arrays`, of arrays in any structure."""
+    _checks.integer("batch_size", batch_size, minimum=1)
+    if isinstance(arrays, tuple):
+        arrays = tuple(part for part in arrays if part is not None)
+        arrays = arrays[0] if len(arrays) == 1 else arrays
+    arrays = tf.nest.map_structure(tf.convert_to_tensor, arrays)
+    sizes = {array.shape[0] for array in tf.nest.flatten(arrays)}
+    if len(sizes) > 1:
+        raise ValueError(
+            "All arrays must have the same length. Received: arrays of length "
+            + " and ".join(map(str, sorted(sizes)))
+        )
+    size = sizes.pop()
+    check_fills_a_batch(size, batch_size, drop_remainder, "images")
+    places = tf.data.Dataset.range(size)
+    if shuffle:
+        places = places.shuffle(size, seed=seed)
+    places = places.batch(batch_size, drop_remainder=drop_remainder)
+    return places.map(
+        lambda batch: tf.nest.map_structure(
+            lambda array: tf.gather(array, batch), arrays
+        ),
+        num_parallel_calls=tf.data.AUTOTUNE,
+    ).prefetch(tf.data.AUTOTUNE)
+
+
+def check_fills_a_batch(size, batch_size, drop_remainder, what):
+    """Refuses images that make no batch at all."""
+    if (size < batch_size and drop_remainder) or size == 0:
+        raise ValueError(
+            "The images must fill at least one batch. Received: "
+            f"{size} {what}, batch_size={batch_size}. Use a smaller batch."
+        )
+
+
+def fit_arguments(call, seed, *, check, check_validation):
+    """The arguments of `fit`, with checked datasets in place of its data.
+
+    Args:
+        call: Dictionary of the arguments of `keras.Model.fit`.
+        seed: Integer that the orders of arrays depend on.
+        check: Function that refuses datasets that cannot be trained on.
+        check_validation: The same for validation.
+
+    Returns:
+        Dictionary of the same kind.
+    """
+    call, options = dict(call), {}
+    data, validation = call.get("x"), call.pop("validation_data", None)
+    if _is_arrays(data):
+        data = data, call.pop("y", None)
+        options = {
+            "batch_size": call.pop("batch_size", None),
+            "shuffle": call.get("shuffle", True),
+            "seed": seed,
+        }
+        share = call.pop("validation_split", 0.0)
+        if validation is None:
+            data, validation = _held_out(data, share)
+        if _is_arrays(validation):
+            size = call.pop("validation_batch_size", None)
+            size = size or options["batch_size"]
+            validation = as_dataset(
+                validation, batch_size=size, shrinks=True, check=None
+            )
+    call["x"] = as_dataset(data, check=check, **options)
+    if isinstance(call["x"], tf.data.Dataset):
+        check_length(call["x"], call.get("steps_per_epoch"))
+        call["shuffle"] = False  # Keras warns that it leaves it to us.
+        call.update(one_iterator(**call))
+    if validation is not None:
+        call["validation_data"] = as_dataset(validation, check=check_validation)
+    return call
+
+
+def evaluate_arguments(call, *, check):
+    """The arguments of `evaluate`, as from `fit_arguments`."""
+    call, data, options = dict(call), call.get("x"), {}
+    if _is_arrays(data):
+        data = data, call.pop("y", None)
+        size = call.pop("batch_size", None)
+        options = {"batch_size": size, "shrinks": True}
+    call["x"] = as_dataset(data, check=check, **options)
+    return call
+
+
+def as_dataset(
+    data,
+    *,
+    check,
+    batch_size=None,
+    shrinks=False,
+    whole=True,
+    shuffle=False,
+    seed=0,
+):
+    """Brings whatever Keras is given to checked batches, if that can be.
+
+    Args:
+        data: A `tf.data.Dataset` of batches; an array, or arrays in a tuple or
+            dictionary; or anything else.
+        check: Function that refuses datasets, or None.
+        batch_size: Images in a batch of arrays, or None for Keras's 32.
+        shrinks: Whether fewer images make a smaller batch.
+        whole: Whether images that do not fill a batch are left out, with a
+            warning.
+        shuffle: Whether every epoch has another order.
+        seed: Integer that the orders depend on.
+
+    Returns:
+        A `tf.data.Dataset` as `prepared` returns it; `data` itself if it is
+        neither arrays nor a dataset.
+    """
+    if _is_arrays(data):
+        size = _length(data)
+        batch_size = batch_size or _BATCH_SIZE
+        batch_size = min(batch_size, size) if shrinks else batch_size
+        if whole and size > batch_size:
+            _warn_of_the_rest(size, batch_size, shuffle)
+        data = batches_of(
+            tuple(data) if isinstance(data, list) else data,
+            batch_size,
+            shuffle=shuffle,
+            seed=seed,
+            drop_remainder=whole,
+        )
+    if isinstance(data, tf.data.Dataset):
+        if check is not None:
+            check(data)
+        data = prepared(data)
+    return data
+
+
+def _warn_of_the_rest(size, batch_size, shuffle):
+    remainder = size % batch_size
+    if remainder:
+        others = ", others in each epoch" if shuffle else ""
+        warnings.warn(
+            f"{remainder} of {size} images do not fill a batch of {batch_size} "
+            f"and are left out{others}.",
+            stacklevel=5,
+        )
+
+
+def _held_out(arrays, share):
+    """Splits `(x, y)` as `validation_split` asks: the last ones are held out.
+
+    The second is None if nothing is.
+    """
+    size = _length(arrays)
+    held_out = int(size * share)
+    if not held_out:
+        return arrays, None
+    return tuple(
+        tf.nest.map_structure(
+            lambda array, rows=rows: None if array is None else array[rows],
+            arrays,
+        )
+        for rows in (slice(size - held_out), slice(size - held_out, None))
+    )
+
+
+def _is_arrays(x):
+    """Whether `x` is an array, or arrays in any structure."""
+    parts = [part for part in tf.nest.flatten(x) if part is not None]
+    return bool(parts) and all(hasattr(part, "__array__") for part in parts)
+
+
+def _length(arrays):
+    return len(tf.nest.flatten(arrays)[0])
+
+
+def one_iterator(x, steps_per_epoch=None, initial_epoch=0, **_):
+    """The data of a `fit` that goes on after some epochs.
+
+    Keras makes two iterators for each epoch of known length, each with an order
+    of its own: here it is one for all of them.
+
+    Args:
+        x: Dataset, made anew.
+        steps_per_epoch: As in `keras.Model.fit`.
+        initial_epoch: The same.
+        **_: Other arguments of `fit`.
+
+    Returns:
+        Dictionary of those arguments of `fit` that change.
+
+    Example:
+
+    >>> one_iterator(tf.data.Dataset.range(3))["steps_per_epoch"]
+    3
+    """
+    if steps_per_epoch is not None:
+        return {"x": x.skip(initial_epoch * steps_per_epoch)}
+    for _epoch in range(initial_epoch):
+        iter(x)  # Has the order of the next epoch drawn.
+    length = int(x.cardinality())
+    if length <= 0:
+        return {}
+    return {"x": x.repeat(), "steps_per_epoch": length}
+
+
+def check_length(dataset, steps_per_epoch=None):
+    """Refuses a dataset that is known to be empty, or to have no end.
+
+    Args:
+        dataset: A `tf.data.Dataset` of batches.
+        steps_per_epoch: Batches in an epoch, or None for all.
+
+    Raises:
+        ValueError: If the dataset is empty, or infinite without
+            `steps_per_epoch`.
+    """
+    batches = dataset.cardinality().numpy()
+    if batches == 0:
+        raise ValueError(
+            "The dataset must hold at least one batch. Received: an empty "
+            "dataset. If it ends in batch(..., drop_remainder=True), use a "
+            "smaller batch."
+        )
+    if batches == tf.data.INFINITE_CARDINALITY and steps_per_epoch is None:
+        raise ValueError(
+            "An infinite dataset needs `steps_per_epoch`. Pass it to `fit`, or "
+            "leave out `repeat()`."
+        )
+
+
+def prepared(dataset):
+    """Sets the options with which a dataset is read fast, and by all workers.
+
+    tf.data's tuner is turned off, unless the dataset says that it wants it:
+    when an iterator ends, TensorFlow (seen with 2.21) often waits until the
+    tuner's sleep is over, and the sleeps double, up to a minute: an epoch of 3
+    seconds then takes 5. Without it `AUTOTUNE` stands for one call per core,
+    at most 16.
+
+    Of several workers each reads everything and keeps its part of each batch:
+    by files, as TensorFlow would have it, the batches would be others than
+    those of one device.
+
+    Args:
+        dataset: A `tf.data.Dataset`.
+
+    Returns:
+        A `tf.data.Dataset` with the same elements.
+    """
+    options = tf.data.Options()
+    if dataset.options().autotune.enabled is None:
+        options.autotune.enabled = False
+    options.experimental_distribute.auto_shard_policy = (
+        tf.data.experimental.AutoShardPolicy.DATA
+    )
+    return dataset.with_options(options)
+
+
+def in_order(images, *, batch_size=256):
+    """All images in batches, in order, for use without training.
+
+    Args:
+        images: Array, `(images, labels)` arrays, a dictionary of arrays, or a
+            `tf.data.Dataset` of batches, which stay as they are.
+        batch_size: Images in a batch, for arrays.
+
+    Returns:
+        A `tf.data.Dataset`.
+
+    Example:
+
+    >>> len(in_order(np.zeros((10, 8, 8, 3)), batch_size=4))
+    3
+    """
+    if not isinstance(images, tf.data.Dataset):
+        images = batches_of(
+            images, batch_size, shuffle=False, seed=0, drop_remainder=False
+        )
+    return prepared(images)
+
+
+def in_order_with_labels(name, images):
+    """As `in_order`, for images that must have labels.
+
+    Args:
+        name: What they are called in messages.
+        images: As `in_order`.
+
+    Returns:
+        A `tf.data.Dataset`.
+
+    Raises:
+        ValueError: If labels are missing, or not one per image.
+    """
+    dataset = in_order(images)
+    labels = unpack(dataset.element_spec).get("labels")
+    if labels is None:
+        raise ValueError(
+            f"`{name}` must hold labels: elements (images, labels). "
+            "Received: images only"
+        )
+    columns = (None,), (None, 1)
+    if not any(map(labels.shape.is_compatible_with, columns)):
+        raise ValueError(
+            f"`{name}` must hold one label per image. Received: labels of "
+            f"shape {labels.shape}"
+        )
+    return dataset
+
+
+def checked_elements(dataset):
+    """The elements of a dataset of images, for use without training.
+
+    Args:
+        dataset: A `tf.data.Dataset` of batches.
+
+    Yields:
+        Dictionaries, as `unpack` returns them.
+
+    Raises:
+        ValueError: If values are unusable, or files cannot be read.
+
+    Example:
+
+    >>> dataset = tf.data.Dataset.from_tensors(tf.zeros((4, 8, 8, 3)))
+    >>> [sorted(element) for element in checked_elements(dataset)]
+    [['images']]
+    """
+    try:
+        for element in prepared(dataset):
+            element = unpack(element)
+            images, _ = images_and_sizes(element)
+            is_image = images.shape.rank == 4
+            value_checks(images, "images", in_unit_range=is_image)
+            yield element
+    except tf.errors.InvalidArgumentError as error:
+        text = failed_check(error)
+        if text is None:
+            raise
+        raise ValueError(text) from None
+
+
+def load_labelled(name, source):
+    """Brings labelled images into memory.
+
+    Args:
+        name: What they are called in messages.
+        source: `(images, labels)` arrays, or a dataset of batches of them; or
+            what this function returned.
+
+    Returns:
+        Dictionary of arrays of the same length: `images`, `labels`, and
+        whatever else rides along in a dataset of dictionaries.
+
+    Raises:
+        ValueError: If there are no labels.
+
+    Example:
+
+    >>> images, labels = np.zeros((4, 8, 8, 1)), np.array([0, 1, 0, 1])
+    >>> sorted(load_labelled("train", (images, labels)))
+    ['images', 'labels']
+    """
+    if isinstance(source, dict):
+        return source
+    dataset = in_order_with_labels(name, source)
+    check_length(dataset)
+    batches = list(checked_elements(dataset))
+    examples = {
+        key: np.concatenate([batch[key].numpy() for batch in batches])
+        for key in batches[0]
+    }
+    labels = one_per_row(examples["labels"])
+    if labels.dtype == object:  # Strings, as TensorFlow gives them.
+        labels = np.char.decode(labels.astype(bytes), "utf-8")
+    return {**examples, "labels": labels}
+
+
+def one_per_row(labels):
+    """Labels as an array of shape `(N,)`, also from `(N, 1)`."""
+    labels = np.asarray(labels)
+    is_column = labels.ndim == 2 and labels.shape[1] == 1
+    return labels[:, 0] if is_column else labels

@@ -1,0 +1,443 @@
+"""Everything that `keras-simclr pretrain` can be told.
+
+The command line reads the fields for its flags without importing the package,
+which would have `--help` wait for Keras. So what a method needs is imported in
+the method.
+"""
+
+import dataclasses
+import math
+import typing
+
+AUTO = "auto"
+CHOSEN = ("precision", "micro_batch_size")  # By measuring, if `auto`.
+_IMAGE_SIZE = 64  # Of views of images that have no one size.
+
+
+def _told(default, text, rule=None, **library):
+    """A field, its flag's help, and how the library's own default differs.
+
+    `rule` is the name of a check of `_checks` and its arguments; `library` maps
+    names of the library to their defaults.
+    """
+    metadata = {"help": text, "rule": rule, "library": library}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+_COUNT = ("integer", {"minimum": 1})
+_POSITIVE = ("positive_number", {})
+_SHARE = ("probability", {})
+REQUIRED = dataclasses.MISSING
+
+
+class _Checked:
+    """Checks of the fields, by their rules; None is left to those without."""
+
+    def __post_init__(self):
+        from keras_simclr import _checks
+
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.metadata["rule"] and not _is_free(field, value):
+                check, arguments = field.metadata["rule"]
+                getattr(_checks, check)(field.name, value, **arguments)
+
+
+def _is_free(field, value):
+    return value is None and field.default is None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data(_Checked):
+    """Where images come from; `keras-simclr COMMAND --help` explains it."""
+
+    data: str = _told(
+        REQUIRED,
+        "A folder, PATH.npz (images, perhaps labels) or tfds:NAME[/CONFIG].",
+    )
+    data_dir: str | None = _told(
+        None, "Directory of prepared TFDS datasets; by default TFDS's own."
+    )
+    split: str = _told(
+        "train",
+        "Images to use, as TFDS writes it: train[:90%]. Files have only train.",
+    )
+    manifest: str | None = _told(
+        None, "What `scan` found in the folder: problem files are left out."
+    )
+    unreadable_limit: float = _told(
+        0.01, "Share of a folder's files that may be unreadable.", _SHARE
+    )
+
+    def open(self, canvas_size, **kwargs):
+        """The images as a dataset.
+
+        Args:
+            canvas_size: As in `dataset_from_directory`.
+            **kwargs: As in `sources.open_dataset`.
+
+        Returns:
+            The `folders.ImageFolder`, or the text of `data` if it is none; and
+            the `tf.data.Dataset`.
+        """
+        import pathlib
+
+        from keras_simclr import folders, sources
+
+        source = self.data
+        if pathlib.Path(source).is_dir():
+            source = folders.ImageFolder(
+                source,
+                manifest=self.manifest,
+                split=self.split,
+                unreadable_limit=self.unreadable_limit,
+            )
+        dataset = sources.open_dataset(
+            source,
+            self.split,
+            data_dir=self.data_dir,
+            canvas_size=canvas_size,
+            **kwargs,
+        )
+        return source, dataset
+
+    def open_in_order(self, side):
+        """As `open`, all images once, for views of that side at rest."""
+        from keras_simclr import decoding
+
+        canvas_size = decoding.canvas_for(side)
+        return self.open(canvas_size, shuffle=False, drop_remainder=False)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe(_Checked):
+    """How to train; `keras-simclr pretrain --help` explains each field.
+
+    The defaults are for small images and short runs on two cores, chosen on
+    held-out images (benchmarks/README.md). Where those of the library differ,
+    they are the paper's or the official code's, for long runs on ImageNet.
+
+    Example:
+
+    >>> recipe = Recipe(width_multiplier=0.25, epochs=2)
+    >>> spec = tf.TensorSpec((64, 8, 8, 1))
+    >>> recipe.build(spec, steps=10).encoder.output_shape
+    (None, 128)
+    """
+
+    # As large as half an hour on two cores is enough for.
+    depth: int = _told(
+        10,
+        "Depth of the ResNet: 10, 18, 34, 50, 101, 152 or 200.",
+        ResNet=50,
+    )
+    width_multiplier: float = _told(
+        0.5,
+        "Every layer has this many times the usual channels.",
+        _POSITIVE,
+        ResNet=1,
+    )
+    image_size: int | None = _told(
+        None,
+        "Side of the views, pixels; by default the images', or 64.",
+        _COUNT,
+    )
+    stem: str = _told(
+        AUTO, "Stem: imagenet, cifar, or auto: cifar up to 32 pixels."
+    )
+    projection_layers: int = _told(2, "Layers of the projection head, 0 to 3.")
+    epochs: int = _told(8, "Passes over the images.", _COUNT)
+    batch_size: int = _told(256, "Images in a batch (not views).", _COUNT)
+    micro_batch_size: str | None = _told(
+        None, "Images in memory at a time; auto: as many as fit."
+    )
+    learning_rate: float = _told(
+        1.0,
+        "Learning rate of LARS at batch 256; scaled linearly.",
+        _POSITIVE,
+    )
+    warmup_epochs: float | None = _told(
+        None, "Epochs of rising rate; by default a tenth, at most 10."
+    )
+    weight_decay: float = _told(1e-6, "Weight decay of LARS.")
+    # The official 0.001 is made for 100,000 steps: 1,000 of them lead nowhere.
+    trust_coefficient: float = _told(
+        0.02,
+        "Length of a step of LARS relative to the weights.",
+        _POSITIVE,
+        LARS=0.001,
+    )
+    # Better than 0.1 and 0.5 by one point and more, on Fashion-MNIST.
+    temperature: float = _told(
+        0.2, "Temperature of NT-Xent.", _POSITIVE, NTXent=0.1
+    )
+    # As good as the paper's 0.08, which of 28 pixels a side leaves 8.
+    smallest_crop: float = _told(
+        0.2,
+        "Smallest share of an image's area that a view shows.",
+        (
+            "real_number",
+            {"low": math.ulp(0.0), "high": 1, "rule": "above 0 and at most 1"},
+        ),
+        SimCLRAugmentation=0.08,
+    )
+    flip_rate: float = _told(0.5, "Probability of a horizontal flip.", _SHARE)
+    strength: float = _told(1.0, "Strength of the colour distortion.")
+    color_rate: float = _told(0.8, "Probability of the colour jitter.", _SHARE)
+    grayscale_rate: float = _told(
+        0.2, "Probability of dropping the colours.", _SHARE
+    )
+    blur_rate: float = _told(0.5, "Probability of the blur.", _SHARE)
+    strategy: str = _told(
+        AUTO, "one, mirrored, multi_worker, tpu, or auto: what there is."
+    )
+    precision: str = _told(
+        AUTO, "Keras dtype policy, or auto: the fastest on this machine."
+    )
+    seed: int = _told(
+        0, "All randomness is a function of it.", ("integer", {"minimum": 0})
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        size = self.micro_batch_size
+        if size not in (None, AUTO) and not str(size).isdigit():
+            raise ValueError(
+                "`micro_batch_size` must be a positive integer or auto. "
+                f"Received: micro_batch_size={size!r}"
+            )
+
+    def open(self, data):
+        """The images to train on.
+
+        Args:
+            data: `Data`.
+
+        Returns:
+            As `Data.open`.
+        """
+        from keras_simclr import decoding
+
+        side = self.image_size or _IMAGE_SIZE
+        canvas_size = decoding.canvas_for(side, self.smallest_crop)
+        return data.open(
+            canvas_size, batch_size=self.batch_size, seed=self.seed
+        )
+
+    def build(self, element_spec, steps):
+        """The compiled model.
+
+        Args:
+            element_spec: Of the dataset that it will train on.
+            steps: Steps of an epoch.
+
+        Returns:
+            A `SimCLRModel`.
+        """
+        import keras_simclr as simclr
+
+        shape = self.input_shape(element_spec)
+        encoder, head = self.encoder(shape), self.projection_head()
+        size = self.micro_batch_size
+        model = simclr.SimCLRModel(
+            encoder,
+            head,
+            augmentation=self.augmentation(shape),
+            micro_batch_size=None if size is None else int(size),
+            seed=self.seed,
+        )
+        model.compile(self.optimizer(steps), self.loss())
+        return model
+
+    def input_shape(self, element_spec):
+        """Shape of the views: height, width, channels."""
+        from keras_simclr import elements
+
+        element = elements.unpack(element_spec)
+        *sides, channels = element["images"].shape[1:]
+        if self.image_size or "sizes" in element:
+            sides = [self.image_size or _IMAGE_SIZE] * 2
+        return (*sides, channels)
+
+    def encoder(self, input_shape):
+        """The encoder, for views of that shape."""
+        import keras_simclr as simclr
+        from keras_simclr import networks
+
+        stem = self.stem
+        if stem == AUTO:
+            stem = networks.stem_for(max(input_shape[:2]))
+        return simclr.ResNet(
+            self.depth,
+            width_multiplier=self.width_multiplier,
+            stem=stem,
+            input_shape=input_shape,
+        )
+
+    def projection_head(self):
+        """The projection head."""
+        import keras_simclr as simclr
+
+        return simclr.ProjectionHead(self.projection_layers)
+
+    def augmentation(self, input_shape):
+        """The augmentation that makes views of that shape."""
+        import keras_simclr as simclr
+
+        return simclr.SimCLRAugmentation(
+            tuple(input_shape[:2]),
+            strength=self.strength,
+            scale=(self.smallest_crop, 1.0),
+            flip_rate=self.flip_rate,
+            color_rate=self.color_rate,
+            grayscale_rate=self.grayscale_rate,
+            blur_rate=self.blur_rate,
+        )
+
+    def loss(self):
+        """The loss."""
+        import keras_simclr as simclr
+
+        return simclr.NTXent(self.temperature)
+
+    def optimizer(self, steps):
+        """The optimizer, for epochs of so many steps."""
+        import keras
+
+        import keras_simclr as simclr
+
+        warmup_epochs = self.warmup_epochs
+        if warmup_epochs is None:
+            warmup_epochs = min(10.0, self.epochs / 10)
+        schedule = simclr.warmup_cosine(
+            simclr.scaled_learning_rate(self.learning_rate, self.batch_size),
+            self.epochs * steps,
+            warmup_steps=round(warmup_epochs * steps),
+        )
+        return simclr.LARS(
+            keras.optimizers.SGD(schedule, momentum=0.9),
+            weight_decay=self.weight_decay,
+            trust_coefficient=self.trust_coefficient,
+        )
+
+    def with_choice(self, name, strategy, choose, report):
+        """This recipe, or one in which `auto` is replaced by a choice.
+
+        Args:
+            name: Name of the field.
+            strategy: `tf.distribute.Strategy` to train with.
+            choose: Function without arguments that measures and chooses.
+            report: Function that is told, in words.
+
+        Returns:
+            A `Recipe`.
+
+        Raises:
+            ValueError: If several workers would have to choose.
+        """
+        from keras_simclr import replicas
+
+        if getattr(self, name) != AUTO:
+            return self
+        if replicas.has_workers(strategy):
+            raise ValueError(
+                f"`{name}` must be the same for all workers. Received: "
+                f"{name}='auto'. Run one worker alone to see what it chooses"
+            )
+        choice = choose()
+        flag = f"--{name}={choice}" if choice else f"no --{name}"
+        report(f"Chosen for this machine: {flag}.")
+        return dataclasses.replace(self, **{name: choice})
+
+    def largest_micro_batch(self, element_spec, steps, strategy):
+        """The largest micro-batch that fits, as text; or None for the batch."""
+        import keras
+        import tensorflow as tf
+
+        from keras_simclr import devices, elements, micro_batches
+
+        whole = dataclasses.replace(self, micro_batch_size=None)
+        model = whole.build(element_spec, steps)
+        model.build_optimizer()  # Its slots take memory, too.
+        spec = elements.unpack(element_spec)["images"]
+
+        @tf.function
+        def step(images):
+            return model.replica_gradients({"images": images})[0]
+
+        size = micro_batches.largest_micro_batch(
+            lambda size: step(tf.zeros((size, *spec.shape[1:]), spec.dtype)),
+            self.batch_size // strategy.num_replicas_in_sync,
+        )
+        devices.forget_models()
+        keras.utils.set_random_seed(self.seed)  # As if nothing had been tried.
+        return size and str(size)
+
+
+def as_text(value):
+    """A field's value as a flag has it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def as_arguments(values):
+    """Command-line arguments for a dictionary of flags.
+
+    None leaves a flag out.
+
+    Example:
+
+    >>> as_arguments({"depth": 18, "manifest": None})
+    ['--depth=18']
+    """
+    return [f"--{k}={as_text(v)}" for k, v in values.items() if v is not None]
+
+
+def as_flags(values):
+    """The text of `flags.txt` for a dictionary of flags."""
+    return "".join(f"{x}\n" for x in as_arguments(dict(sorted(values.items()))))
+
+
+def read_flags(text):
+    r"""The flags of a `flags.txt`: dictionary of names and texts.
+
+    Example:
+
+    >>> read_flags("--depth=18\n--nodoctor\n")
+    {'depth': '18', 'doctor': 'false'}
+    """
+    values = {}
+    for line in text.splitlines():
+        name, has_value, value = line.removeprefix("--").partition("=")
+        if not has_value:  # As absl writes flags that are on or off.
+            value = "false" if name.startswith("no") else "true"
+            name = name.removeprefix("no")
+        values[name] = value
+    return values
+
+
+def defaults():
+    """What the absence of a flag means: dictionary of names and values."""
+    return {
+        field.name: field.default
+        for kind in (Data, Recipe)
+        for field in dataclasses.fields(kind)
+        if field.default is not REQUIRED
+    }
+
+
+def from_text(kind, texts):
+    """Values of fields of `Data` or `Recipe` from texts: a dictionary."""
+    values = {}
+    for field in dataclasses.fields(kind):
+        if field.name in texts:
+            value, flag = texts[field.name], flag_type(field)
+            if value is not None:
+                value = value == "true" if flag is bool else flag(value)
+            values[field.name] = value
+    return values
+
+
+def flag_type(field):
+    """The type of a field's flag: bool, int, float or str."""
+    kinds = [x for x in typing.get_args(field.type) if x is not type(None)]
+    return kinds[0] if kinds else field.type

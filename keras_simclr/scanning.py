@@ -1,0 +1,664 @@
+"""What the files of a folder hold, what is wrong with them, the manifest."""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import hashlib
+import os
+import pathlib
+import threading
+import warnings
+
+import numpy as np
+
+from keras_simclr import _files, duplicates
+from keras_simclr.decoding import (
+    FORMATS,
+    MOST_PIXELS,
+    SMALLEST_SIDE,
+    promised_format,
+)
+from keras_simclr.duplicates import SMALL, perceptual_keys
+
+_CHUNK = 1024  # Files that are read before their rows are stored.
+
+
+_ADVICE = {
+    "empty": "Copy or download it again.",
+    "truncated": "Copy or download it again.",
+    "corrupt": "Copy or download it again.",
+    "not an image": "Often a failed download: try again.",
+    "unreadable": "Make it readable: chmod +r.",
+    "unreadable folder": "Make it readable: chmod +rx.",
+    "broken link": "Restore the file that it points to.",
+    "not a regular file": "It was not opened. Move it elsewhere.",
+    "too small": f"Each side needs at least {SMALLEST_SIDE} pixels.",
+    "too large": f"Scale it down to at most {MOST_PIXELS:,} pixels.",
+    "unsupported format": "Convert it to JPEG or PNG.",
+    "wrong extension": "Nothing to do: the content decides.",
+    "animated": "The first frame is used.",
+    "CMYK": "Meant for print: the colours may look different on a screen.",
+    "16-bit": "8 bits per channel are used.",
+    "palette": "Nothing to do.",
+    "transparency": "Transparent parts become white.",
+    "EXIF rotation": "Nothing to do: width and height are as seen.",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Scan:
+    """What a directory holds; `str()` is a report for people.
+
+    Attributes:
+        images: Number of usable images.
+        others: Number of files that neither are nor claim to be images.
+        formats: Dictionary from formats to numbers of usable images.
+        sizes: `(width, height)` of the usable images that are smallest, median
+            and largest by area; or empty.
+        problems: Dictionary from kinds of problems, each of which makes a
+            file unusable, to `(number of files, up to three of them)`.
+        remarks: The same of what leaves an image usable.
+        duplicate_groups: Number of groups of duplicates and near duplicates.
+        duplicate_images: Number of images in them.
+        class_names: As `class_labels` finds them.
+
+    Example:
+
+    >>> print(Scan(1, 0, {"PNG": 1}, ((8, 9),) * 3, {}, {}, 0, 0, ()))
+    1 image usable, 0 files left out, 0 other files.
+    Formats: PNG 1.
+    Sizes: smallest 8x9, median 8x9, largest 8x9 (width x height).
+    Duplicates: none.
+    """
+
+    images: int
+    others: int
+    formats: dict
+    sizes: tuple
+    problems: dict
+    remarks: dict
+    duplicate_groups: int
+    duplicate_images: int
+    class_names: tuple
+
+    def __str__(self):
+        unusable = sum(number for number, _ in self.problems.values())
+        images, files = _count(self.images, "image"), _count(unusable, "file")
+        others = _count(self.others, "other file")
+        lines = [f"{images} usable, {files} left out, {others}."]
+        if self.images:
+            formats = [f"{name} {n:,}" for name, n in self.formats.items()]
+            sizes = ["{}x{}".format(*size) for size in self.sizes]
+            lines += [
+                f"Formats: {', '.join(formats)}.",
+                "Sizes: smallest {}, median {}, largest {} "
+                "(width x height).".format(*sizes),
+            ]
+        if self.class_names:
+            shown = ", ".join(self.class_names[:10])
+            more = ", ..." if len(self.class_names) > 10 else ""
+            text = f"{len(self.class_names):,} folders: {shown}{more}"
+            lines.append(f"Classes: {_printable(text)}.")
+        duplicates = "none"
+        if self.duplicate_groups:
+            duplicates = (
+                f"{_count(self.duplicate_images, 'image')} in "
+                f"{_count(self.duplicate_groups, 'group')}"
+            )
+        lines.append(f"Duplicates: {duplicates}.")
+        lines += _listing("Left out:", self.problems)
+        lines += _listing("Used, but worth knowing:", self.remarks)
+        return "\n".join(lines)
+
+
+def _count(number, noun):
+    return f"{number:,} {noun}" + ("s" if number != 1 else "")
+
+
+def _printable(text):
+    """The text without what a terminal cannot show, as `repr` escapes it."""
+    return repr(text)[1:-1]
+
+
+def _listing(title, kinds):
+    lines = [title] if kinds else []
+    for kind, (number, examples) in kinds.items():
+        shown = ", ".join(repr(path) for path in examples)
+        more = ", ..." if number > len(examples) else ""
+        lines.append(f"  {kind}: {number:,}. {_ADVICE[kind]}")
+        lines.append(f"    {shown}{more}")
+    return lines
+
+
+def scan(directory, manifest, *, progress=None):
+    """Decodes every image of a directory once and writes a manifest.
+
+    The manifest is a Parquet file with a row per candidate, sorted: a file
+    that is named like an image, or whose content is one. Its columns:
+
+    - `path`: relative to `directory`, as bytes (`os.fsencode`), because names
+      need not be valid UTF-8.
+    - `format`: JPEG, PNG, BMP, GIF or WEBP, another one that is not
+      supported, or null.
+    - `width`, `height`: pixels as seen, after EXIF rotation; or null.
+    - `channels`: 1 (grey), 2 (with alpha), 3 (colour), 4 (with alpha, or
+      CMYK); or null.
+    - `orientation`: EXIF's number, 1 to 8; or null.
+    - `group`: int64; the same for duplicates and near duplicates (resized,
+      saved again).
+    - `problem`: why it is unusable (`kind: detail`), or remarks on a usable
+      image, separated by `; `; or null.
+    - `usable`: whether it can be decoded and is neither too small nor too
+      large.
+
+    Nothing but the manifest is written, and it only when it is complete. It
+    takes about a kilobyte of memory per file.
+
+    Args:
+        directory: Path of the images.
+        manifest: Path of the file to write. Its directory is made if missing.
+        progress: Function of the number of files done and their total, called
+            after each, or None.
+
+    Returns:
+        `Scan`, whose `str()` is a report.
+
+    Raises:
+        FileExistsError: If `manifest` exists.
+        OSError: If `directory` cannot be listed, as `find_images`. An
+            unreadable sub-directory becomes a row.
+        ValueError: If it holds no candidate.
+
+    Example:
+
+    ```python
+    print(scan("photos", "photos.parquet"))
+    ```
+    """
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    directory = _files.readable_directory(directory)
+    manifest = pathlib.Path(manifest)
+    if manifest.exists() or manifest.is_symlink():
+        raise FileExistsError(
+            "`manifest` must be a new file: nothing is overwritten. "
+            f"Received: manifest={str(manifest)!r}"
+        )
+    problems = {}
+
+    def report(path, kind, error):
+        problems[path] = f"{kind}: {error.strerror}" if error else kind
+
+    paths = sorted(
+        [*_files.walk(directory, report, promised_format), *problems]
+    )
+    manifest.parent.mkdir(parents=True, exist_ok=True)
+    staged = manifest.with_name(f".staged-{manifest.name}")
+    try:
+        with staged.open("wb") as file:  # Fails now, not after an hour.
+            table = _read_all(directory, paths, problems, progress)
+            if not len(table):
+                raise ValueError(
+                    "`directory` must hold images. Received: "
+                    f"directory={directory!r} with {len(paths)} other files"
+                )
+            pa.parquet.write_table(table, file)
+        staged.replace(manifest)
+    finally:
+        staged.unlink(missing_ok=True)
+    return _summary(table, others=len(paths) - len(table))
+
+
+def _schema():
+    import pyarrow as pa
+
+    return pa.schema(
+        {
+            "path": pa.binary(),
+            "format": pa.string(),
+            "width": pa.int32(),
+            "height": pa.int32(),
+            "channels": pa.int32(),
+            "orientation": pa.int32(),
+            "group": pa.int64(),
+            "problem": pa.string(),
+            "usable": pa.bool_(),
+        }
+    )
+
+
+def _read_all(directory, paths, problems, progress):
+    """The manifest of files as a `pyarrow.Table`."""
+    import imagehash  # noqa: F401 Here, not in several threads at once.
+    import pyarrow as pa
+    from PIL import Image
+
+    Image.init()
+
+    def read(path):
+        if path in problems:
+            return Row(path, problem=problems[path])
+        return examine(directory, path)
+
+    schema = _schema()
+    tables, size = [schema.empty_table()], 0
+    keys = np.zeros(len(paths), duplicates.KEYS)
+    # Threads are enough: Pillow lets others run while it decodes.
+    with (
+        warnings.catch_warnings(),
+        concurrent.futures.ThreadPoolExecutor() as pool,
+    ):
+        warnings.simplefilter("ignore")
+        for start in range(0, len(paths), _CHUNK):
+            rows = []
+            results = pool.map(read, paths[start : start + _CHUNK])
+            for done, row in enumerate(results, start + 1):
+                rows += [row] if row else []
+                if progress:
+                    progress(done, len(paths))
+            tables.append(_as_table(rows, schema))
+            for row in rows:
+                keys[size] = row.key or 0
+                size += 1
+    table = pa.concat_tables(tables)
+    groups = duplicates.group(keys[:size], table["usable"].to_numpy())
+    place = schema.get_field_index("group")
+    return table.set_column(place, schema.field(place), pa.array(groups))
+
+
+def _as_table(rows, schema):
+    import pyarrow as pa
+
+    columns = {
+        name: [getattr(row, name) for row in rows] for name in schema.names
+    }
+    columns["path"] = [os.fsencode(path) for path in columns["path"]]
+    return pa.table(columns, schema)
+
+
+def _summary(table, others):
+    """The `Scan` of a manifest."""
+    paths, usable = _paths(table), table["usable"].to_numpy()
+    problems, remarks = {}, {}
+    for path, is_usable, text in zip(
+        paths, usable, table["problem"].to_pylist(), strict=True
+    ):
+        for part in text.split("; ") if text and is_usable else [text]:
+            _add_example(remarks if is_usable else problems, part, path)
+    images = table.filter(usable)
+    names, numbers = np.unique(images["format"].to_pylist(), return_counts=True)
+    sizes = np.stack([images["width"], images["height"]], axis=1)
+    order = np.argsort(sizes.prod(axis=1, dtype="int64"), kind="stable")
+    shown = order[[0, len(order) // 2, -1]] if len(order) else order
+    groups = np.bincount(images["group"].to_numpy(), minlength=1)
+    _, class_names = class_labels(
+        [
+            path
+            for path, is_usable in zip(paths, usable, strict=True)
+            if is_usable
+        ]
+    )
+    return Scan(
+        images=len(images),
+        others=others,
+        formats=dict(zip(names.tolist(), numbers.tolist(), strict=True)),
+        sizes=tuple(map(tuple, sizes[shown].tolist())),
+        problems=problems,
+        remarks=remarks,
+        duplicate_groups=int((groups > 1).sum()),
+        duplicate_images=int(groups[groups > 1].sum()),
+        class_names=class_names,
+    )
+
+
+def _add_example(kinds, text, path):
+    if text:
+        kind = text.partition(":")[0]
+        number, examples = kinds.get(kind, (0, ()))
+        kinds[kind] = number + 1, (*examples, path)[:3]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Manifest:
+    """The usable images of a manifest, sorted by path.
+
+    Attributes:
+        paths: List of paths relative to the directory, as `find_images`.
+        groups: int64 array; the same number for duplicates.
+        widths: int64 array of pixels as seen, after EXIF rotation.
+        heights: The same.
+        problems: Dictionary from the paths of unusable files to the reason.
+    """
+
+    paths: list
+    groups: np.ndarray
+    widths: np.ndarray
+    heights: np.ndarray
+    problems: dict
+
+
+def read_manifest(path):
+    """Reads a manifest.
+
+    Args:
+        path: Path of a manifest that `scan` wrote.
+
+    Returns:
+        `Manifest`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no manifest.
+
+    Example:
+
+    ```python
+    manifest = read_manifest("photos.parquet")
+    ```
+    """
+    import pyarrow.compute as pc
+    import pyarrow.parquet
+
+    received = f"Received: path={os.fsdecode(path)!r}"
+    if not pathlib.Path(path).is_file():
+        raise FileNotFoundError(
+            f"`path` must be a manifest. {received}, which is no file. Write "
+            "one with keras-simclr scan"
+        )
+    try:
+        table = pyarrow.parquet.ParquetFile(path).read()
+        table = table.select(_schema().names).cast(_schema())
+    except (ValueError, KeyError) as error:
+        raise ValueError(
+            "`path` must be a manifest that keras-simclr scan wrote. "
+            f"{received} ({error})"
+        ) from None
+    table = table.sort_by("path")
+    images = table.filter(table["usable"])
+    columns = {
+        f"{name}s": images[name].to_numpy().astype("int64")
+        for name in ("group", "width", "height")
+    }
+    others = table.filter(pc.invert(table["usable"]))
+    problems = dict(
+        zip(_paths(others), others["problem"].to_pylist(), strict=True)
+    )
+    return Manifest(_paths(images), problems=problems, **columns)
+
+
+def _paths(table):
+    return [os.fsdecode(path) for path in table["path"].to_pylist()]
+
+
+_HEAD = 512  # Bytes that tell what a file holds.
+
+
+# First bytes of image formats, also of those that are not supported.
+_MAGIC = {
+    b"\xff\xd8\xff": "JPEG",
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    b"GIF87a": "GIF",
+    b"GIF89a": "GIF",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"8BPS": "PSD",
+    b"\0\0\0\x0cjP  \r\n\x87\n": "JPEG 2000",
+}
+
+
+_BRANDS = {
+    b"avif": "AVIF",
+    b"heic": "HEIC",
+    b"heix": "HEIC",
+    b"mif1": "HEIC",
+    b"msf1": "HEIC",
+}
+
+
+_BMP_HEADERS = {
+    size.to_bytes(4, "little") for size in (12, 40, 52, 56, 64, 108, 124)
+}
+
+
+_CONTROLS = frozenset(range(32)) - frozenset(b"\t\n\f\r\x1b")
+
+
+# What turns an image as EXIF's number asks: `PIL.Image.Transpose`.
+_TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
+
+
+# Images above so many pixels are decoded one at a time, for memory's sake.
+_LARGE = 1 << 24
+
+
+_ONE_LARGE = threading.Lock()
+
+
+@dataclasses.dataclass(slots=True)
+class Row:
+    """A row of the manifest; `scan` describes its columns.
+
+    Attributes:
+        path: Path relative to the folder.
+        format: Format of the content, or None.
+        width: Pixels as seen, or None.
+        height: The same.
+        channels: Channels, or None.
+        orientation: EXIF's number, or None.
+        problem: Why the file is unusable, or remarks, or None.
+        usable: Whether it is an image that can be used.
+        group: None; known when all files are.
+        remarks: List of what leaves it usable but is worth knowing, or None.
+        key: Fields of `duplicates.KEYS`, or None.
+    """
+
+    path: str
+    format: str | None = None
+    width: int | None = None
+    height: int | None = None
+    channels: int | None = None
+    orientation: int | None = None
+    problem: str | None = None
+    usable: bool = False
+    group: int | None = None  # Known at the end.
+    remarks: list | None = None
+    key: tuple | None = None
+
+
+def examine(directory, path):
+    """Reads an image file and says what it is.
+
+    Args:
+        directory: Path of the folder.
+        path: Path of a regular file relative to it.
+
+    Returns:
+        A `Row`; None if the file neither is an image nor named like one.
+
+    Example:
+
+    >>> from sklearn import datasets
+    >>> row = examine(datasets.__path__[0], "images/china.jpg")
+    >>> row.format, row.width, row.height, row.problem
+    ('JPEG', 640, 427, None)
+    """
+    row = Row(path)
+    try:
+        with pathlib.Path(directory, path).open("rb") as file:
+            head = file.read(_HEAD)
+            row.format = _format(head)
+            if row.format in FORMATS:
+                file.seek(0)
+                _decode(row, file, head)
+            else:
+                row.problem = _foreign(row.format, head)
+    except Exception as error:  # Decoders raise what they like.
+        row.problem = _explain(error)
+    row.usable = row.problem is None
+    if row.usable:
+        row.problem = "; ".join(row.remarks) or None
+    return row if row.format or promised_format(path) else None
+
+
+def _format(head):
+    """The image format that a file's first bytes tell, or None."""
+    for start, name in _MAGIC.items():
+        if head.startswith(start):
+            return name
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WEBP"
+    if head[4:8] == b"ftyp":
+        return _BRANDS.get(head[8:12])
+    # Two letters alone could begin a text; a BMP's header has these lengths.
+    if head[:2] == b"BM" and head[14:18] in _BMP_HEADERS:
+        return "BMP"
+    return None
+
+
+def _foreign(name, head):
+    """Why a file of no supported format is unusable."""
+    if name:
+        return f"unsupported format: {name}"
+    if not head:
+        return "empty"
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if start.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
+        return "not an image: HTML"
+    if start.startswith((b"<svg", b"<?xml")):
+        return "not an image: XML or SVG"
+    is_text = not set(head) & _CONTROLS
+    return "not an image: text" if is_text else "not an image: unknown content"
+
+
+def _explain(error):
+    """What an exception of the system or a decoder means for the file."""
+    from PIL import Image
+
+    if isinstance(error, Image.DecompressionBombError):
+        return "too large: more than twice the limit"
+    if isinstance(error, MemoryError):
+        return "too large: not enough memory"
+    if isinstance(error, OSError) and error.errno:
+        return f"unreadable: {error.strerror}"
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "corrupt: its header is damaged"
+    text = " ".join(str(error).split())[:80] or type(error).__name__
+    kind = "truncated" if "truncated" in text.lower() else "corrupt"
+    return f"{kind}: {text}"
+
+
+def _decode(row, file, head):
+    """Fills in what the image tells."""
+    from PIL import Image
+
+    digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8))
+    with Image.open(file, formats=[row.format]) as image:
+        row.width, row.height = image.size
+        row.channels = 3 if image.mode == "P" else len(image.getbands())
+        pixels = row.width * row.height
+        if pixels > MOST_PIXELS:
+            row.problem = f"too large: {row.width}x{row.height} pixels"
+            return
+        if min(image.size) < SMALLEST_SIDE:
+            row.problem = f"too small: {row.width}x{row.height} pixels"
+            return
+        row.remarks = _remarks(row, image, head)
+        # Whole images in memory at a time: one large one, or small ones.
+        large = pixels > _LARGE and row.format != "JPEG"
+        with _ONE_LARGE if large else contextlib.nullcontext():
+            small = _shrink(image, row.format)
+        row.orientation = _orientation(image)
+    if row.orientation > 1:
+        row.remarks.append("EXIF rotation")
+        small = small.transpose(_TURNS[row.orientation])
+    if row.orientation > 4:
+        row.width, row.height = row.height, row.width
+    row.key = (
+        int.from_bytes(digest.digest()),
+        *perceptual_keys(small),
+    )
+
+
+def _remarks(row, image, head):
+    remarks = []
+    if row.format != promised_format(row.path):
+        remarks.append(f"wrong extension: {row.format}")
+    if row.format != "JPEG" and getattr(image, "is_animated", False):
+        remarks.append("animated")
+    if image.mode == "CMYK":
+        remarks.append("CMYK")
+    # Pillow opens 16-bit colour as 8-bit: the header tells.
+    if row.format == "PNG" and head[24] == 16:
+        remarks.append("16-bit")
+    if image.mode == "P" and row.format != "GIF":
+        remarks.append("palette")
+    if image.has_transparency_data:
+        remarks.append("transparency")
+    return remarks
+
+
+def _shrink(image, name):
+    """Decodes all of an image, into 32 x 32 pixels of RGB."""
+    from PIL import Image
+
+    box = None
+    if name == "JPEG":
+        # Inverse transforms for 128 pixels are enough, and 3 times as fast.
+        _, box = image.draft(None, (128, 128)) or (None, None)
+    image.load()
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype("uint8"))
+    elif image.mode == "P" or "transparency" in image.info:
+        image = image.convert("RGBA")
+    elif image.mode == "1":
+        image = image.convert("L")
+    small = image.resize(SMALL, Image.Resampling.BILINEAR, box=box)
+    if small.has_transparency_data:
+        white = Image.new("RGBA", small.size, "white")
+        small = Image.alpha_composite(white, small.convert("RGBA"))
+    return small.convert("RGB")
+
+
+def _orientation(image):
+    """EXIF's number; 1, which means as it is, if there is none."""
+    try:
+        number = image.getexif().get(0x0112, 1)
+    except Exception:  # Damaged EXIF does not harm the image.
+        return 1
+    return number if number in range(1, 9) else 1
+
+
+def class_labels(paths):
+    """Numbers the top-level sub-directories of images.
+
+    Args:
+        paths: Relative paths, as `find_images` lists them.
+
+    Returns:
+        `(labels, class_names)`: an int64 array of the paths' length, and the
+        sorted names of the sub-directories. `(None, ())` if a file lies
+        outside them, or there are fewer than two.
+
+    Example:
+
+    >>> class_labels(["cat/1.jpg", "dog/2.jpg", "cat/old/3.jpg"])
+    (array([0, 1, 0]), ('cat', 'dog'))
+    """
+    numbers = {}  # In the order in which they come: no list of all names.
+    labels = np.fromiter(
+        (
+            numbers.setdefault(path.partition("/")[0], len(numbers))
+            if "/" in path
+            else -1
+            for path in paths
+        ),
+        "int64",
+        len(paths),
+    )
+    if len(numbers) < 2 or labels.min() < 0:
+        return None, ()
+    names = sorted(numbers)
+    places = np.empty(len(names), "int64")
+    places[[numbers[name] for name in names]] = np.arange(len(names))
+    return places[labels], tuple(names)
