@@ -6,8 +6,8 @@ import math
 import keras
 import numpy as np
 import pytest
-import reference
 import tensorflow as tf
+from helpers import reference
 from scipy import stats
 
 import keras_simclr as simclr

@@ -3,9 +3,9 @@ import csv
 import keras
 import numpy as np
 import pytest
-import standins
 import tensorflow as tf
-from replicas import mirrored
+from helpers import standins
+from helpers.replicas import mirrored
 
 import keras_simclr as simclr
 from keras_simclr import callbacks, collapse

@@ -1,10 +1,9 @@
 import math
 
 import numpy as np
-import oracles
 import pytest
-import scripts
 import tensorflow as tf
+from helpers import oracles, scripts
 
 NAMES = [
     "augmentations",

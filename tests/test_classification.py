@@ -5,8 +5,8 @@ import json
 import keras
 import numpy as np
 import pytest
-import standins
 import tensorflow as tf
+from helpers import standins
 
 import keras_simclr as simclr
 from keras_simclr import classification, finetuning

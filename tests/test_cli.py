@@ -6,9 +6,9 @@ import sys
 import keras
 import numpy as np
 import pytest
-import standins
 from absl import flags
-from replicas import mirrored
+from helpers import standins
+from helpers.replicas import mirrored
 
 import keras_simclr_cli as cli
 from keras_simclr import devices, finetuning, micro_batches, replicas, runs

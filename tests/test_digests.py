@@ -1,7 +1,7 @@
 import json
 
-import digests
 import pytest
+from helpers import digests
 
 STORED = json.loads(digests.PATH.read_text())
 OURS = STORED["machines"].get(digests.machine(), {})

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-import standins
+from helpers import standins
 from scipy import stats
 
 import keras_simclr as simclr

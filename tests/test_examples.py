@@ -5,8 +5,8 @@ import subprocess
 import sys
 
 import pytest
-import standins
 from absl import app, flags
+from helpers import standins
 
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 

@@ -11,13 +11,13 @@ import keras
 import numpy as np
 import PIL.Image
 import pytest
-import standins
 import tensorflow as tf
+from helpers import standins
 
 import keras_simclr as simclr
 from keras_simclr import _files, cards, decoding, export
 
-RUNTIMES = pathlib.Path(__file__).with_name("runtimes.py")
+RUNTIMES = pathlib.Path(__file__).with_name("helpers") / "runtimes.py"
 
 
 def small_model(size, channels=1, **kwargs):

@@ -1,8 +1,8 @@
 import keras
 import numpy as np
 import pytest
-import standins
 import tensorflow as tf
+from helpers import standins
 
 import keras_simclr as simclr
 from keras_simclr import copies, finetuning, fit_data

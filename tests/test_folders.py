@@ -1,426 +1,15 @@
-import io
+import itertools
+import logging
 import os
-import pathlib
-import struct
-import warnings
-import zlib
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+import PIL.Image
 import pytest
-from PIL import Image
-from sklearn import datasets
-
-from keras_simclr import duplicates, folders, scanning
-
-
-def picture(seed, width=48, height=32):
-    """An image of blots that no other seed gives."""
-    rng = np.random.default_rng(seed)
-    blots = rng.integers(0, 256, (5, 6, 3)).astype("uint8")
-    return Image.fromarray(blots).resize((width, height), 3)
-
-
-def encoded(image, name, **kwargs):
-    file = io.BytesIO()
-    image.save(file, name, **kwargs)
-    return file.getvalue()
-
-
-def png_that_claims(width, height):
-    body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    head = struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
-    data = encoded(picture(0), "PNG")
-    return data[:8] + head + data[8 + len(head) :]
-
-
-def exif(orientation):
-    tags = Image.Exif()
-    tags[0x0112] = orientation
-    return tags
-
-
-def write(directory, files):
-    for path, data in files.items():
-        path = directory / path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    return directory
-
-
-def rows_of(directory, manifest):
-    report = scanning.scan(directory, manifest)
-    table = pq.read_table(manifest)
-    return report, {os.fsdecode(row["path"]): row for row in table.to_pylist()}
-
-
-JPEG = encoded(picture(0), "JPEG")
-PROGRESSIVE = encoded(picture(1, 300, 200), "JPEG", progressive=True)
-PNG = encoded(picture(2, 300, 200), "PNG")
-GREY_16 = Image.fromarray(np.arange(1600, dtype="uint16").reshape(40, 40) * 40)
-FRAMES = {"save_all": True, "append_images": [picture(4), picture(5)]}
-
-# File: content, and the problem that makes it unusable.
-PROBLEMS = {
-    "empty.jpg": (b"", "empty"),
-    "cut.jpg": (JPEG[: len(JPEG) // 2], "truncated: "),
-    "cut_progressive.jpg": (PROGRESSIVE[:-900], "truncated: "),
-    "cut.png": (PNG[: len(PNG) // 2], "truncated: "),
-    "cut.gif": (encoded(picture(3), "GIF")[:-900], "truncated: "),
-    "cut.bmp": (encoded(picture(3), "BMP")[:-900], "truncated: "),
-    "cut.webp": (encoded(picture(3), "WEBP")[:-90], "corrupt: "),
-    "cut_head.jpg": (JPEG[:30], "truncated: "),
-    "cut_head.png": (PNG[:20], "truncated: "),
-    "cut_head.gif": (b"GIF89a\1", "corrupt: its header is damaged"),
-    "damaged.png": (
-        PNG[:100] + bytes(60) + PNG[160:],
-        "corrupt: ",
-    ),
-    "html.jpg": (b"\n<!DOCTYPE html><p>404", "not an image: HTML"),
-    "drawing.png": (b"<?xml version='1.0'?><svg/>", "not an image: XML or SVG"),
-    "text.jpg": (b"BM is how a text may begin", "not an image: text"),
-    "zeros.jpg": (bytes(1000), "not an image: unknown content"),
-    "dot.png": (encoded(picture(6, 1, 1), "PNG"), "too small: 1x1 pixels"),
-    "line.png": (encoded(picture(6, 1, 300), "PNG"), "too small: 1x300 pixels"),
-    "large.png": (png_that_claims(10_000, 9_000), "too large: 10000x9000 pix"),
-    "bomb.png": (png_that_claims(16_000, 16_000), "too large: more than twice"),
-    "photo.tif": (encoded(picture(7), "TIFF"), "unsupported format: TIFF"),
-    "phone.jpg": (
-        b"\0\0\0\x18ftypheic" + bytes(30),
-        "unsupported format: HEIC",
-    ),
-}
-
-# File: content, remarks, channels and size.
-REMARKS = {
-    "plain.jpg": (JPEG, None, 3, (48, 32)),
-    "plain.PNG": (PNG, None, 3, (300, 200)),
-    "plain.bmp": (encoded(picture(10), "BMP"), None, 3, (48, 32)),
-    "plain.webp": (encoded(picture(11), "WEBP"), None, 3, (48, 32)),
-    "plain.gif": (encoded(picture(12), "GIF"), None, 3, (48, 32)),
-    "smallest.png": (encoded(picture(13, 8, 8), "PNG"), None, 3, (8, 8)),
-    "grey.jpg": (encoded(picture(14).convert("L"), "JPEG"), None, 1, (48, 32)),
-    "bits.png": (encoded(picture(15).convert("1"), "PNG"), None, 1, (48, 32)),
-    "is_png.jpg": (encoded(picture(16), "PNG"), "wrong extension: PNG"),
-    "is_jpeg": (encoded(picture(17), "JPEG"), "wrong extension: JPEG"),
-    "moving.gif": (encoded(picture(18), "GIF", **FRAMES), "animated"),
-    "moving.webp": (encoded(picture(19), "WEBP", **FRAMES), "animated"),
-    "print.jpg": (
-        encoded(picture(20).convert("CMYK"), "JPEG"),
-        "CMYK",
-        4,
-        (48, 32),
-    ),
-    "deep.png": (encoded(GREY_16, "PNG"), "16-bit", 1, (40, 40)),
-    "palette.png": (encoded(picture(21).convert("P"), "PNG"), "palette"),
-    "clear.png": (
-        encoded(picture(22).convert("RGBA"), "PNG"),
-        "transparency",
-        4,
-        (48, 32),
-    ),
-    "turned.jpg": (
-        encoded(picture(23), "JPEG", exif=exif(6)),
-        "EXIF rotation",
-        3,
-        (32, 48),
-    ),
-    "upside_down.jpg": (
-        encoded(picture(24), "JPEG", exif=exif(3)),
-        "EXIF rotation",
-        3,
-        (48, 32),
-    ),
-    "nonsense.jpg": (
-        encoded(picture(25), "JPEG", exif=exif(77)),
-        None,
-        3,
-        (48, 32),
-    ),
-    "damaged_exif.jpg": (
-        encoded(picture(26), "JPEG", exif=b"Exif\0\0" + b"\xff" * 40),
-        None,
-        3,
-        (48, 32),
-    ),
-    "several.png": (
-        encoded(picture(27).convert("RGBA"), "GIF", **FRAMES),
-        "wrong extension: GIF; animated",
-    ),
-    "stereo.jpg": (encoded(picture(28), "MPO", **FRAMES), None, 3, (48, 32)),
-}
-
-# Of one photograph.
-COPIES = ("a.png", "b.jpg", "c.jpg", "d.webp", "e.jpg")
-
-
-@pytest.fixture(scope="module")
-def scanned(tmp_path_factory):
-    """The report and the rows of a directory with everything in it."""
-    directory = tmp_path_factory.mktemp("everything")
-    files = {**PROBLEMS, **REMARKS, "notes.txt": (b"BM: text",), "x": (b"",)}
-    write(directory, {path: data for path, (data, *_) in files.items()})
-    os.mkfifo(directory / "fifo.jpg")
-    os.mkfifo(directory / "fifo")
-    (directory / "link.jpg").symlink_to("nowhere")
-    manifest = tmp_path_factory.mktemp("out") / "new" / "manifest.parquet"
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        return rows_of(directory, manifest)
-
-
-@pytest.mark.parametrize("path", PROBLEMS)
-def test_scan_says_why_a_file_is_unusable(path, scanned):
-    row = scanned[1][path]
-    assert row["problem"].startswith(PROBLEMS[path][1])
-    assert not row["usable"]
-
-
-@pytest.mark.parametrize("path", REMARKS)
-def test_scan_says_what_is_special_about_an_image(path, scanned):
-    row = scanned[1][path]
-    _, remark, *rest = REMARKS[path]
-    assert row["problem"] == remark
-    assert row["usable"]
-    if rest:
-        found = row["channels"], (row["width"], row["height"])
-        assert found == tuple(rest)
-
-
-def test_scan_opens_no_fifo_and_follows_no_link_to_nothing(scanned):
-    _, rows = scanned
-    assert rows["fifo.jpg"]["problem"] == "not a regular file"
-    assert rows["link.jpg"]["problem"] == (
-        "broken link: No such file or directory"
-    )
-
-
-def test_manifest_has_a_row_per_candidate_sorted(scanned):
-    _, rows = scanned
-    expected = {*PROBLEMS, *REMARKS, "fifo.jpg", "link.jpg"}
-    assert list(rows) == sorted(expected)
-
-
-def test_manifest_tells_formats_and_orientations(scanned):
-    _, rows = scanned
-    formats = {rows[path]["format"] for path in REMARKS}
-    assert formats == {"BMP", "GIF", "JPEG", "PNG", "WEBP"}
-    assert rows["turned.jpg"]["orientation"] == 6
-    assert rows["nonsense.jpg"]["orientation"] == 1
-    assert rows["damaged_exif.jpg"]["orientation"] == 1
-    assert rows["html.jpg"]["format"] is None
-
-
-def test_different_images_and_unusable_files_are_in_no_group(scanned):
-    report, rows = scanned
-    groups = [row["group"] for row in rows.values()]
-    assert len(set(groups)) == len(groups)
-    assert report.duplicate_groups == 0
-
-
-def test_report_is_what_a_person_can_act_on(tmp_path):
-    files = {
-        "cat/1.jpg": JPEG,
-        "cat/2.jpg": JPEG,
-        "dog/1.png": PNG,
-        "dog/2.jpg": encoded(picture(1, 8, 9), "PNG"),
-        **{f"dog/gone{number}.jpg": b"" for number in range(4)},
-        "dog/words.txt": b"words",
-    }
-    directory = write(tmp_path, files)
-    report = scanning.scan(directory, tmp_path / "manifest.parquet")
-    assert str(report) == (
-        "4 images usable, 4 files left out, 1 other file.\n"
-        "Formats: JPEG 2, PNG 2.\n"
-        "Sizes: smallest 8x9, median 48x32, largest 300x200 "
-        "(width x height).\n"
-        "Classes: 2 folders: cat, dog.\n"
-        "Duplicates: 2 images in 1 group.\n"
-        "Left out:\n"
-        "  empty: 4. Copy or download it again.\n"
-        "    'dog/gone0.jpg', 'dog/gone1.jpg', 'dog/gone2.jpg', ...\n"
-        "Used, but worth knowing:\n"
-        "  wrong extension: 1. Nothing to do: the content decides.\n"
-        "    'dog/2.jpg'"
-    )
-
-
-def test_report_gives_advice_on_every_kind(scanned):
-    text = str(scanned[0])
-    for kind in {*scanning._ADVICE} - {"unreadable", "unreadable folder"}:
-        assert f"  {kind}: " in text
-
-
-def test_report_can_be_printed_whatever_the_names(tmp_path):
-    write(
-        tmp_path, {os.fsdecode(b"\xff/\xfe.jpg"): b"", "new\nline/2.png": PNG}
-    )
-    write(tmp_path, {os.fsdecode(b"\xff/2.png"): JPEG})
-    text = str(scanning.scan(tmp_path, tmp_path / "manifest.parquet"))
-    assert text.encode("utf-8")
-    assert "Classes: 2 folders: new\\nline, \\udcff." in text
-
-
-def test_scan_finds_copies_resized_and_saved_again(tmp_path):
-    files = {}
-    for name in ("china.jpg", "flower.jpg"):
-        photo = Image.fromarray(datasets.load_sample_image(name))
-        half = photo.resize((320, 214), 1)
-        turned = half.transpose(Image.Transpose.ROTATE_90)
-        files |= {
-            f"{name}/a.png": encoded(half, "PNG"),
-            f"{name}/b.jpg": encoded(photo, "JPEG", quality=30),
-            f"{name}/c.jpg": encoded(half, "JPEG", quality=50),
-            f"{name}/d.webp": encoded(photo.resize((160, 107), 1), "WEBP"),
-            f"{name}/e.jpg": encoded(turned, "JPEG", exif=exif(6)),
-        }
-        mirrored = half.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        files[f"mirrored/{name}"] = encoded(mirrored, "JPEG")
-    manifest = tmp_path / "manifest.parquet"
-    report, rows = rows_of(write(tmp_path, files), manifest)
-    for name in ("china.jpg", "flower.jpg"):
-        groups = {rows[f"{name}/{c}"]["group"] for c in COPIES}
-        assert len(groups) == 1
-    assert report.duplicate_groups == 2
-    assert report.duplicate_images == 10
-
-
-def test_flat_images_and_line_art_are_no_duplicates(tmp_path):
-    files = {}
-    for shade in range(0, 256, 15):
-        flat = Image.new("RGB", (40, 30), (shade, 200, 200))
-        files[f"flat{shade}.png"] = encoded(flat, "PNG")
-        files[f"flat{shade}.jpg"] = encoded(flat, "JPEG")
-        line = Image.new("L", (64, 64), 255)
-        line.paste(0, (4, 4 + shade // 5, 60, 6 + shade // 5))
-        files[f"line{shade}.png"] = encoded(line, "PNG")
-    report = scanning.scan(write(tmp_path, files), tmp_path / "m.parquet")
-    assert report.images == len(files)
-    assert report.duplicate_groups == 0
-
-
-def test_grouping_finds_each_pair_that_brute_force_finds():
-    rng = np.random.default_rng(0)
-    keys = np.zeros(400, duplicates.KEYS)
-    keys["digest"] = rng.permutation(400)
-    keys["hash"] = rng.integers(0, 2**64, 400, "uint64")
-    keys["thumbnail"] = rng.integers(0, 256, keys["thumbnail"].shape)
-    keys["contrast"] = 70
-    for copy in range(0, 200, 2):
-        flipped = rng.choice(64, 3, replace=False).astype("uint64")
-        mask = np.bitwise_or.reduce(np.uint64(1) << flipped)
-        keys["hash"][copy] = keys["hash"][copy + 1] ^ mask
-        keys["thumbnail"][copy] = keys["thumbnail"][copy + 1]
-    keys["thumbnail"][0] += 70
-    keys["hash"][2] = keys["hash"][3] ^ np.uint64(0x7F)
-    groups = duplicates.group(keys, np.ones(400, bool))
-    together = [
-        (one, other)
-        for one in range(400)
-        for other in range(one + 1, 400)
-        if groups[one] == groups[other]
-    ]
-    assert together == [(copy, copy + 1) for copy in range(4, 200, 2)]
-
-
-def test_many_alike_are_linked_once_per_order_not_each_with_each():
-    keys = np.zeros(3000, duplicates.KEYS)
-    keys["digest"] = np.arange(3000)
-    keys["contrast"] = 70
-    links = list(duplicates._near_pairs(keys, np.arange(3000)))
-    assert sum(len(one) for one, _ in links) == 4 * 2999
-    assert not duplicates.group(keys, np.ones(3000, bool)).any()
-
-
-def test_scan_changes_nothing_but_writes_the_manifest(tmp_path):
-    directory = write(tmp_path / "data", {"a.jpg": JPEG, "b/c.png": PNG[:99]})
-    for path in (*directory.rglob("*"), directory):
-        path.chmod(0o555 if path.is_dir() else 0o444)
-    before = snapshot(directory)
-    scanning.scan(directory, tmp_path / "out" / "manifest.parquet")
-    assert snapshot(directory) == before
-    names = sorted(path.name for path in tmp_path.rglob("*"))
-    assert names == ["a.jpg", "b", "c.png", "data", "manifest.parquet", "out"]
-    for path in (directory, directory / "b"):
-        path.chmod(0o755)
-
-
-def snapshot(directory):
-    return {
-        path: (path.stat().st_mtime_ns, path.is_file() and path.read_bytes())
-        for path in (directory, *directory.rglob("*"))
-    }
-
-
-def test_scan_overwrites_nothing(tmp_path):
-    manifest = tmp_path / "manifest.parquet"
-    manifest.write_text("mine")
-    with pytest.raises(FileExistsError) as raised:
-        scanning.scan(tmp_path, manifest)
-    assert str(raised.value) == (
-        "`manifest` must be a new file: nothing is overwritten. "
-        f"Received: manifest={str(manifest)!r}"
-    )
-    assert manifest.read_text() == "mine"
-
-
-def test_failed_scan_leaves_no_manifest(tmp_path):
-    def stop(done, total):
-        raise KeyboardInterrupt
-
-    directory = write(tmp_path / "data", {"a.jpg": JPEG})
-    with pytest.raises(KeyboardInterrupt):
-        scanning.scan(directory, tmp_path / "m.parquet", progress=stop)
-    assert [path.name for path in tmp_path.iterdir()] == ["data"]
-
-
-def test_scan_tells_its_progress(tmp_path):
-    write(tmp_path, {"a.jpg": JPEG, "b.txt": b"", "c.png": PNG})
-    calls = []
-    scanning.scan(
-        tmp_path,
-        tmp_path / "manifest.parquet",
-        progress=lambda *done_and_total: calls.append(done_and_total),
-    )
-    assert calls == [(1, 3), (2, 3), (3, 3)]
-
-
-def test_scan_of_nothing_but_other_files_is_refused(tmp_path):
-    write(tmp_path, {"a.txt": b"words"})
-    manifest = tmp_path / "manifest.parquet"
-    with pytest.raises(ValueError) as raised:
-        scanning.scan(tmp_path, manifest)
-    assert str(raised.value) == (
-        "`directory` must hold images. Received: "
-        f"directory={str(tmp_path)!r} with 1 other files"
-    )
-    assert not manifest.exists()
-
-
-def refuse(monkeypatch, function, name):
-    """Has the system refuse a path; root may read everything."""
-    module, attribute = function
-    original = getattr(module, attribute)
-
-    def refused(path, *args):
-        if pathlib.Path(path).name == name:
-            raise PermissionError(13, "Permission denied")
-        return original(path, *args)
-
-    monkeypatch.setattr(module, attribute, refused)
-
-
-def test_scan_lists_what_it_may_not_read(tmp_path, monkeypatch):
-    write(tmp_path, {"a.jpg": JPEG, "b.jpg": JPEG, "secret/c.jpg": JPEG})
-    refuse(monkeypatch, (os, "scandir"), "secret")
-    refuse(monkeypatch, (pathlib.Path, "open"), "b.jpg")
-    _, rows = rows_of(tmp_path, tmp_path / "manifest.parquet")
-    assert {path: row["problem"] for path, row in rows.items()} == {
-        "a.jpg": None,
-        "b.jpg": "unreadable: Permission denied",
-        "secret": "unreadable folder: Permission denied",
-    }
+import tensorflow as tf
+from helpers.pictures import JPEG, PNG, refuse, write
+
+import keras_simclr as simclr
+from keras_simclr import folders, scanning
 
 
 def test_find_images_lists_by_extension_and_skips_hidden(tmp_path):
@@ -535,40 +124,232 @@ def test_without_two_folders_there_are_no_classes(paths):
     assert scanning.class_labels(paths) == (None, ())
 
 
-def test_read_manifest_returns_the_usable_images(tmp_path):
-    files = {
-        "b.jpg": encoded(picture(0), "JPEG", exif=exif(8)),
-        "a.png": PNG,
-        "c.png": PNG,
-        "d.jpg": b"",
-    }
-    path = tmp_path / "manifest.parquet"
-    scanning.scan(write(tmp_path, files), path)
-    manifest = scanning.read_manifest(path)
-    assert manifest.paths == ["a.png", "b.jpg", "c.png"]
-    assert manifest.widths.tolist() == [300, 32, 300]
-    assert manifest.heights.tolist() == [200, 48, 200]
-    assert manifest.problems == {"d.jpg": "empty"}
-    assert manifest.groups.dtype == "int64"
-    first, second, third = manifest.groups
-    assert first == third != second
+def write_image(path, number, size=(12, 10)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.full((*size, 3), number, "uint8")
+    PIL.Image.fromarray(pixels).save(path)
 
 
-def test_read_manifest_refuses_other_files(tmp_path):
-    absent, text = tmp_path / "absent", tmp_path / "text"
-    text.write_text("no Parquet")
-    other = tmp_path / "other.parquet"
-    pq.write_table(pa.table({"x": [1]}), other)
-    with pytest.raises(FileNotFoundError) as raised:
-        scanning.read_manifest(absent)
-    assert str(raised.value) == (
-        f"`path` must be a manifest. Received: path={str(absent)!r}, which is "
-        "no file. Write one with keras-simclr scan"
+@pytest.fixture
+def directory(tmp_path):
+    """20 images in 2 sub-folders; each is filled with its place."""
+    for number in range(20):
+        name = f"{'cats' if number < 10 else 'dogs'}/{number:02}.png"
+        write_image(tmp_path / name, number)
+    return tmp_path
+
+
+def numbers(dataset):
+    return [int(x) for batch in dataset for x in batch["images"][:, 0, 0, 0]]
+
+
+def in_order(source, **kwargs):
+    return simclr.dataset_from_directory(
+        source,
+        canvas_size=16,
+        batch_size=8,
+        shuffle=False,
+        drop_remainder=False,
+        **kwargs,
     )
-    for path in (text, other):
-        with pytest.raises(ValueError) as raised:
-            scanning.read_manifest(path)
-        assert str(raised.value).startswith(
-            "`path` must be a manifest that keras-simclr scan wrote. "
-            f"Received: path={str(path)!r} ("
-        )
+
+
+def shuffled(source, **kwargs):
+    return simclr.dataset_from_directory(
+        source, **{"canvas_size": 16, "batch_size": 5, **kwargs}
+    )
+
+
+def test_elements_are_images_with_their_sizes_and_labels(directory):
+    write_image(directory / "cats" / "00.png", 0, size=(32, 8))
+    first = next(iter(in_order(directory)))
+    assert sorted(first) == ["images", "labels", "sizes"]
+    assert first["images"].shape == (8, 16, 16, 3)
+    np.testing.assert_array_equal(first["sizes"][:2], [[16, 4], [12, 10]])
+    canvas = first["images"][1].numpy()
+    assert (canvas[:12, :10] == 1).all()
+    assert canvas.sum() == 12 * 10 * 3
+    labels = np.concatenate([b["labels"] for b in in_order(directory)])
+    np.testing.assert_array_equal(labels, np.repeat([0, 1], 10))
+
+
+def test_order_without_shuffling_is_that_of_the_paths(directory):
+    assert numbers(in_order(directory)) == list(range(20))
+
+
+def test_every_epoch_has_another_order_of_all_images(directory):
+    dataset = shuffled(directory)
+    first, second = numbers(dataset), numbers(dataset)
+    assert first != second
+    assert sorted(first) == sorted(second) == list(range(20))
+    assert len(dataset) == 4
+
+
+def test_orders_are_a_function_of_seed_and_epoch(directory):
+    dataset = shuffled(directory, seed=1)
+    epochs = [numbers(dataset) for _ in range(3)]
+    repeated = shuffled(directory, seed=1).repeat(3)
+    assert numbers(repeated) == list(itertools.chain(*epochs))
+    again = shuffled(directory, seed=1)
+    iter(again)
+    assert numbers(again) == epochs[1]
+    assert numbers(shuffled(directory, seed=2)) != epochs[0]
+
+
+def test_files_beside_sub_folders_mean_no_labels(directory):
+    write_image(directory / "00.png", 0)
+    assert folders.ImageFolder(directory).labels is None
+    assert sorted(next(iter(in_order(directory)))) == ["images", "sizes"]
+
+
+def test_splits_share_nothing_and_hold_all_classes(directory):
+    train = folders.ImageFolder(directory, split="train[:80%]")
+    test = folders.ImageFolder(directory, split="train[80%:]")
+    assert (len(train.paths), len(test.paths)) == (16, 4)
+    whole = folders.ImageFolder(directory)
+    assert sorted(train.paths + test.paths) == whole.paths
+    assert train.class_names == test.class_names == ("cats", "dogs")
+    for folder in (train, test):
+        assert set(folder.labels) == {0, 1}
+        expected = [["cats", "dogs"].index(p[:4]) for p in folder.paths]
+        np.testing.assert_array_equal(folder.labels, expected)
+
+
+def test_unreadable_files_are_skipped_and_reported_once(directory, caplog):
+    (directory / "cats" / "03.png").write_bytes(b"")
+    (directory / "dogs" / "19.png").write_bytes(b"<html>")
+    folder = folders.ImageFolder(directory, unreadable_limit=0.1)
+    dataset = in_order(folder)
+    with caplog.at_level(logging.WARNING, logger="keras_simclr"):
+        for _ in range(2):
+            expected = [x for x in range(20) if x not in (3, 19)]
+            assert numbers(dataset) == expected
+    assert folder.skipped == {
+        "cats/03.png": "empty",
+        "dogs/19.png": "not an image: HTML",
+    }
+    assert len(caplog.messages) == 2
+    assert list(folder.readable()) == [folder.paths[x] for x in expected]
+
+
+def test_an_epoch_has_its_length_whatever_is_unreadable(directory):
+    (directory / "cats" / "03.png").write_bytes(b"")
+    folder = folders.ImageFolder(directory, unreadable_limit=0.1)
+    dataset = shuffled(folder)
+    for _ in range(3):
+        found = numbers(dataset)
+        assert len(found) == 20
+        assert set(found) == set(range(20)) - {3}
+
+
+def test_a_file_that_vanishes_is_skipped(directory):
+    folder = folders.ImageFolder(directory, unreadable_limit=0.1)
+    dataset = in_order(folder)
+    (directory / "cats" / "03.png").unlink()
+    assert 3 not in numbers(dataset)
+    assert list(folder.skipped.values()) == [
+        "unreadable: No such file or directory"
+    ]
+
+
+def test_too_many_unreadable_files_end_training_with_a_list(directory):
+    names = ["cats/it's é.png", "dogs/a.png"]
+    for name in names:
+        (directory / name).write_bytes(b"")
+    encoder = simclr.ResNet(
+        10, width_multiplier=0.25, stem="cifar", input_shape=(8, 8, 3)
+    )
+    model = simclr.SimCLRModel(encoder)
+    model.compile(run_eagerly=True)
+    folder = folders.ImageFolder(directory, unreadable_limit=0.05)
+    message = (
+        "At most 5.00% of the files may be unreadable. Received: 2 of 22 so "
+        "far: cats/it's é.png (empty), dogs/a.png (empty). Scan the folder and "
+        "use its manifest, or raise `unreadable_limit`"
+    )
+    with pytest.raises(ValueError) as info:
+        simclr.extract_features(model, in_order(folder))
+    assert str(info.value) == message
+    weights = model.get_weights()
+    folder = folders.ImageFolder(directory, unreadable_limit=0)
+    with pytest.raises(ValueError, match=r"At most 0.00% .* \(epoch 1, step"):
+        model.fit(shuffled(folder, batch_size=22), epochs=2, verbose=0)
+    for before, after in zip(weights, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_only_unreadable_files_are_an_error(directory):
+    for path in directory.rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(tf.errors.InvalidArgumentError, match="may be unread"):
+        numbers(in_order(directory))
+
+
+def test_manifest_leaves_out_problems_and_names_duplicates(directory):
+    (directory / "cats" / "03.png").write_bytes(b"")
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (14, 9, 3), "uint8")
+    for name in ("cats/a.png", "dogs/b.png"):
+        PIL.Image.fromarray(pixels).save(directory / name)
+    manifest = directory / "manifest.parquet"
+    scanning.scan(directory, manifest)
+    folder = folders.ImageFolder(directory, manifest=manifest)
+    assert folder.left_out == {"cats/03.png": "empty"}
+    assert len(folder.paths) == 21
+    groups = np.concatenate([b["groups"] for b in in_order(folder)])
+    pair = [folder.paths.index(name) for name in ("cats/a.png", "dogs/b.png")]
+    equal = groups[:, None] == groups
+    expected = np.eye(21, dtype=bool)
+    expected[np.ix_(pair, pair)] = True
+    np.testing.assert_array_equal(equal, expected)
+    assert next(iter(in_order(folder)))["images"].shape[1] == 14
+    # Without the pair there are no groups.
+    half = folders.ImageFolder(directory, manifest=manifest, split="train[:2]")
+    assert half.groups is None
+
+
+def test_manifest_of_nothing_usable_is_refused(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"")
+    manifest = tmp_path / "manifest.parquet"
+    scanning.scan(tmp_path, manifest)
+    with pytest.raises(ValueError) as info:
+        folders.ImageFolder(tmp_path, manifest=manifest)
+    assert str(info.value) == (
+        "`manifest` must list usable images. Received: "
+        f"manifest={str(manifest)!r}, which finds fault with all 1 files"
+    )
+
+
+def test_fewer_images_than_a_batch_are_refused(directory):
+    with pytest.raises(ValueError) as info:
+        simclr.dataset_from_directory(directory, batch_size=21)
+    assert str(info.value) == (
+        "The images must fill at least one batch. Received: 20 images, "
+        "batch_size=21. Use a smaller batch."
+    )
+
+
+def test_images_of_a_folder_become_the_views_of_images_alone(directory):
+    """A canvas with sizes is as good as each image by itself."""
+    rng = np.random.default_rng(0)
+    pixels = [
+        rng.integers(0, 256, s, "uint8") for s in ((9, 16, 3), (14, 8, 3))
+    ]
+    for number, image in enumerate(pixels):
+        PIL.Image.fromarray(image).save(directory / f"{number}.png")
+    for sub_folder in ("cats", "dogs"):
+        for path in (directory / sub_folder).iterdir():
+            path.unlink()
+    (element,) = in_order(directory)
+    encoder = simclr.ResNet(
+        10, width_multiplier=0.25, stem="cifar", input_shape=(8, 8, 3)
+    )
+    model = simclr.SimCLRModel(encoder)
+    view = model.evaluation_view(element["images"], element["sizes"])
+    for place, image in enumerate(pixels):
+        alone = model.evaluation_view(image[None])
+        np.testing.assert_allclose(view[place], alone[0], atol=1e-6)
+    features = simclr.extract_features(model, in_order(directory))
+    whole = shuffled(directory, shuffle=False, batch_size=2)
+    predicted = model.predict(whole, verbose=0)
+    np.testing.assert_allclose(features, predicted, rtol=1e-4, atol=1e-5)

@@ -4,9 +4,9 @@ import re
 
 import keras
 import numpy as np
-import oracles
 import pytest
 import tensorflow as tf
+from helpers import oracles
 
 import keras_simclr as simclr
 from keras_simclr.losses import per_anchor

@@ -1,8 +1,8 @@
 import keras
 import numpy as np
-import oracles
 import pytest
 import tensorflow as tf
+from helpers import oracles
 
 import keras_simclr as simclr
 

@@ -4,9 +4,8 @@ import shutil
 
 import keras
 import numpy as np
-import official_files
 import pytest
-import standins
+from helpers import official_files, standins
 
 import keras_simclr as simclr
 import keras_simclr_cli as cli

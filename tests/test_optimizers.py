@@ -2,9 +2,9 @@ import json
 
 import keras
 import numpy as np
-import oracles
 import pytest
 import tensorflow as tf
+from helpers import oracles
 
 import keras_simclr as simclr
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
-import scripts
 import tensorflow as tf
+from helpers import scripts
 
 PADDINGS = ("CONSTANT", "REFLECT", "SYMMETRIC")
 

@@ -6,9 +6,9 @@ import numpy as np
 import PIL.Image
 import psutil
 import pytest
-import standins
 import tensorflow as tf
 from absl import flags
+from helpers import standins
 
 import keras_simclr as simclr
 import keras_simclr_cli as cli

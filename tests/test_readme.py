@@ -3,9 +3,9 @@ import re
 
 import keras
 import numpy as np
-import standins
 import tensorflow as tf
-from replicas import mirrored
+from helpers import standins
+from helpers.replicas import mirrored
 
 from keras_simclr import finetuning
 

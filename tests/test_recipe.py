@@ -2,8 +2,8 @@ import argparse
 import json
 
 import pytest
-import scripts
 from absl import flags
+from helpers import scripts
 
 import keras_simclr_cli as cli
 

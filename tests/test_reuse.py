@@ -5,11 +5,9 @@ import sys
 
 import keras
 import numpy as np
-import own_parts
 import pytest
-import reuse
-import standins
 import tensorflow as tf
+from helpers import own_parts, reuse, standins
 
 import keras_simclr as simclr
 from keras_simclr import runs

@@ -3,8 +3,8 @@ import json
 import keras
 import numpy as np
 import pytest
-import standins
-from replicas import mirrored
+from helpers import standins
+from helpers.replicas import mirrored
 
 import keras_simclr as simclr
 from keras_simclr import callbacks, runs

@@ -3,7 +3,7 @@ import sys
 import keras
 import numpy as np
 import pytest
-import scripts
+from helpers import scripts
 
 import keras_simclr as simclr
 

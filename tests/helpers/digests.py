@@ -1,6 +1,6 @@
 """What a few steps of training and the rest compute, bit for bit.
 
-    python tests/digests.py
+    python tests/helpers/digests.py
 
 stores the digests of this machine beside those of others in digests.json. They
 are to stay what they are while code is moved; what changes numbers on purpose

@@ -5,7 +5,7 @@ import importlib
 import pathlib
 import sys
 
-BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = pathlib.Path(__file__).parents[2] / "benchmarks"
 
 
 @contextlib.contextmanager

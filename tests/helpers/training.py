@@ -1,0 +1,91 @@
+"""Training that is compared: networks, optimizers, one or several steps."""
+
+import keras
+import numpy as np
+
+import keras_simclr as simclr
+from helpers.replicas import mirrored
+from keras_simclr.networks import FusedBatchNormalization
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3), "uint8")
+
+
+def network(norm=FusedBatchNormalization, **kwargs):
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            keras.layers.Conv2D(8, 3, use_bias=False, **kwargs),
+            norm(),
+            keras.layers.ReLU(),
+            keras.layers.Conv2D(16, 3, use_bias=False),
+            keras.layers.GlobalAveragePooling2D(),
+        ]
+    )
+
+
+def flip():
+    return simclr.RandomFlip()
+
+
+def light():
+    return [simclr.RandomFlip(), simclr.RandomGaussianNoise()]
+
+
+def linear_head():
+    return keras.layers.Dense(8, use_bias=False)
+
+
+def sgd():
+    return keras.optimizers.SGD(1.0)
+
+
+def lars():
+    return simclr.LARS(
+        keras.optimizers.SGD(0.1, momentum=0.9), trust_coefficient=0.02
+    )
+
+
+def train(
+    replicas=1,
+    *,
+    encoder=network,
+    head=None,
+    augmentation=flip,
+    optimizer=sgd,
+    dtype="float32",
+    micro_batch_size=None,
+    batch_size=32,
+    others=None,
+):
+    if dtype == "float64":
+        keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy(dtype)
+    keras.utils.set_random_seed(1)
+    with mirrored(replicas).scope():
+        model = simclr.SimCLRModel(
+            encoder(),
+            head and head(),
+            augmentation=augmentation(),
+            micro_batch_size=micro_batch_size,
+            seed=3,
+        )
+        model.compile(optimizer())
+    size = 4 * batch_size if dtype == "float64" else batch_size
+    arrays = {"images": IMAGES, **(others or {})}
+    history = model.fit(
+        {name: array[:size] for name, array in arrays.items()},
+        batch_size=batch_size,
+        shuffle=False,
+        verbose=0,
+    )
+    variables = [variable.numpy() for variable in model.variables]
+    return history.history, variables
+
+
+def assert_equal(actual, expected, tolerance):
+    (history, variables), (right_history, right_variables) = actual, expected
+    for name, values in right_history.items():
+        np.testing.assert_allclose(history[name], values, rtol=tolerance)
+    for value, right in zip(variables, right_variables, strict=True):
+        scale = np.abs(right).max() or 1.0
+        np.testing.assert_allclose(value, right, atol=tolerance * scale)

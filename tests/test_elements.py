@@ -1,0 +1,142 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_simclr import elements
+
+IMAGES, LABELS = tf.zeros((4, 8, 8, 3)), tf.zeros(4)
+
+
+@pytest.mark.parametrize(
+    ("element", "names"),
+    [
+        (IMAGES, ["images"]),
+        ((IMAGES,), ["images"]),
+        ((IMAGES, None), ["images"]),
+        ((IMAGES, LABELS), ["images", "labels"]),
+        ([IMAGES, LABELS], ["images", "labels"]),
+        ({"images": IMAGES}, ["images"]),
+        ({"labels": LABELS, "images": IMAGES}, ["images", "labels"]),
+        ({"view_1": IMAGES, "view_2": IMAGES}, ["view_1", "view_2"]),
+        (tf.TensorSpec((None, 8, 8, 3)), ["images"]),
+        ((tf.TensorSpec((4, 9)), tf.TensorSpec((4, 2))), ["images", "labels"]),
+    ],
+)
+def test_parts_of_an_element_get_their_names(element, names):
+    assert sorted(elements.unpack(element)) == names
+
+
+def test_parts_of_an_element_are_not_confused():
+    parts = elements.unpack((IMAGES, LABELS))
+    assert parts["images"] is IMAGES
+    assert parts["labels"] is LABELS
+
+
+def test_bare_pair_of_views_is_refused():
+    with pytest.raises(ValueError) as error:
+        elements.unpack((IMAGES, IMAGES))
+    assert str(error.value) == (
+        "A dataset element of two parts is (images, labels). "
+        "Received: two parts of shape (4, 8, 8, 3). If they are two views, "
+        "name them: dataset = dataset.map(lambda a, b: "
+        "{'view_1': a, 'view_2': b})"
+    )
+
+
+@pytest.mark.parametrize("parts", [(), (IMAGES, LABELS, LABELS)])
+def test_element_of_another_length_is_refused(parts):
+    with pytest.raises(ValueError) as error:
+        elements.unpack(parts)
+    assert str(error.value) == (
+        "A dataset element must be `images`, `(images, labels)` or a "
+        f"dictionary. Received: a tuple of {len(parts)} parts"
+    )
+
+
+def test_unknown_keys_are_refused():
+    with pytest.raises(ValueError) as error:
+        elements.unpack({"image": IMAGES, "label": LABELS})
+    assert str(error.value) == (
+        "The keys of a dataset element are images, labels, view_1, view_2, "
+        "sizes, groups. Received: unknown 'image', 'label'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("keys", "received"),
+    [
+        (["view_1"], "view_1"),
+        (["labels", "view_2"], "labels, view_2"),
+        (["images", "view_1", "view_2"], "images, view_1, view_2"),
+        (["images", "view_1"], "images, view_1"),
+        (["labels"], "labels"),
+        ([], "nothing"),
+    ],
+)
+def test_element_needs_images_or_both_views(keys, received):
+    with pytest.raises(ValueError) as error:
+        elements.unpack(dict.fromkeys(keys, IMAGES))
+    assert str(error.value) == (
+        "A dataset element needs either `images`, or `view_1` and `view_2`. "
+        f"Received: {received}"
+    )
+
+
+def failure(batch, in_unit_range=True):
+    """Message of the failing check, compiled as in a training step."""
+
+    @tf.function(input_signature=[tf.TensorSpec(None, batch.dtype)])
+    def checked(batch):
+        checks = elements.value_checks(
+            batch, "images", in_unit_range=in_unit_range
+        )
+        with tf.control_dependencies(checks):
+            return tf.constant(0)
+
+    try:
+        checked(batch)
+    except tf.errors.InvalidArgumentError as error:
+        return error.message.split("assertion failed: ")[1].split("\n")[0]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "uint8"])
+def test_values_in_range_pass(dtype):
+    assert failure(np.ones((4, 3), dtype)) is None
+
+
+def test_rounding_errors_of_interpolation_pass():
+    assert failure(np.array([[-4e-4], [1 + 4e-4]], "float32")) is None
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("in_unit_range", [False, True])
+def test_rows_with_values_that_are_not_finite_are_named(value, in_unit_range):
+    batch = np.zeros((6, 2, 2, 1), "float32")
+    batch[[1, 4], 0, 1] = value
+    assert failure(batch, in_unit_range).startswith(
+        "[Values of `images` must be finite. Received: NaN or infinity] "
+        "[in rows] [1 4] [of the batch]"
+    )
+
+
+def test_rows_with_values_out_of_range_are_named():
+    batch = np.zeros((6, 2), "float32")
+    batch[3] = [-1.0, 255.0]
+    assert failure(batch).startswith(
+        "[Float values of `images` must lie in [0, 1]. If they are 0 to 255, "
+        "add: dataset = dataset.map(lambda images, *labels: (images / 255.0, "
+        "*labels)). Received: values from] [-1] [to] [255] [in rows] [3] "
+        "[of the batch]"
+    )
+
+
+def test_checks_run_at_once_in_eager_mode():
+    batch = tf.constant([[2.0]])
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        elements.value_checks(batch, "images", in_unit_range=True)
+    assert elements.value_checks(batch, "images", in_unit_range=False) == [None]
+
+
+def test_range_does_not_matter_where_it_is_not_asked_for():
+    batch = np.array([[-7.0], [300.0]], "float32")
+    assert failure(batch, in_unit_range=False) is None

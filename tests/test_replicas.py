@@ -1,0 +1,407 @@
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers import cluster
+from helpers.replicas import mirrored
+from helpers.training import (
+    IMAGES,
+    assert_equal,
+    flip,
+    lars,
+    light,
+    linear_head,
+    network,
+    sgd,
+    train,
+)
+
+import keras_simclr as simclr
+from keras_simclr import replicas
+
+
+@pytest.fixture(autouse=True)
+def _policy():
+    yield
+    keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy("float32")
+
+
+def adamw():
+    return keras.optimizers.AdamW(1e-3)
+
+
+def dull_adamw():
+    # With its usual epsilon, a first step is the sign even of rounding errors.
+    return keras.optimizers.AdamW(1e-3, epsilon=0.1)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance", "optimizer", "replicas"),
+    [
+        ("float32", 1e-5, sgd, 4),
+        ("float32", 1e-5, lars, 2),
+        ("float32", 1e-5, dull_adamw, 2),
+        # Of a gradient in bfloat16, with its 8 bits, no more can be asked.
+        ("mixed_bfloat16", 0.02, sgd, 2),
+        ("mixed_bfloat16", 1e-3, lars, 2),
+        ("mixed_bfloat16", 1e-3, dull_adamw, 2),
+    ],
+)
+def test_replicas_equal_one_device(dtype, tolerance, optimizer, replicas):
+    kwargs = {"dtype": dtype, "optimizer": optimizer}
+    assert_equal(train(replicas, **kwargs), train(**kwargs), tolerance)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "augmentation", "head"),
+    [(lars, light, None), (adamw, flip, linear_head)],
+)
+def test_replicas_equal_one_device_in_several_steps(
+    optimizer, augmentation, head
+):
+    kwargs = {
+        "dtype": "float64",
+        "optimizer": optimizer,
+        "augmentation": augmentation,
+        "head": head,
+        "batch_size": 8,
+    }
+    assert_equal(train(2, **kwargs), train(**kwargs), 1e-9)
+
+
+class Failing(keras.layers.Layer):
+    """The identity, whose gradient is NaN for white images."""
+
+    def call(self, images):
+        @tf.custom_gradient
+        def identity(images):
+            white = tf.reduce_min(images, axis=(1, 2, 3), keepdims=True) > 0.99
+            factor = tf.where(white, np.nan, 1.0)
+            return tf.identity(
+                images
+            ), lambda upstream: upstream * tf.cast(factor, upstream.dtype)
+
+        return identity(images)
+
+
+def test_nan_in_one_replica_is_seen_by_all():
+    keras.config.set_dtype_policy("mixed_float16")
+    with mirrored(2).scope():
+        first = keras.layers.Conv2D(4, 1)
+        encoder = keras.Sequential(
+            [
+                keras.Input((8, 8, 3)),
+                keras.layers.Conv2D(3, 1, kernel_initializer="ones"),
+                Failing(),
+                first,
+                keras.layers.GlobalAveragePooling2D(),
+            ]
+        )
+        model = simclr.SimCLRModel(
+            encoder, linear_head(), augmentation=simclr.RandomFlip(rate=0.0)
+        )
+        model.compile(sgd())
+    before = [variable.numpy() for variable in model.trainable_variables]
+    for place, scale in ((0, 2.0**14), (31, 2.0**13)):
+        images = IMAGES[:32].copy() // 2
+        images[place] = 255
+        model.fit(images, batch_size=32, shuffle=False, verbose=0)
+        after = [variable.numpy() for variable in model.trainable_variables]
+        for old, new in zip(before, after, strict=True):
+            np.testing.assert_array_equal(old, new)
+        assert model.optimizer.dynamic_scale.numpy() == scale
+
+
+def dropout():
+    return keras.Sequential([network(), keras.layers.Dropout(0.5, name="drop")])
+
+
+def clipped():
+    return keras.optimizers.SGD(1.0, clipnorm=1.0)
+
+
+def averaged():
+    return keras.optimizers.SGD(1.0, use_ema=True, ema_overwrite_frequency=2)
+
+
+def accumulating():
+    return keras.optimizers.SGD(1.0, gradient_accumulation_steps=2)
+
+
+@pytest.mark.parametrize(
+    ("replicas", "kwargs", "message"),
+    [
+        (
+            2,
+            {"encoder": dropout},
+            (
+                "Several replicas need layers that draw no random numbers: "
+                "Keras gives all replicas the same ones. Received: layers "
+                "drop. Leave them out."
+            ),
+        ),
+        (
+            1,
+            {"encoder": dropout, "micro_batch_size": 8},
+            (
+                "`micro_batch_size` needs a forward pass that can be repeated: "
+                "no dropout, nothing else that draws random numbers. Received: "
+                "layers drop. Leave them out, or leave out `micro_batch_size`."
+            ),
+        ),
+        (
+            2,
+            {"optimizer": clipped},
+            (
+                "`clipnorm` cannot be used here: Keras clips the gradients of "
+                "each replica by themselves. Received: clipnorm=1.0"
+            ),
+        ),
+        (
+            2,
+            {"optimizer": averaged},
+            (
+                "`ema_overwrite_frequency` cannot be used here: Keras 3 fails "
+                "with it on several replicas. Received: "
+                "ema_overwrite_frequency=2"
+            ),
+        ),
+        (
+            1,
+            {"optimizer": accumulating},
+            (
+                "`gradient_accumulation_steps` cannot be used here: "
+                "accumulating gradients adds no negatives. Use "
+                "SimCLRModel(..., micro_batch_size=...). Received: "
+                "gradient_accumulation_steps=2"
+            ),
+        ),
+        (
+            2,
+            {"batch_size": 31},
+            (
+                "Several replicas need batches of one size that their number "
+                "divides: build them with batch(..., drop_remainder=True). "
+                "Received: `images` of shape (31, 8, 8, 3) for 2 replicas"
+            ),
+        ),
+    ],
+)
+def test_what_would_go_wrong_is_refused(replicas, kwargs, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        train(replicas, **kwargs)
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 8])
+def test_augmentation_without_seed_is_refused(micro_batch_size):
+    replicas = 2 if micro_batch_size is None else 1
+    message = (
+        "Several replicas, and micro-batches, need augmentations that take a "
+        "`seed`. Received: flip in `augmentation`. If this is a `Sequential` "
+        "or a `Pipeline`, pass its layers as a list."
+    )
+    with (
+        mirrored(replicas).scope(),
+        pytest.raises(ValueError, match=re.escape(message)),
+    ):
+        simclr.SimCLRModel(
+            network(),
+            augmentation=[
+                simclr.RandomFlip(),
+                keras.layers.RandomFlip(name="flip"),
+            ],
+            micro_batch_size=micro_batch_size,
+        )
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (
+            {"jit_compile": True},
+            (
+                "`jit_compile=True` works on one device without micro-batches. "
+                "Leave it out: what gains from XLA is compiled anyway."
+            ),
+        ),
+        (
+            {"steps_per_execution": 2},
+            (
+                "`steps_per_execution` must be 1 on several replicas, where "
+                "Keras 3 fails with more. Received: steps_per_execution=2"
+            ),
+        ),
+    ],
+)
+def test_execution_that_fails_on_replicas_is_refused(kwargs, message):
+    with mirrored(2).scope():
+        model = simclr.SimCLRModel(network(), augmentation=light())
+        with pytest.raises(ValueError, match=re.escape(message)):
+            model.compile(**kwargs)
+
+
+def outside(name):
+    return (
+        "Encoder, model and optimizer must be made in the strategy's scope: "
+        "with strategy.scope(): model = SimCLRModel(ResNet(18)); "
+        f"model.compile(...). Received: {name!r} from outside"
+    )
+
+
+def test_encoder_from_outside_the_scope_is_refused():
+    encoder = network()
+    message = outside(encoder.variables[0].path)
+    with (
+        mirrored(2).scope(),
+        pytest.raises(ValueError, match=re.escape(message)),
+    ):
+        simclr.SimCLRModel(encoder, augmentation=light())
+
+
+def test_model_from_outside_the_scope_is_refused():
+    model = simclr.SimCLRModel(network(), augmentation=light())
+    message = outside(model.variables[0].path)
+    with (
+        mirrored(2).scope(),
+        pytest.raises(ValueError, match=re.escape(message)),
+    ):
+        model.compile()
+
+
+def test_optimizer_from_outside_the_scope_is_refused():
+    with mirrored(2).scope():
+        model = simclr.SimCLRModel(network(), augmentation=light())
+    model.compile()  # Makes its own, in the scope.
+    optimizer = sgd()
+    message = outside(optimizer.variables[0].path)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        model.compile(optimizer)
+
+
+def test_data_that_replicas_cannot_share_is_refused():
+    with mirrored(2).scope():
+        model = simclr.SimCLRModel(network(), augmentation=light())
+        model.compile(sgd())
+    batches = (IMAGES[:8] for _ in range(2))
+    message = "Several replicas need arrays or a tf.data.Dataset. Received: x="
+    with pytest.raises(ValueError, match=re.escape(message)):
+        model.fit(batches)
+    with pytest.raises(ValueError, match="batches of one size"):
+        model.fit(IMAGES[:16], batch_size=8, validation_data=IMAGES[:3])
+    for name in ("train_on_batch", "test_on_batch"):
+        message = (
+            f"`{name}` gives the whole batch to every replica. Use `fit` or "
+            "`evaluate`. Received: 2 replicas"
+        )
+        with pytest.raises(ValueError, match=re.escape(message)):
+            getattr(model, name)(IMAGES[:8])
+
+
+@pytest.mark.parametrize(
+    ("workers", "devices"), [(1, 4), (2, 1), (2, 2), (4, 2)]
+)
+def test_replicas_know_which_piece_of_the_batch_they_have(workers, devices):
+    number = workers * devices
+    # How tf.distribute shares a batch: in pieces, dealt to workers in turn.
+    pieces = tf.data.Dataset.range(number).batch(number).rebatch(1)
+    for worker in range(workers):
+        dealt = pieces.shard(workers, worker).as_numpy_iterator()
+        for device, piece in enumerate(dealt):
+            replica = worker * devices + device
+            assert replicas._piece(replica, devices, workers) == piece
+
+
+def test_unknown_batch_size_is_refused_on_replicas():
+    dataset = tf.data.Dataset.from_tensor_slices(IMAGES).batch(8)
+    with mirrored(2).scope():
+        model = simclr.SimCLRModel(network(), augmentation=light())
+        model.compile()
+    message = (
+        "Several replicas need batches of one size that their number divides: "
+        "build them with batch(..., drop_remainder=True). Received: `images` "
+        "of shape (None, 8, 8, 3) for 2 replicas"
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        model.fit(dataset)
+
+
+def test_asynchronous_replicas_are_refused():
+    strategy = object.__new__(tf.distribute.ParameterServerStrategy)
+    message = (
+        "Negatives come from all replicas, which must work in step. Use "
+        "MirroredStrategy or MultiWorkerMirroredStrategy. Received: "
+        "ParameterServerStrategy"
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        replicas.check_strategy(strategy, [])
+
+
+def test_distribution_of_keras_is_refused(monkeypatch):
+    monkeypatch.setattr(keras.distribution, "distribution", lambda: "a mesh")
+    message = (
+        "`keras.distribution` does nothing on TensorFlow. Use a tf.distribute "
+        "strategy, and make the model in its scope. Received: a mesh"
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        simclr.SimCLRModel(network(), augmentation=light())
+
+
+def test_two_workers_equal_one_device(tmp_path):
+    sockets = [socket.socket() for _ in range(2)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    addresses = [f"127.0.0.1:{x.getsockname()[1]}" for x in sockets]
+    for each in sockets:
+        each.close()
+
+    def start(name, index):
+        config = {
+            "cluster": {"worker": addresses},
+            "task": {"type": "worker", "index": index},
+        }
+        return subprocess.Popen(
+            [
+                sys.executable,
+                cluster.__file__,
+                tmp_path / "cluster",
+                tmp_path / f"{name}.npz",
+            ],
+            env=dict(
+                os.environ,
+                TF_CPP_MIN_LOG_LEVEL="3",
+                TF_CONFIG=json.dumps(config),
+            ),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    processes = [start("first", 0), start("second", 1)]
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    model = cluster.build_model(tf.distribute.get_strategy())
+    cluster.train(model, tmp_path / "alone", tmp_path / "alone.npz")
+    for process in processes:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    alone, first, second = (
+        np.load(tmp_path / f"{name}.npz")
+        for name in ("alone", "first", "second")
+    )
+    for name in alone.files:
+        np.testing.assert_allclose(first[name], alone[name], atol=1e-9)
+        np.testing.assert_allclose(second[name], alone[name], atol=1e-9)
+    logs, names = [], []
+    for run_dir in ("alone", "cluster"):
+        path = tmp_path / run_dir
+        names.append(sorted(each.name for each in path.iterdir()))
+        logs.append(np.genfromtxt(path / "log.csv", delimiter=",")[1:])
+    np.testing.assert_allclose(*logs, rtol=1e-9)
+    assert names[0] == names[1]

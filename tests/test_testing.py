@@ -1,0 +1,125 @@
+import re
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_simclr as simclr
+from keras_simclr.networks import FusedBatchNormalization
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3), "uint8")
+
+
+@pytest.fixture(autouse=True)
+def _policy():
+    yield
+    keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy("float32")
+
+
+def network(norm=FusedBatchNormalization, **kwargs):
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            keras.layers.Conv2D(8, 3, use_bias=False, **kwargs),
+            norm(),
+            keras.layers.ReLU(),
+            keras.layers.Conv2D(16, 3, use_bias=False),
+            keras.layers.GlobalAveragePooling2D(),
+        ]
+    )
+
+
+def flip():
+    return simclr.RandomFlip()
+
+
+def linear_head():
+    return keras.layers.Dense(8, use_bias=False)
+
+
+@pytest.mark.parametrize(
+    ("what", "cause"),
+    [
+        (
+            "gradient",
+            (
+                "a loss that is not a function of all projections alone, or a "
+                "custom gradient that divides by the size of a replica's batch"
+            ),
+        ),
+        (
+            "batch norm",
+            "a moving average that is not the mean over the replicas",
+        ),
+        (
+            "update",
+            (
+                "an optimizer that looks at a replica's own gradients: "
+                "override `update_step`, not `apply`"
+            ),
+        ),
+    ],
+)
+def test_parity_names_what_differs_first(what, cause):
+    order = ["loss", "gradient", "batch norm", "update"]
+    one = {name: [("w", np.ones(2)), ("b", np.ones(1))] for name in order}
+    several = {name: list(values) for name, values in one.items()}
+    for name in order[order.index(what) :]:
+        several[name][1] = ("b", np.full(1, 1.5))
+    message = (
+        f"2 replicas differ from one device, first in the {what} (b, by "
+        f"5.0e-01 of its largest entry). Usual cause: {cause}."
+    )
+    with pytest.raises(AssertionError, match=re.escape(message)):
+        simclr.testing._compare(one, several, 2)
+
+
+def test_parity_overlooks_rounding_errors_only():
+    def results(bias):
+        values = [("w", np.ones(2)), ("b", np.float64([bias]))]
+        return {
+            **dict.fromkeys(("loss", "gradient", "update"), values),
+            "batch norm": [],
+        }
+
+    simclr.testing._compare(results(1e-14), results(-1e-14), 2)
+    with pytest.raises(AssertionError):
+        simclr.testing._compare(results(1e-6), results(-1e-6), 2)
+
+
+@pytest.mark.parametrize("is_exact", [True, False])
+def test_parity_of_a_users_own_encoder(is_exact):
+    class Norm(keras.layers.Layer):
+        """Batch norm that forgets about the other replicas."""
+
+        def call(self, images):
+            return images - tf.reduce_mean(images, axis=(0, 1, 2))
+
+    def build_model():
+        norm = FusedBatchNormalization if is_exact else Norm
+        model = simclr.SimCLRModel(
+            network(norm), linear_head(), augmentation=flip()
+        )
+        model.compile()
+        return model
+
+    dataset = simclr.dataset_from_arrays(IMAGES, batch_size=16)
+    if is_exact:
+        simclr.testing.assert_replica_parity(build_model, dataset)
+        return
+    message = "2 replicas differ from one device, first in the loss"
+    with pytest.raises(AssertionError, match=message):
+        simclr.testing.assert_replica_parity(build_model, dataset)
+
+
+def test_parity_says_how_to_make_devices():
+    message = (
+        "5 replicas need as many logical devices. Received: 4. Before "
+        "TensorFlow starts, run: tf.config.set_logical_device_configuration("
+        'tf.config.list_physical_devices("CPU")[0], '
+        "[tf.config.LogicalDeviceConfiguration()] * 5)"
+    )
+    with pytest.raises(RuntimeError, match=re.escape(message)):
+        simclr.testing.assert_replica_parity(None, None, replicas=5)
