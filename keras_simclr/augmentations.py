@@ -186,6 +186,9 @@ class Augmentation(keras.layers.Layer):
     """
 
     _draws_per_image = 0
+    # Names of the probabilities with which a layer changes the colours of
+    # pixels; none of a layer that only moves them.
+    _color_rates = ()
 
     def __init__(self, *, seed=None, **kwargs):
         # The output is float32 whatever the dtype policy.
@@ -742,6 +745,7 @@ class RandomColorDistortion(Augmentation):
 
     # Apply, order, four factors, grayscale.
     _draws_per_image = 7
+    _color_rates = ("rate", "grayscale_rate")
 
     def __init__(
         self,
@@ -950,6 +954,7 @@ class RandomGaussianBlur(Augmentation):
     """
 
     _draws_per_image = 2
+    _color_rates = ("rate",)
 
     def __init__(
         self,
@@ -1068,6 +1073,8 @@ class RandomGaussianNoise(Augmentation):
     References:
         - Chen et al. 2020, arXiv:2002.05709, Figure 4 ("Gaussian noise").
     """
+
+    _color_rates = ("rate",)
 
     def __init__(self, stddev=0.1, *, rate=0.5, seed=None, **kwargs):
         super().__init__(seed=seed, **kwargs)
@@ -1194,6 +1201,14 @@ class SimCLRAugmentation(Augmentation):
     def parts(self):
         """The four layers, in order."""
         return [self.crop, self.flip, self.color, self.blur]
+
+    def without_colors(self):
+        """A copy that crops and flips alike, and leaves colours as they are."""
+        copy = type(self).from_config(self.get_config())
+        for layer in copy.parts:
+            for rate in layer._color_rates:
+                setattr(layer, rate, 0.0)
+        return copy
 
     def call(self, images, training=True, seed=None, sizes=None, part=None):
         sizes = [] if sizes is None else [tf.cast(sizes, tf.float32)]

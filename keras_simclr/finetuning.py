@@ -366,8 +366,7 @@ def _crops_and_flips(model):
     first = as_list(model.augmentation)[0]
     if not isinstance(first, SimCLRAugmentation):
         return None
-    rates = dict.fromkeys(("color_rate", "grayscale_rate", "blur_rate"), 0.0)
-    return SimCLRAugmentation.from_config({**first.get_config(), **rates})
+    return first.without_colors()
 
 
 def _others_at_rest(model, views):
