@@ -1,5 +1,7 @@
 # make demo: install into .venv and run the demo.
 # make test: install into .venv and run the linter and the tests.
+# make test-quick: what guards most, in under a minute.
+# make lint, make format: check style and format, mend them.
 # make test-versions: the tests on every TensorFlow that is supported: an hour.
 # make coverage: the tests, tracing what they cover: half as long again.
 # make benchmark: measure beside the peers (an hour); see benchmarks/README.md.
@@ -10,16 +12,27 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 CLAIMS := heads temperature losses augmentations batch_and_epochs width few_labels
+QUICK := architecture checks recipe losses elements fit_data sampling optimizers
 
-.PHONY: benchmark claims coverage demo parity test test-newest test-versions
+.PHONY: benchmark claims coverage demo format lint parity test test-newest \
+	test-quick test-versions
 
 demo: .venv/installed
 	$(BIN)/keras-simclr demo
 
-test: .venv/installed-test
+test: lint
+	$(BIN)/pytest --numprocesses=2 --durations=10
+
+test-quick: .venv/installed-test
+	$(BIN)/pytest --numprocesses=2 $(QUICK:%=tests/test_%.py)
+
+lint: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pytest --numprocesses=2 --durations=10
+
+format: .venv/installed-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 test-versions: test-2.19 test-2.20 test-2.21 test-newest
 
@@ -47,7 +60,7 @@ claims: .venv/installed
 	$(BIN)/python benchmarks/claims/report.py
 
 parity: .venv/installed .parity/installed
-	$(BIN)/python benchmarks/parity.py .parity/bin/python
+	$(BIN)/python benchmarks/parity/parity.py .parity/bin/python
 
 # No newer Python has a TensorFlow that tensorflow-addons can be imported with.
 .parity/installed:

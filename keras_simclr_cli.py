@@ -17,6 +17,32 @@ from absl import flags
 _REQUIRED = object()
 
 
+@dataclasses.dataclass(frozen=True)
+class _Flag:
+    """A flag; `library` maps places in the library to other defaults there."""
+
+    kind: str
+    default: object
+    help: str
+    library: dict = dataclasses.field(default_factory=dict)
+
+    @property
+    def is_required(self):
+        return self.default is _REQUIRED
+
+    @property
+    def note(self):
+        """What stands behind the help: the defaults, or that it is needed."""
+        if self.is_required:
+            return " (required)"
+        if self.default in (None, []):
+            return ""
+        is_list = isinstance(self.default, list)
+        text = ",".join(self.default) if is_list else self.default
+        others = [f"; of {x} itself {y}" for x, y in self.library.items()]
+        return f" (default {text}{''.join(others)})"
+
+
 def _recipe_module():
     """The module `recipe`, without the package around it."""
     package = importlib.util.find_spec("keras_simclr")
@@ -32,11 +58,11 @@ def _recipe_module():
 def _from_fields(kind, *names):
     """Flags for the fields of a class, or for some of them."""
     return {
-        field.name: (
+        field.name: _Flag(
             _KINDS[_RECIPE.flag_type(field)],
             _REQUIRED if field.default is _RECIPE.REQUIRED else field.default,
             field.metadata["help"],
-            *field.metadata["library"].items(),
+            field.metadata["library"],
         )
         for field in dataclasses.fields(kind)
         if not names or field.name in names
@@ -46,17 +72,17 @@ def _from_fields(kind, *names):
 _RECIPE = _recipe_module()
 _KINDS = {bool: "boolean", int: "integer", float: "float", str: "string"}
 
-# Flag: (kind, default, help, the library's own defaults by their places).
-# Flags without a default are required.
 _DATA = _from_fields(_RECIPE.Data)
 _RUN_DIR = {
-    "run_dir": ("string", _REQUIRED, "Run directory that pretrain wrote."),
+    "run_dir": _Flag("string", _REQUIRED, "Run directory that pretrain wrote."),
 }
 _OUTPUT_DIR = {
-    "output_dir": ("string", _REQUIRED, "Directory to write, new or empty."),
+    "output_dir": _Flag(
+        "string", _REQUIRED, "Directory to write, new or empty."
+    ),
 }
 _PROJECTION_LAYER = {
-    "projection_layer": (
+    "projection_layer": _Flag(
         "integer",
         0,
         "Layers of the projection head that fine-tuning keeps.",
@@ -67,7 +93,7 @@ _COMMANDS = {
     "demo": (
         "Pretrains on the digits of scikit-learn and shows what it is worth.",
         {
-            "output_dir": (
+            "output_dir": _Flag(
                 "string",
                 "runs/demo",
                 "Directory to write; an earlier demo in it is replaced.",
@@ -78,7 +104,7 @@ _COMMANDS = {
     "scan": (
         "Checks every image of a directory, finds duplicates, and says so.",
         {
-            "data": ("string", _REQUIRED, "Directory of images."),
+            "data": _Flag("string", _REQUIRED, "Directory of images."),
             **_OUTPUT_DIR,
         },
     ),
@@ -95,7 +121,7 @@ _COMMANDS = {
         {
             **_DATA,
             **_from_fields(_RECIPE.Recipe, "epochs", "batch_size"),
-            "minutes_per_epoch": (
+            "minutes_per_epoch": _Flag(
                 "float",
                 30.0,
                 "The largest encoder is chosen whose epoch takes no longer.",
@@ -108,23 +134,23 @@ _COMMANDS = {
         {
             **_RUN_DIR,
             **_DATA,
-            "test_split": (
+            "test_split": _Flag(
                 "string",
                 None,
                 "Images to test on; by default TFDS's test, or random fifths.",
             ),
-            "labels": (
+            "labels": _Flag(
                 "list",
                 ["1", "5", "10", "50", "1%", "10%", "all"],
                 "Labels to learn from: numbers per class, shares, all.",
             ),
-            "probes": (
+            "probes": _Flag(
                 "list",
                 ["linear", "knn", "finetune"],
                 "What learns from them.",
             ),
-            "draws": ("integer", 5, "Labelled sets drawn of each number."),
-            "encoders": (
+            "draws": _Flag("integer", 5, "Labelled sets drawn of each number."),
+            "encoders": _Flag(
                 "list",
                 [],
                 "Further encoders to compare with: .keras files.",
@@ -146,7 +172,9 @@ _COMMANDS = {
     "predict": (
         "Classifies images and writes a table: path, class, probability.",
         {
-            "model": ("string", _REQUIRED, "Directory that finetune wrote."),
+            "model": _Flag(
+                "string", _REQUIRED, "Directory that finetune wrote."
+            ),
             **_DATA,
             **_OUTPUT_DIR,
         },
@@ -157,7 +185,9 @@ _COMMANDS = {
             **_RUN_DIR,
             **_DATA,
             **_OUTPUT_DIR,
-            "format": ("string", "npz", "Of the table: npz, csv or parquet."),
+            "format": _Flag(
+                "string", "npz", "Of the table: npz, csv or parquet."
+            ),
         },
     ),
     "export": (
@@ -165,7 +195,7 @@ _COMMANDS = {
         {
             **_RUN_DIR,
             **_OUTPUT_DIR,
-            "formats": (
+            "formats": _Flag(
                 "list",
                 ["keras", "saved_model"],
                 "Of keras, saved_model, onnx, litert, litert_int8, hub.",
@@ -175,13 +205,13 @@ _COMMANDS = {
     "import-official": (
         "Makes a run of weights that the official SimCLR code wrote.",
         {
-            "path": (
+            "path": _Flag(
                 "string",
                 _REQUIRED,
                 "SavedModel, TF1 or TF2 checkpoint, or its directory.",
             ),
             **_OUTPUT_DIR,
-            "projection_layer": (
+            "projection_layer": _Flag(
                 "integer",
                 None,
                 "Layer of the classifier; by default as the path's name says.",
@@ -269,12 +299,11 @@ def define_flags(command, values):
         command: Name of the command.
         values: `absl.flags.FlagValues` to define them in.
     """
-    for name, (kind, default, text, *_) in _COMMANDS[command][1].items():
-        define = getattr(flags, f"DEFINE_{kind}")
-        is_required = default is _REQUIRED
-        default = None if is_required else default
-        define(name, default, text, flag_values=values)
-        if is_required:
+    for name, flag in _COMMANDS[command][1].items():
+        define = getattr(flags, f"DEFINE_{flag.kind}")
+        default = None if flag.is_required else flag.default
+        define(name, default, flag.help, flag_values=values)
+        if flag.is_required:
             flags.mark_flag_as_required(name, flag_values=values)
 
 
@@ -288,13 +317,8 @@ def _overview():
 def _command_help(command):
     text, table = _COMMANDS[command]
     lines = [f"usage: keras-simclr {command} [--flag=value ...]", "", text, ""]
-    for name, (_, default, explanation, *library) in table.items():
-        if isinstance(default, list):
-            default = ",".join(default)
-        note = "required" if default is _REQUIRED else f"default {default}"
-        note += "".join(f"; of {place} itself {x}" for place, x in library)
-        note = "" if default is None else f" ({note})"
-        lines.append(f"  --{name}: {explanation}{note}")
+    for name, flag in table.items():
+        lines.append(f"  --{name}: {flag.help}{flag.note}")
     lines.append("  --flagfile: File of flags, such as a run's flags.txt.")
     return "\n".join(lines)
 
@@ -364,17 +388,18 @@ def _data(values):
 def _pretrain(values):
     from keras_simclr import recipe, runs
 
-    how = _fields(recipe.Recipe, values)
-    model, epochs = runs.carry_out(
-        how,
+    done = runs.carry_out(
+        _fields(recipe.Recipe, values),
         _data(values),
         values.output_dir,
         given=[name for name in values if values[name].present],
     )
-    step = int(model.optimizer.iterations.numpy())
+    step = int(done.model.optimizer.iterations.numpy())
     print(f"{values.output_dir} keeps the model after step {step}.")
-    if epochs < how.epochs:
-        print(f"Interrupted after {epochs} of {how.epochs} epochs.")
+    if done.epochs < done.recipe.epochs:
+        print(
+            f"Interrupted after {done.epochs} of {done.recipe.epochs} epochs."
+        )
         return 130
     return 0
 
@@ -382,15 +407,12 @@ def _pretrain(values):
 def _plan(values):
     from keras_simclr import planning, recipe
 
-    how = _fields(recipe.Recipe, values)
-    print(
-        planning.plan(
-            how,
-            _data(values),
-            minutes_per_epoch=values.minutes_per_epoch,
-            report=print,
-        )
+    result = planning.plan(
+        _fields(recipe.Recipe, values),
+        _data(values),
+        minutes_per_epoch=values.minutes_per_epoch,
     )
+    print(result)
 
 
 def _evaluate(values):

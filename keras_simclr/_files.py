@@ -13,24 +13,9 @@ import tensorflow as tf
 
 @contextlib.contextmanager
 def staging(directory):
-    """Context of a directory to write into, renamed if all went well.
+    """Context of a directory to write into, which is complete or absent then.
 
-    Args:
-        directory: Its name in the end: new or empty. It is complete or absent.
-
-    Yields:
-        `pathlib.Path` of the directory to write into.
-
-    Raises:
-        FileExistsError: If `directory` holds anything.
-        OSError: If it cannot be written.
-
-    Example:
-
-    ```python
-    with staging("my_encoder") as staged:
-        encoder.save(staged / "encoder.keras")
-    ```
+    Where it stands in the end must be new or empty.
     """
     directory = pathlib.Path(directory)
     check_is_free(directory)
@@ -51,18 +36,7 @@ def staging(directory):
 
 
 def check_is_free(directory):
-    """Refuses a directory that holds anything.
-
-    Args:
-        directory: Path; it need not exist.
-
-    Raises:
-        FileExistsError: If it is a file, or a directory with content.
-
-    Example:
-
-    >>> check_is_free("a/new/directory")
-    """
+    """Refuses a file, or a directory that holds anything."""
     directory = pathlib.Path(directory)
     if directory.is_dir() and not any(directory.iterdir()):
         return
@@ -93,15 +67,7 @@ def path_beside(path):
 
 
 def valid_names(names):
-    r"""Names with an escape for each byte that is not UTF-8.
-
-    Args:
-        names: Strings, as the file system gives them.
-
-    Returns:
-        List of strings.
-
-    Example:
+    r"""List of names with an escape for each byte that is not UTF-8.
 
     >>> valid_names(["a.png", "\udcff.png"])
     ['a.png', '\\xff.png']
@@ -139,7 +105,7 @@ def readable_directory(directory):
 
 
 def walk(directory, report, is_wanted):
-    """Yields regular files; reports what is in the way of others.
+    """Yields paths of regular files; reports those that cannot be opened.
 
     `report` takes a path, the kind of problem and the `OSError` or None.
     """
@@ -172,7 +138,7 @@ def walk(directory, report, is_wanted):
 
 
 def _follow(entry, path, links, report, is_wanted):
-    """What `_walk` does with links, fifos, sockets and devices."""
+    """What `walk` does with links, fifos, sockets and devices."""
     try:
         mode = entry.stat().st_mode
     except OSError as error:

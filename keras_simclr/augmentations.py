@@ -15,6 +15,7 @@ import inspect
 import itertools
 import math
 import random
+import warnings
 
 import keras
 import numpy as np
@@ -31,22 +32,10 @@ _WHOLE_IMAGE_SIZE = 32
 
 
 def fold_seed(seed, number):
-    """Returns the sub-seed `number` of `seed`.
+    """The sub-seed `number` of a seed, int64 of shape `(2,)`.
 
-    Args:
-        seed: int64 tensor of shape `(2,)`.
-        number: Scalar integer or integer tensor.
-
-    Returns:
-        int64 tensor of shape `(2,)`.
-
-    Example:
-
-    >>> fold_seed(tf.constant([0, 1], tf.int64), 3).shape
-    TensorShape([2])
-
-    Deviation: `tf.random.experimental.stateless_fold_in` chooses another
-        random generator under XLA than outside; this always uses Philox.
+    Deviation: `tf.random.experimental.stateless_fold_in` chooses another random
+        generator under XLA than outside; this always uses Philox.
     """
     bits = tf.random.stateless_uniform(
         [1], seed, None, None, tf.int64, alg="philox"
@@ -55,40 +44,14 @@ def fold_seed(seed, number):
 
 
 def to_float(images):
-    """Converts uint8 images, or floats in [0, 1], to float32 in [0, 1].
-
-    Args:
-        images: uint8 or floating-point tensor of any shape.
-
-    Returns:
-        float32 tensor of the same shape.
-
-    Raises:
-        ValueError: If `images` has another dtype.
-
-    Example:
-
-    >>> to_float(tf.constant([0, 51, 255], tf.uint8)).numpy()
-    array([0. , 0.2, 1. ], dtype=float32)
-    """
+    """Converts uint8, or floats in [0, 1], to float32 in [0, 1]."""
     check_dtype(images.dtype)
     floats = tf.cast(images, tf.float32)
     return floats / 255.0 if images.dtype == tf.uint8 else floats
 
 
 def check_dtype(dtype):
-    """Refuses a dtype that images cannot have.
-
-    Args:
-        dtype: A `tf.DType`.
-
-    Raises:
-        ValueError: If it is neither uint8 nor floating-point.
-
-    Example:
-
-    >>> check_dtype(tf.uint8)
-    """
+    """Refuses a dtype that images cannot have."""
     if dtype != tf.uint8 and not dtype.is_floating:
         raise ValueError(
             "Images must be uint8, or float with values in [0, 1]. "
@@ -411,26 +374,7 @@ class RandomResizedCrop(Augmentation):
         return max(self.height, self.width) <= _WHOLE_IMAGE_SIZE
 
     def rest_box(self, heights, widths):
-        """Part of the image that is seen at rest.
-
-        Args:
-            heights: float32 tensor, pixels.
-            widths: float32 tensor of the same shape, pixels.
-
-        Returns:
-            Two pairs of tensors, `(top, height)` and `(left, width)`, whole
-            pixels.
-
-        Example:
-
-        >>> crop = RandomResizedCrop(224, 224)
-        >>> rows, columns = crop.rest_box(tf.constant(500.0), 375.0)
-        >>> [float(value) for value in rows + columns]
-        [86.0, 328.0, 24.0, 328.0]
-
-        References:
-            - google-research/simclr@383d414, tf2/data_util.py:176-243.
-        """
+        """What is seen at rest: `(top, height)` and `(left, width)`, pixels."""
         if self._sees_whole_image:
             zeros = tf.zeros_like(heights)
             return (zeros, heights), (zeros, widths)
@@ -1264,6 +1208,63 @@ def _height_and_width(image_size):
     return [_checks.integer("image_size", x, minimum=1) for x in image_size]
 
 
+def default_augmentation(shape):
+    """The recipe at an encoder's input size; refuses encoders of other data."""
+    if len(shape) != 4 or None in shape[1:3] or shape[3] not in (1, 3):
+        raise ValueError(
+            "`augmentation` must be given for an encoder that does not take "
+            "images of one size with 1 or 3 channels: a layer, or a list of "
+            f"layers. Received: an encoder with input shape {shape}"
+        )
+    return SimCLRAugmentation(shape[1:3], name="augmentation")
+
+
+def check_augmentation(name, augmentation, shape, *, needs_seed):
+    """Refuses what cannot make views, and warns of what cannot repeat them.
+
+    Args:
+        name: Name of the argument, for messages.
+        augmentation: A layer, a list of layers, or None.
+        shape: Shape of a batch of what the encoder takes.
+        needs_seed: Whether the layers must take a `seed`.
+
+    Returns:
+        A `keras.KerasTensor`: the views.
+
+    Raises:
+        TypeError: If it is no layer.
+        ValueError: If a layer takes no `seed` where one is needed.
+    """
+    view = keras.KerasTensor((None, *shape[1:]))
+    unseeded = []
+    for layer in as_list(augmentation):
+        if not isinstance(layer, keras.layers.Layer):
+            raise TypeError(
+                f"`{name}` must be a Keras layer or a list of them. "
+                f"Received: {name}={layer!r}"
+            )
+        seed = tf.zeros([2], tf.int64)
+        view = call_layer(layer, view, training=True, seed=seed)
+        unseeded += [] if accepts(layer, "seed") else [layer.name]
+    if unseeded and needs_seed:
+        raise ValueError(
+            "Several replicas, and micro-batches, need augmentations "
+            "that take a `seed`. Received: "
+            f"{', '.join(unseeded)} in `{name}`. If this is a "
+            "`Sequential` or a `Pipeline`, pass its layers as a list."
+        )
+    if unseeded:
+        warnings.warn(
+            f"These layers of `{name}` take no `seed`: "
+            f"{', '.join(unseeded)}. Their views depend on more than "
+            "seed, step and place: a run with them cannot be repeated. "
+            "If this is a `Sequential` or a `Pipeline`, pass its "
+            "layers as a list.",
+            stacklevel=4,
+        )
+    return view
+
+
 def as_list(augmentation):
     """The layers of an augmentation, which may be one, a list, or None."""
     if augmentation is None:
@@ -1282,15 +1283,8 @@ def as_views(images):
 def augment(augmentation, images, *, seed, sizes=None, part=None):
     """Applies an augmentation's layers in order, as in training.
 
-    Args:
-        augmentation: A layer, or a list of them.
-        images: Float tensor.
-        seed: int64 tensor of shape `(2,)`; each layer gets a sub-seed.
-        sizes: As in the call of `SimCLRAugmentation`, or None.
-        part: The same.
-
-    Returns:
-        Tensor.
+    Each layer gets a sub-seed of `seed`; `part` and `sizes` are as in the call
+    of `SimCLRAugmentation`.
     """
     for place, layer in enumerate(as_list(augmentation)):
         sub_seed = fold_seed(seed, place)

@@ -303,12 +303,12 @@ class Measures(_Periodic):
         return h, *(self._head(each, training=False) for each in (h, h_1, h_2))
 
     def measure(self):
-        parts = [
-            self._measured(element, part)  # Other draws for each part.
-            for part, element in enumerate(self._elements)
+        measured = [
+            self._measured(element, step)  # Other draws for each batch.
+            for step, element in enumerate(self._elements)
         ]
         h, z, z_1, z_2 = (
-            np.concatenate(each) for each in zip(*parts, strict=True)
+            np.concatenate(each) for each in zip(*measured, strict=True)
         )
         if not all(np.isfinite(each).all() for each in (h, z, z_1, z_2)):
             return dict.fromkeys(_MEASURES, math.nan)
@@ -357,7 +357,7 @@ class Checkpoints(keras.callbacks.Callback):
         self._directory = None
 
     def on_train_begin(self, logs=None):
-        copies.can_be_loaded(self.model)
+        copies.check_can_be_saved(self.model)
         if self.model.distribute_strategy.extended.should_checkpoint:
             self.run_dir.mkdir(parents=True, exist_ok=True)
         else:  # All workers must take part in saving.
@@ -392,14 +392,6 @@ def restore(model, run_dir):
 
     Raises:
         ValueError: If there are checkpoints, but none can be read.
-
-    Example:
-
-    >>> encoder = simclr.ResNet(10, stem="cifar", input_shape=(8, 8, 1))
-    >>> model = simclr.SimCLRModel(encoder)
-    >>> model.compile()
-    >>> restore(model, "a/new/directory")
-    0
     """
     checkpoints = _checkpoints(run_dir)
     if not checkpoints:

@@ -52,89 +52,6 @@ from the model's own representations, whose largest value is {largest:.3g}:
 {license}
 """
 
-# By format; and for image files.
-_USE = {
-    "keras": """\
-Keras 3, plain layers; `encoder.trainable` decides whether a classifier on top
-of it fine-tunes it:
-
-```python
-import keras
-
-encoder = keras.models.load_model("encoder.keras")
-embeddings = encoder.predict(images)
-```
-""",
-    "saved_model": """\
-The SavedModel, in TensorFlow, in Keras 3 (as a layer that is not trained) and
-in tf_keras with TensorFlow Hub (where it can be fine-tuned):
-
-```python
-import tensorflow as tf
-
-module = tf.saved_model.load("saved_model")
-embeddings = module(images)
-```
-
-```python
-import keras
-
-layer = keras.layers.TFSMLayer("saved_model", call_endpoint="serving_default")
-embeddings = layer(images)["default"]
-```
-
-```python
-# pip install tensorflow-hub tf-keras 'setuptools<81'
-import os
-
-os.environ["TF_USE_LEGACY_KERAS"] = "1"  # Before TensorFlow is imported.
-import tensorflow_hub as hub
-import tf_keras
-
-layer = hub.KerasLayer("saved_model", trainable=True)
-classifier = tf_keras.Sequential([layer, tf_keras.layers.Dense(10, "softmax")])
-embeddings = layer(images)
-```
-""",
-    "files": """\
-From the bytes of JPEG and PNG files, of any size each:
-
-```python
-import pathlib
-
-import tensorflow as tf
-
-module = tf.saved_model.load("saved_model")
-files = [pathlib.Path("photo.jpg").read_bytes()]
-embed = module.signatures["encoded_images"]
-embeddings = embed(image_bytes=tf.constant(files))["default"]
-```
-""",
-    "onnx": """\
-ONNX Runtime:
-
-```python
-import onnxruntime
-
-session = onnxruntime.InferenceSession("encoder.onnx")
-(embeddings,) = session.run(None, {session.get_inputs()[0].name: images})
-```
-""",
-    "litert": """\
-LiteRT, here with TensorFlow's interpreter; `ai_edge_litert.interpreter` has the
-same{note}:
-
-```python
-import tensorflow as tf
-
-interpreter = tf.lite.Interpreter("{file}")
-run = interpreter.get_signature_runner()
-(name,) = run.get_input_details()
-embeddings = run(**{{name: images}})["output_0"]
-```
-""",
-}
-
 
 def describe(network, image_shape, view_shape):
     """The entries of a model card that follow from the encoder itself.
@@ -207,11 +124,12 @@ def _contract(image_shape, view_shape):
     )
 
 
-def readme(card):
+def readme(card, uses):
     """The text of `README.md` beside an exported encoder.
 
     Args:
         card: Dictionary, as `model_card.json` holds it.
+        uses: List of strings: how each format is used.
 
     Returns:
         String, Markdown. Its programs run in the directory, for `images` as
@@ -221,7 +139,7 @@ def readme(card):
 
     ```python
     card = json.loads(pathlib.Path("my_encoder/model_card.json").read_text())
-    print(readme(card))
+    print(readme(card, [export.EXPORTS["keras"].use]))
     ```
     """
     result = card["round_trip"]
@@ -230,7 +148,7 @@ def readme(card):
         features=card["outputs"]["shape"][-1],
         contract=card["inputs"]["contract"],
         shape=[4, *(x or 64 for x in card["inputs"]["shape"][1:])],
-        uses="\n".join(_uses(card)),
+        uses="\n".join(uses),
         tried=result["images"],
         largest=result["largest_value"],
         differences="\n".join(
@@ -240,18 +158,6 @@ def readme(card):
         origin="".join(_origin(card)),
         license=card["license"],
     )
-
-
-def _uses(card):
-    for name in card["formats"]:
-        if name.startswith("litert"):
-            note = ", the weights in 8 bits" if name == "litert_int8" else ""
-            file = card["formats"][name]
-            yield _USE["litert"].format(note=note, file=file)
-        elif name in _USE:
-            yield _USE[name]
-        if name == "saved_model" and card["inputs"]["takes_files"]:
-            yield _USE["files"]
 
 
 def _origin(card):

@@ -1,4 +1,4 @@
-"""The classifier to take home: trained on all labels, and put to work."""
+"""A classifier trained on all labels, written to files, and used."""
 
 import csv
 import dataclasses
@@ -101,7 +101,7 @@ def train_classifier(
     ```
     """
     check_is_free(directory)
-    plain_view(model)  # What it refuses, it refuses now.
+    plain_view(model)  # Refuses now what has no plain layers.
     examples = load_labelled("train", train)
     result = evaluate(
         model,
@@ -115,22 +115,22 @@ def train_classifier(
         report=report,
     )
     best = max(result.rows, key=lambda row: row["accuracy"])
-    labels = np.unique(examples["labels"])
+    labels = examples["labels"]
+    classes = np.unique(labels)
     if best["probe"] == "finetune":
-        tuner = Tuner(model, labels, projection_layer=projection_layer)
+        tuner = Tuner(model, classes, projection_layer=projection_layer)
         tuner.fit(examples, seed)
         network = tuner.network()
     else:
         features = extract_features(model, examples)
-        places = examples["labels"]
-        probe = linear_probe(features, places, features, places, seed=seed)
+        probe = linear_probe(features, labels, features, labels, seed=seed)
         encoder = plain_copy(model.encoder)
         network = keras.Sequential(
             [keras.Input(encoder.input_shape[1:]), encoder, probe.classifier],
             name="classifier",
         )
     names = valid_names(
-        str(class_names[x] if class_names else x) for x in labels
+        str(class_names[x] if class_names else x) for x in classes
     )
     write_classifier(model, network, directory, names)
     return Classifier(
@@ -145,17 +145,8 @@ def train_classifier(
 def write_classifier(model, network, directory, names):
     """Writes what `train_classifier` writes.
 
-    Args:
-        model: The `SimCLRModel` that knows the evaluation view.
-        network: Plain `keras.Model` from it to probabilities.
-        directory: Directory to write, new or empty. It is complete or absent.
-        names: List of the name of each probability.
-
-    Example:
-
-    ```python
-    write_classifier(model, network, "my_classifier", ["cat", "dog"])
-    ```
+    `network` makes probabilities, of these names, of the model's evaluation
+    view.
     """
     texts = {_CLASS_NAMES: json.dumps(names, ensure_ascii=False, indent=2)}
     write_network(model, network, directory, "classifier", texts)
@@ -219,23 +210,7 @@ def write_predictions(directory, dataset, path, names=None):
 
 
 def input_shape(directory):
-    """Shape of what a classifier sees.
-
-    Args:
-        directory: What `train_classifier` wrote.
-
-    Returns:
-        Tuple: height, width, channels.
-
-    Raises:
-        FileNotFoundError: If `directory` holds no classifier.
-
-    Example:
-
-    ```python
-    height, width, channels = input_shape("my_classifier")
-    ```
-    """
+    """Height, width and channels of what a written classifier sees."""
     path = _checked(directory) / "classifier.keras"
     return keras.models.load_model(path).input_shape[1:]
 

@@ -76,7 +76,7 @@ def untrained_copy(model, seed):
         random.setstate(state)
 
 
-def can_be_loaded(model):
+def check_can_be_saved(model):
     """Refuses to save what no file brings back; warns of what needs help."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Of lambdas; refused below.

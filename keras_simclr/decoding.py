@@ -1,8 +1,8 @@
 """Image files, whatever is in them, as pixels that fit on a canvas."""
 
+import dataclasses
 import io
 import math
-import os
 
 import tensorflow as tf
 
@@ -10,101 +10,56 @@ import tensorflow as tf
 MOST_PIXELS = 89_478_485
 SMALLEST_SIDE = 8  # Pixels.
 
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")
-# Extensions by the format that they promise.
-EXTENSIONS = {
-    ".bmp": "BMP",
-    ".gif": "GIF",
-    ".jpeg": "JPEG",
-    ".jpg": "JPEG",
-    ".png": "PNG",
-    ".webp": "WEBP",
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """How files of an image format are recognised.
+
+    Attributes:
+        extensions: Tuple of what their names may end in, in lower case.
+        first_bytes: Dictionary from offsets, bytes, to a tuple of what may
+            stand there.
+    """
+
+    extensions: tuple
+    first_bytes: dict
+
+
+# The formats that are read, by the names that Pillow gives them.
+FORMATS = {
+    "JPEG": Format((".jpeg", ".jpg"), {0: (b"\xff\xd8\xff",)}),
+    "PNG": Format((".png",), {0: (b"\x89PNG\r\n\x1a\n",)}),
+    # Two letters alone could begin a text: lengths of a header follow.
+    "BMP": Format(
+        (".bmp",),
+        {
+            0: (b"BM",),
+            14: tuple(
+                length.to_bytes(4, "little")
+                for length in (12, 40, 52, 56, 64, 108, 124)
+            ),
+        },
+    ),
+    "GIF": Format((".gif",), {0: (b"GIF87a", b"GIF89a")}),
+    "WEBP": Format((".webp",), {0: (b"RIFF",), 8: (b"WEBP",)}),
 }
+# Formats by the extensions that promise them, sorted.
+EXTENSIONS = dict(
+    sorted((x, name) for name, y in FORMATS.items() for x in y.extensions)
+)
+
 _REDUCTIONS = (1, 2, 4, 8)  # Scales at which JPEGs can be decoded.
 _HEAD = 1 << 16  # Bytes; an EXIF block is no longer.
 _ENTRIES = 256  # Of an EXIF directory that are looked at: usual are 12.
 
 
-def read_images(folder, orders, length, canvas_size):
-    """Makes a dataset of a folder's images, without those that are unreadable.
-
-    Args:
-        folder: A `folders.ImageFolder`, which is told what is skipped.
-        orders: `tf.data.Dataset` of one int64 tensor: the places in
-            `folder.paths` to be read in turn.
-        length: How many these are.
-        canvas_size: Height and width of the canvas that images must fit on.
-
-    Returns:
-        A `tf.data.Dataset` of `(place, image)`, the image as `decode` returns
-        it.
-
-    Example:
-
-    ```python
-    orders = tf.data.Dataset.from_tensors(tf.constant([2, 0, 1], tf.int64))
-    for place, image in read_images(folder, orders, 3, 512):
-        print(folder.paths[place], image.shape)
-    ```
-    """
-    # As they are where possible: copies of a million names take room.
-    paths = [x if x.isascii() else os.fsencode(x) for x in folder.paths]
-    paths = tf.constant(paths)
-    directory = os.fsencode(folder.directory)
-
-    def turns(order):
-        return tf.data.Dataset.range(length).map(lambda turn: (order, turn))
-
-    def load(order, turn):
-        path = tf.strings.join([directory, paths[order[turn]]], "/")
-        return order, turn, decode(tf.io.read_file(path), canvas_size)
-
-    # Not inside `flat_map`, where a pass takes twice as long to start.
-    images = orders.flat_map(turns).map(
-        load, num_parallel_calls=tf.data.AUTOTUNE
-    )
-    # Shows that all were read: whoever is missing has been skipped.
-    nowhere = tf.constant(-1, tf.int64)
-    nothing = tf.zeros((0, 0, 3), tf.uint8)
-    end = (nowhere[None], tf.constant(length, tf.int64), nothing)
-    images = images.ignore_errors().concatenate(
-        tf.data.Dataset.from_tensors(end)
-    )
-
-    def check(state, element):
-        known, last = state
-        order, turn, image = element
-        place = order[turn % tf.size(order, tf.int64)]
-
-        def skip():
-            places = tf.cond(place < 0, lambda: known, lambda: order)
-            return tf.numpy_function(
-                lambda places: os.fsencode(folder.skip(places)),
-                [places[last + 1 : turn]],
-                tf.string,
-                stateful=False,
-            )
-
-        message = tf.cond(turn > last + 1, skip, lambda: tf.constant(""))
-        complaint = tf.raw_ops.Assert(
-            condition=tf.equal(message, ""), data=[message]
-        )
-        with tf.control_dependencies([complaint]):
-            return (order, turn), (place, image)
-
-    # Where nothing is readable, no order is known.
-    known = tf.range(length, dtype=tf.int64) % len(folder.paths)
-    images = images.scan((known, nowhere), check)
-    return images.filter(lambda place, _: place >= 0)
-
-
 def decode(contents, canvas_size):
     """Decodes an image file, to a size that fits on a square canvas.
 
-    JPEG, PNG, BMP, GIF (first frame) and WebP become 8-bit RGB, turned as
-    their EXIF orientation says, on white where they are transparent. An image
-    larger than the canvas is made smaller, in its proportions; JPEGs, as far as
-    possible, while they are decoded.
+    Files of all `FORMATS`, of animations the first frame, become 8-bit RGB,
+    turned as their EXIF orientation says, on white where they are transparent.
+    An image larger than the canvas is made smaller, in its proportions; JPEGs,
+    as far as possible, while they are decoded.
 
     Args:
         contents: Scalar string tensor, the bytes of the file.
@@ -167,8 +122,11 @@ def decode_jpeg_or_png(contents, canvas_size):
 
 def _kind(contents):
     """0: JPEG; 1: PNG; 2: another format."""
-    is_jpeg = tf.strings.substr(contents, 0, 3) == b"\xff\xd8\xff"
-    is_png = tf.strings.substr(contents, 0, 8) == b"\x89PNG\r\n\x1a\n"
+    is_jpeg, is_png = (
+        tf.strings.substr(contents, 0, len(start)) == start
+        for name in ("JPEG", "PNG")
+        for start in FORMATS[name].first_bytes[0]
+    )
     return tf.where(is_jpeg, 0, tf.where(is_png, 1, 2))
 
 
@@ -255,11 +213,9 @@ def _jpeg(contents, canvas_size):
 
 
 def _orientation(notes):
-    """What EXIF notes say about the image, 1 to 8; 1 if they are broken.
-
-    EXIF 2.32: a TIFF header, which says where the directory starts, and there
-    entries of 12 bytes, of which one has the tag 0x0112.
-    """
+    """What EXIF notes say about the image, 1 to 8; 1 if they are broken."""
+    # EXIF 2.32: a TIFF header, which says where the directory starts, and there
+    # entries of 12 bytes, of which one has the tag 0x0112.
     header = tf.strings.substr(notes, 0, 4)
     is_little_endian = header == b"II*\0"
     is_known = is_little_endian | (header == b"MM\0*")
@@ -334,7 +290,7 @@ def _pillow(contents):
     import PIL.Image
     import PIL.ImageOps
 
-    with PIL.Image.open(io.BytesIO(contents), formats=FORMATS) as image:
+    with PIL.Image.open(io.BytesIO(contents), formats=tuple(FORMATS)) as image:
         width, height = image.size
         if min(image.size) < SMALLEST_SIDE or width * height > MOST_PIXELS:
             raise ValueError(f"not of a usable size: {width} x {height}")

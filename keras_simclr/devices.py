@@ -19,23 +19,9 @@ def only_cpus():
 def make_strategy(name):
     """Makes the strategy that the command line calls by a name.
 
-    Args:
-        name: `"one"` device; `"mirrored"`: all GPUs of this machine;
-            `"multi_worker"`: the machines of `TF_CONFIG`; `"tpu"`: those of a
-            TPU VM; `"auto"`: the machines of `TF_CONFIG` if it is set, else
-            all GPUs, or TPUs, if there are several, else one device.
-
-    Returns:
-        A `tf.distribute.Strategy`.
-
-    Raises:
-        ValueError: If there is no strategy of that name, or `TF_CONFIG` is
-            missing.
-
-    Example:
-
-    >>> make_strategy("one").num_replicas_in_sync
-    1
+    `"auto"`: the machines of `TF_CONFIG` if it is set, else all GPUs, or TPUs,
+    if there are several, else one device. Refuses other names, and several
+    workers without `TF_CONFIG`.
     """
     _checks.choice("strategy", name, _STRATEGIES)
     has_cluster = "TF_CONFIG" in os.environ
@@ -71,19 +57,7 @@ _STRATEGIES = {
 
 
 def describe_devices(strategy):
-    """One line about the devices found, and how many work.
-
-    Args:
-        strategy: A `tf.distribute.Strategy`.
-
-    Returns:
-        String.
-
-    Example:
-
-    >>> describe_devices(tf.distribute.get_strategy())
-    '4 x CPU found; training on 1'
-    """
+    """One line about the devices found, and how many work."""
     devices = tf.config.list_logical_devices()
     kinds = collections.Counter(device.device_type for device in devices)
     found = ", ".join(f"{n} x {kind}" for kind, n in sorted(kinds.items()))
@@ -91,16 +65,7 @@ def describe_devices(strategy):
 
 
 def fastest_precision():
-    """Finds the dtype policy in which convolutions train fastest here.
-
-    Returns:
-        `"mixed_bfloat16"` where it is clearly faster, else `"float32"`.
-
-    Example:
-
-    >>> fastest_precision() in ("float32", "mixed_bfloat16")
-    True
-    """
+    """The dtype policy in which convolutions train clearly fastest here."""
     seconds = {}
     for dtype in ("float32", "bfloat16"):
         images = tf.ones((32, 16, 16, 64), dtype)
@@ -128,10 +93,6 @@ def forget_models():
     """Frees the memory of models that are no longer used.
 
     `keras.backend.clear_session` alone would also reset the dtype policy.
-
-    Example:
-
-    >>> forget_models()
     """
     policy = keras.config.dtype_policy()
     keras.backend.clear_session()
@@ -140,14 +101,6 @@ def forget_models():
 
 def duration(seconds):
     """A time in words.
-
-    Args:
-        seconds: Number.
-
-    Returns:
-        String.
-
-    Example:
 
     >>> duration(90), duration(600)
     ('90.0 seconds', '10.0 minutes')

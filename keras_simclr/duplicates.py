@@ -33,7 +33,7 @@ KEYS = np.dtype(
 
 
 def perceptual_keys(small):
-    """What tells near duplicates of an image.
+    """Measures by which near duplicates of an image are found.
 
     Args:
         small: A `PIL.Image` of `SMALL` pixels of RGB.
@@ -94,12 +94,10 @@ def group(keys, usable):
 
 
 def _near_pairs(keys, places):
-    """Yields arrays of pairs of near duplicates.
-
-    Sorted by hash, images that share the first 16 bits are neighbours; turning
-    all hashes by 16 bits three times finds all that share a quarter. Each is
-    linked with the nearest neighbour before it that is alike.
-    """
+    """Yields arrays of pairs of near duplicates."""
+    # Sorted by hash, images that share the first 16 bits are neighbours;
+    # turning all hashes by 16 bits three times finds all that share a quarter.
+    # Each is linked with the nearest neighbour before it that is alike.
     hashes = keys["hash"][places]
     quarters = hashes.view("uint16").reshape(-1, 4)
     for turn in range(4):

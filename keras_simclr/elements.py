@@ -1,6 +1,8 @@
 """What a batch may look like: its parts, their shapes and values."""
 
+import collections
 import dataclasses
+import os
 import re
 
 import numpy as np
@@ -11,19 +13,19 @@ from keras_simclr.replicas import replica_and_number
 
 _SMALLEST_IMAGE = 8  # Pixels a side.
 _SHOWN = 10  # Rows that an error message lists.
-
+# The last texts of `fail`: a graph passes no exceptions on, but their words.
+_failures = collections.deque(maxlen=16)
 
 _KEYS = ("images", "labels", "view_1", "view_2", "sizes", "groups")
 
 
 def unpack(element):
-    """Names the parts of a dataset element.
+    """Names the parts of a dataset element, of tensors or of their specs.
 
     Args:
-        element: `images`, `(images, labels)`, or a dictionary with `images`
-            (or `view_1` and `view_2`) and optionally `labels`, `sizes` (of
-            `images` on a canvas) and `groups` (of duplicates): tensors or
-            their specs.
+        element: `images`, `(images, labels)`, or a dictionary with `images` (or
+            `view_1` and `view_2`) and optionally `labels`, `sizes` (of `images`
+            on a canvas) and `groups` (of duplicates).
 
     Returns:
         Such a dictionary.
@@ -86,23 +88,7 @@ def _unpack_dictionary(element):
 
 
 def images_and_sizes(element):
-    """The images of a dataset element, for use without training.
-
-    Args:
-        element: As `unpack`.
-
-    Returns:
-        Tensor of images, and tensor of their sizes or None.
-
-    Raises:
-        ValueError: If there are none.
-
-    Example:
-
-    >>> images, sizes = images_and_sizes((tf.zeros((4, 8, 8, 3)), tf.zeros(4)))
-    >>> images.shape, sizes
-    (TensorShape([4, 8, 8, 3]), None)
-    """
+    """Images of an element, and their sizes or None; refuses ready views."""
     element = unpack(element)
     if "images" not in element:
         raise ValueError(
@@ -200,16 +186,7 @@ class Rules:
 
 
 def check_shared_evenly(element, replicas):
-    """Refuses global batches that replicas cannot share evenly.
-
-    Args:
-        element: Dictionary, as `unpack` returns it.
-        replicas: Number of replicas.
-
-    Raises:
-        ValueError: If a batch is of no known size, or of one that `replicas`
-            does not divide.
-    """
+    """Refuses global batches that replicas cannot share evenly."""
     for name, batch in element.items():
         if name == "labels":
             continue
@@ -289,25 +266,8 @@ def _assert_sizes(sizes, images):
 def value_checks(batch, name, *, in_unit_range):
     """Operations that fail unless the values of a batch are usable.
 
-    Args:
-        batch: Tensor whose first axis is the batch.
-        name: What the error message calls it.
-        in_unit_range: Whether floats must lie in [0, 1], and not only be
-            finite.
-
-    Returns:
-        List of operations for `tf.control_dependencies`. In eager mode they
-        have run.
-
-    Raises:
-        tf.errors.InvalidArgumentError: When an operation fails.
-
-    Example:
-
-    >>> with tf.control_dependencies(
-    ...     value_checks(tf.zeros((2, 8)), "images", in_unit_range=True)
-    ... ):
-    ...     pass
+    They are for `tf.control_dependencies`; in eager mode they have run. Floats
+    must be finite, and lie in [0, 1] if `in_unit_range`.
     """
     if not batch.dtype.is_floating:
         return []
@@ -345,36 +305,33 @@ def _assert_no_row(is_bad, *text):
 def check(condition, *text):
     """`tf.debugging.Assert` with one form of message in eager and graph mode.
 
-    Args:
-        condition: Scalar boolean tensor.
-        *text: Strings and tensors that make up the message.
-
-    Returns:
-        An operation, or None in eager mode.
-
-    Raises:
-        tf.errors.InvalidArgumentError: If `condition` is false.
-
-    Example:
-
-    >>> check(tf.constant(True), "All is well")
+    `text` is strings and tensors. Raises at once in eager mode; in a graph the
+    operation that it returns does.
     """
     if not tf.executing_eagerly():
         return tf.debugging.Assert(condition, text, summarize=_SHOWN)
     if not condition:
-        parts = []
-        for part in text:
-            numbers = [] if isinstance(part, str) else np.ravel(part.numpy())
+        words = []
+        for each in text:
+            numbers = [] if isinstance(each, str) else np.ravel(each.numpy())
             more = "..." * (len(numbers) > _SHOWN)
             listing = " ".join(map(str, numbers[:_SHOWN])) + more
-            parts.append(part if isinstance(part, str) else listing)
-        message = f"assertion failed: [{'] ['.join(parts)}]"
+            words.append(each if isinstance(each, str) else listing)
+        message = f"assertion failed: [{'] ['.join(words)}]"
         raise tf.errors.InvalidArgumentError(None, None, message)
     return None
 
 
+def fail(text):
+    """Raises a ValueError in a function that a graph calls."""
+    # Names of files need not be valid UTF-8, but TensorFlow stops at others.
+    text = os.fsencode(text).decode(errors="replace")
+    _failures.append(text)
+    raise ValueError(text)
+
+
 def failed_check(error):
-    """The message of a failed `check`, as a sentence.
+    """The message of a failed `check` or of `fail`, as a sentence.
 
     Args:
         error: A `tf.errors.InvalidArgumentError`.
@@ -390,6 +347,9 @@ def failed_check(error):
     ...     failed_check(error)
     'At least two. Received: 1'
     """
+    for text in _failures:
+        if text in error.message:
+            return text
     message = re.search(r"assertion failed: \[(.*)\]", str(error))
     if message is None:
         return None

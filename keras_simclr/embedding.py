@@ -12,8 +12,6 @@ import numpy as np
 from keras_simclr import _checks, _files, elements, fit_data
 from keras_simclr.features import representation
 
-FORMATS = ("csv", "npz", "parquet")
-
 
 def write_embeddings(model, dataset, path, names=None):
     """Writes the representation of every image as a row, batch by batch.
@@ -47,8 +45,7 @@ def write_embeddings(model, dataset, path, names=None):
     write_embeddings(model, dataset, path, folder.readable())
     ```
     """
-    write = {"csv": _csv, "npz": _npz, "parquet": _parquet}
-    ending = _checks.choice("format", path.suffix[1:], FORMATS)
+    ending = _checks.choice("format", path.suffix[1:], _WRITERS)
     represent = representation(model)
 
     def batches():
@@ -59,7 +56,7 @@ def write_embeddings(model, dataset, path, names=None):
                 rows,
             )
 
-    return write[ending](path, batches())
+    return _WRITERS[ending](path, batches())
 
 
 def _csv(path, batches):
@@ -120,3 +117,6 @@ def _npz(path, batches):
                 with archive.open("paths.npy", "w", force_zip64=True) as file:
                     np.save(file, np.array(paths))
     return count
+
+
+_WRITERS = {"csv": _csv, "npz": _npz, "parquet": _parquet}

@@ -1,10 +1,11 @@
 """Writing an encoder for use without this package."""
 
+import collections.abc
 import contextlib
+import dataclasses
 import importlib.util
 import json
 import pathlib
-import typing
 import warnings
 
 import keras
@@ -23,17 +24,7 @@ from keras_simclr.copies import plain_copy
 from keras_simclr.decoding import canvas_for, decode_jpeg_or_png
 from keras_simclr.model import SimCLRModel
 
-FORMATS = {
-    "keras": "encoder.keras",
-    "saved_model": "saved_model",
-    "onnx": "encoder.onnx",
-    "litert": "encoder.tflite",
-    "litert_int8": "encoder_int8.tflite",
-    "hub": "hub",
-}
-_PACKAGES = {"onnx": ("onnx", "tf2onnx", "onnxruntime")}
 _TRIED = 8  # Images that all formats must agree on.
-_TOLERANCE = 1e-3  # Of the largest value of a representation.
 
 
 def export_encoder(
@@ -100,32 +91,22 @@ def export_encoder(
     formats = check_formats(formats)
     network = plain_copy(model.encoder)
     with staging(directory) as staged:
-        whole = with_evaluation_view(model, network)
-        view = _view(model)
-        save = {
-            "keras": whole.save,
-            "saved_model": lambda path: _save_module(
-                model, view, network, path
-            ),
-            "onnx": lambda path: _save_onnx(whole, path),
-            "litert": lambda path: _save_litert(whole, path),
-            "litert_int8": lambda path: _save_litert(
-                whole, path, optimizations=[tf.lite.Optimize.DEFAULT]
-            ),
-        }
+        parts = _parts(model, network)
+        view = parts.view
         images = _noise(view.shape, _TRIED)
         expected = network(view.bring(images), training=False).numpy()
         differences = {}
         for name in formats:
-            path = staged / FORMATS[name]
-            if name in save:
+            format = EXPORTS[name]
+            if format.save is not None:
+                path = staged / format.file
                 with _readable_errors(name):
-                    save[name](path)
-                    found = np.asarray(_LOAD[name](path)(images))
+                    format.save(parts, path)
+                    found = np.asarray(format.load(path)(images))
                 differences[name] = _difference(name, found, expected)
         card = {
             **cards.describe(network, view.images, view.shape),
-            "formats": {name: FORMATS[name] for name in formats},
+            "formats": {name: EXPORTS[name].file for name in formats},
             "round_trip": {
                 "images": _TRIED,
                 "largest_value": float(np.abs(expected).max()),
@@ -133,11 +114,12 @@ def export_encoder(
             },
             **(about or {}),
         }
-        text = cards.readme(card)
+        text = cards.readme(card, _uses(card))
         (staged / "README.md").write_text(text, encoding="utf-8")
         (staged / "model_card.json").write_text(json.dumps(card, indent=2))
-        if "hub" in formats:
-            cards.write_hub(card, staged)
+        for name in formats:
+            if EXPORTS[name].pack is not None:
+                EXPORTS[name].pack(card, staged)
     return pathlib.Path(directory)
 
 
@@ -148,7 +130,7 @@ def check_formats(formats):
         formats: Names, as `export_encoder` takes them.
 
     Returns:
-        List of them, in the order of `FORMATS`; with `"hub"` comes
+        List of them, in the order of `EXPORTS`; with `"hub"` comes
         `"saved_model"`, which it packs.
 
     Raises:
@@ -166,19 +148,18 @@ def check_formats(formats):
             "`formats` must be a list of names. Received: "
             f"formats={formats!r}. Write formats=[{formats!r}]"
         )
-    formats = {_checks.choice("formats", x, FORMATS) for x in formats}
+    formats = {_checks.choice("formats", x, EXPORTS) for x in formats}
     if not formats:
         raise ValueError("`formats` must have a name. Received: no format")
-    for name in formats & set(_PACKAGES):
-        for package in _PACKAGES[name]:
+    for name in sorted(formats):
+        for package in EXPORTS[name].packages:
             if importlib.util.find_spec(package) is None:
                 raise ImportError(
                     f"The format {name!r} needs `{package}`. Install it with: "
                     f"pip install 'keras_simclr[{name}]'"
                 )
-    if "hub" in formats:
-        formats.add("saved_model")
-    return [name for name in FORMATS if name in formats]
+        formats.update(EXPORTS[name].needs)
+    return [name for name in EXPORTS if name in formats]
 
 
 def write_network(model, network, directory, name, texts=None):
@@ -202,8 +183,9 @@ def write_network(model, network, directory, name, texts=None):
     ```
     """
     with staging(directory) as staged:
-        with_evaluation_view(model, network).save(staged / f"{name}.keras")
-        _save_module(model, _view(model), network, staged / "saved_model")
+        parts = _parts(model, network)
+        parts.whole.save(staged / f"{name}.keras")
+        _save_saved_model(parts, staged / "saved_model")
         for file, text in (texts or {}).items():
             (staged / file).write_text(text, encoding="utf-8")
     return pathlib.Path(directory)
@@ -273,12 +255,28 @@ def plain_view(model):
     return views
 
 
-class _View(typing.NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class _View:
     """What a model does to images at rest, traced once."""
 
     bring: tf.types.experimental.GenericFunction  # From images to views.
     images: tuple  # Shape of an image; None for any size.
     shape: tuple  # Shape of what the encoder sees.
+
+
+@dataclasses.dataclass(frozen=True)
+class _Parts:
+    """What formats are made of."""
+
+    model: SimCLRModel
+    network: keras.Model  # Plain, from views.
+    whole: keras.Model  # The same behind the evaluation view.
+    view: _View
+
+
+def _parts(model, network):
+    whole = with_evaluation_view(model, network)
+    return _Parts(model, network, whole, _view(model))
 
 
 def _view(model):
@@ -300,7 +298,20 @@ def _noise(shape, count):
     return np.random.default_rng(0).random((count, *shape), dtype="float32")
 
 
-def _save_module(model, view, network, path):
+def _uses(card):
+    for name in card["formats"]:
+        if EXPORTS[name].use:
+            yield EXPORTS[name].use
+        if EXPORTS[name].use_files and card["inputs"]["takes_files"]:
+            yield EXPORTS[name].use_files
+
+
+def _save_keras(parts, path):
+    parts.whole.save(path)
+
+
+def _save_saved_model(parts, path):
+    model, network, view = parts.model, parts.network, parts.view
     module = tf.train.Checkpoint()
     module.variables = [v.value for v in network.variables]
     module.trainable_variables = [v.value for v in network.trainable_variables]
@@ -363,7 +374,8 @@ def _penalty(variable):
     )
 
 
-def _save_onnx(network, path):
+def _save_onnx(parts, path):
+    network = parts.whole
     network(_noise(network.input_shape[1:], 1))  # Keras asks for a call.
     with warnings.catch_warnings():
         # Keras 3.15 looks for what NumPy 2 no longer has.
@@ -371,8 +383,12 @@ def _save_onnx(network, path):
         network.export(path, format="onnx", verbose=False)
 
 
-def _save_litert(network, path, **kwargs):
-    network.export(path, format="litert", verbose=False, **kwargs)
+def _save_litert(parts, path, **kwargs):
+    parts.whole.export(path, format="litert", verbose=False, **kwargs)
+
+
+def _save_litert_int8(parts, path):
+    _save_litert(parts, path, optimizations=[tf.lite.Optimize.DEFAULT])
 
 
 def _load_onnx(path):
@@ -395,15 +411,6 @@ def _load_litert(path):
     return lambda images: run(**{name: images})["output_0"]
 
 
-_LOAD = {
-    "keras": keras.models.load_model,
-    "saved_model": tf.saved_model.load,
-    "onnx": _load_onnx,
-    "litert": _load_litert,
-    "litert_int8": _load_litert,
-}
-
-
 @contextlib.contextmanager
 def _readable_errors(name):
     try:
@@ -411,7 +418,7 @@ def _readable_errors(name):
     except (OSError, MemoryError, tf.errors.OpError):
         raise
     except Exception as error:  # Converters raise all kinds.
-        if name in ("keras", "saved_model"):
+        if not EXPORTS[name].is_converted:
             raise
         reason = str(error).strip().split("\n")[0]
         raise ValueError(
@@ -423,7 +430,8 @@ def _readable_errors(name):
 def _difference(name, found, expected):
     difference = float(np.abs(found - expected).max())
     largest = float(np.abs(expected).max())
-    if name != "litert_int8" and not difference <= _TOLERANCE * largest:
+    tolerance = EXPORTS[name].tolerance
+    if tolerance is not None and not difference <= tolerance * largest:
         raise ValueError(
             f"The format {name!r}, loaded again, must return what the model "
             f"does. Received: representations that differ by {difference:.3g}, "
@@ -431,3 +439,155 @@ def _difference(name, found, expected):
             "`formats`."
         )
     return difference
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportFormat:
+    """A format of `export_encoder`.
+
+    Attributes:
+        file: Name of what it consists of, in the directory.
+        use: Markdown: how it is used. It stands in `README.md`.
+        use_files: The same for image files, where it takes them.
+        save: Function of the encoder's parts and a path, or None.
+        load: Function from that path to a function from images to
+            representations.
+        tolerance: By how much these may differ from the model's, as a share
+            of the largest value; None: by any amount.
+        is_converted: Whether a converter writes it, which cannot express
+            every encoder.
+        packages: Packages that it needs; the extra that installs them has the
+            format's name.
+        needs: Formats that are written with it.
+        pack: Function of the card and the directory that makes it of what all
+            others have written there, or None.
+    """
+
+    file: str
+    use: str = ""
+    use_files: str = ""
+    save: collections.abc.Callable | None = None
+    load: collections.abc.Callable | None = None
+    tolerance: float | None = 1e-3
+    is_converted: bool = False
+    packages: tuple = ()
+    needs: tuple = ()
+    pack: collections.abc.Callable | None = None
+
+
+_USE_LITERT = """\
+LiteRT, here with TensorFlow's interpreter; `ai_edge_litert.interpreter` has the
+same{note}:
+
+```python
+import tensorflow as tf
+
+interpreter = tf.lite.Interpreter("{file}")
+run = interpreter.get_signature_runner()
+(name,) = run.get_input_details()
+embeddings = run(**{{name: images}})["output_0"]
+```
+"""
+EXPORTS = {
+    "keras": ExportFormat(
+        "encoder.keras",
+        save=_save_keras,
+        load=keras.models.load_model,
+        use="""\
+Keras 3, plain layers; `encoder.trainable` decides whether a classifier on top
+of it fine-tunes it:
+
+```python
+import keras
+
+encoder = keras.models.load_model("encoder.keras")
+embeddings = encoder.predict(images)
+```
+""",
+    ),
+    "saved_model": ExportFormat(
+        "saved_model",
+        save=_save_saved_model,
+        load=tf.saved_model.load,
+        use="""\
+The SavedModel, in TensorFlow, in Keras 3 (as a layer that is not trained) and
+in tf_keras with TensorFlow Hub (where it can be fine-tuned):
+
+```python
+import tensorflow as tf
+
+module = tf.saved_model.load("saved_model")
+embeddings = module(images)
+```
+
+```python
+import keras
+
+layer = keras.layers.TFSMLayer("saved_model", call_endpoint="serving_default")
+embeddings = layer(images)["default"]
+```
+
+```python
+# pip install tensorflow-hub tf-keras 'setuptools<81'
+import os
+
+os.environ["TF_USE_LEGACY_KERAS"] = "1"  # Before TensorFlow is imported.
+import tensorflow_hub as hub
+import tf_keras
+
+layer = hub.KerasLayer("saved_model", trainable=True)
+classifier = tf_keras.Sequential([layer, tf_keras.layers.Dense(10, "softmax")])
+embeddings = layer(images)
+```
+""",
+        use_files="""\
+From the bytes of JPEG and PNG files, of any size each:
+
+```python
+import pathlib
+
+import tensorflow as tf
+
+module = tf.saved_model.load("saved_model")
+files = [pathlib.Path("photo.jpg").read_bytes()]
+embed = module.signatures["encoded_images"]
+embeddings = embed(image_bytes=tf.constant(files))["default"]
+```
+""",
+    ),
+    "onnx": ExportFormat(
+        "encoder.onnx",
+        packages=("onnx", "tf2onnx", "onnxruntime"),
+        save=_save_onnx,
+        load=_load_onnx,
+        is_converted=True,
+        use="""\
+ONNX Runtime:
+
+```python
+import onnxruntime
+
+session = onnxruntime.InferenceSession("encoder.onnx")
+(embeddings,) = session.run(None, {session.get_inputs()[0].name: images})
+```
+""",
+    ),
+    "litert": ExportFormat(
+        "encoder.tflite",
+        save=_save_litert,
+        load=_load_litert,
+        is_converted=True,
+        use=_USE_LITERT.format(note="", file="encoder.tflite"),
+    ),
+    "litert_int8": ExportFormat(
+        "encoder_int8.tflite",
+        save=_save_litert_int8,
+        load=_load_litert,
+        is_converted=True,
+        tolerance=None,
+        use=_USE_LITERT.format(
+            note=", the weights in 8 bits", file="encoder_int8.tflite"
+        ),
+    ),
+    "hub": ExportFormat("hub", needs=("saved_model",), pack=cards.write_hub),
+}

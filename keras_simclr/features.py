@@ -1,15 +1,20 @@
 """Representations of many examples, and raw features beside them."""
 
+import functools
+import time
+
 import numpy as np
 import tensorflow as tf
 
 from keras_simclr import fit_data
-from keras_simclr.augmentations import to_float
+from keras_simclr.augmentations import RandomResizedCrop, to_float
 from keras_simclr.copies import plain_copy
-from keras_simclr.elements import images_and_sizes
+from keras_simclr.elements import images_and_sizes, unpack
 from keras_simclr.model import SimCLRModel
 
-PIXELS = 32  # Larger images are averaged to this size for the baseline.
+_PIXELS = 32  # Larger images are averaged to this size for the baseline.
+FEW_IMAGES = 256  # To measure on how long all of them will take.
+PIXEL_SETTINGS = f"at most {_PIXELS} x {_PIXELS}"
 
 
 def extract_features(model, images, *, batch_size=256):
@@ -45,22 +50,7 @@ def extract_features(model, images, *, batch_size=256):
 
 
 def representation(model):
-    """Function from a batch of images to representations, frozen and at rest.
-
-    Args:
-        model: A `SimCLRModel`, or any Keras model.
-
-    Returns:
-        Function of a tensor of images, and their `sizes` or None, to a
-        float32 tensor `(batch, features)`.
-
-    Example:
-
-    >>> encoder = simclr.ResNet(10, stem="cifar", input_shape=(8, 8, 1))
-    >>> model = simclr.SimCLRModel(encoder)
-    >>> representation(model)(tf.zeros((2, 8, 8, 1)), None).shape
-    TensorShape([2, 512])
-    """
+    """Function from images and sizes to float32 representations, at rest."""
     encoder, prepare = model, view_of(model)
     if isinstance(model, SimCLRModel):
         encoder = plain_copy(model.encoder)
@@ -70,6 +60,23 @@ def representation(model):
         ),
         reduce_retracing=True,
     )
+
+
+def resized_representation(encoder):
+    """As `representation`, of images brought to the size of an encoder."""
+    represent = representation(encoder)
+    if isinstance(encoder, SimCLRModel):
+        return represent
+    height, width, channels = encoder.input_shape[1:]
+    crop = RandomResizedCrop(height, width)
+
+    def resized(images, sizes):
+        views = crop(images, training=False, sizes=sizes)
+        if channels == 3 and views.shape[-1] == 1:
+            views = tf.repeat(views, 3, axis=-1)
+        return represent(views, None)
+
+    return resized
 
 
 def view_of(model):
@@ -89,13 +96,13 @@ def view_of(model):
 
 
 def pixels_of(model):
-    """Function from images and sizes to pixels that a probe can digest."""
+    """Function from images and sizes to pixels, averaged to few."""
     prepare = view_of(model)
 
     def pixels(images, sizes):
         view = prepare(images, sizes)
         if view.shape.rank == 4:
-            size = [min(side, PIXELS) for side in view.shape[1:3]]
+            size = [min(side, _PIXELS) for side in view.shape[1:3]]
             if size != view.shape[1:3]:
                 view = tf.image.resize(view, size, method="area")
         return tf.reshape(view, (tf.shape(view)[0], -1))
@@ -104,22 +111,7 @@ def pixels_of(model):
 
 
 def extract(functions, elements):
-    """Outputs of several functions of images, and the labels if any.
-
-    Args:
-        functions: Functions of a tensor of images and their sizes or None.
-        elements: Iterable of dictionaries, as `fit_data.checked_elements`.
-
-    Returns:
-        List of an array for each function, and array of shape `(N,)` or None.
-
-    Example:
-
-    >>> elements = [{"images": tf.ones((2, 3)), "labels": tf.zeros((2, 1))}]
-    >>> (doubles,), labels = extract([lambda x, _: 2 * x], elements)
-    >>> doubles.shape, labels.shape
-    ((2, 3), (2,))
-    """
+    """An array of outputs for each function of images, and labels or None."""
     outputs, labels = [[] for _ in functions], []
     for element in elements:
         batch, sizes = images_and_sizes(element)
@@ -129,3 +121,41 @@ def extract(functions, elements):
             labels.append(fit_data.one_per_row(element["labels"]))
     outputs = [np.concatenate(output) for output in outputs]
     return outputs, np.concatenate(labels) if labels else None
+
+
+class Features:
+    """Features of examples in memory, by name; made when they are needed.
+
+    `functions` is a dictionary of functions of images and sizes; `examples` one
+    of arrays.
+    """
+
+    def __init__(self, functions, examples):
+        self.functions, self.examples = functions, examples
+        self._few = {k: array[:FEW_IMAGES] for k, array in examples.items()}
+
+    @functools.cached_property
+    def arrays(self):
+        """Dictionary of arrays of shape `(N, width)`."""
+        return self._of(self.examples)
+
+    @functools.cached_property
+    def widths(self):
+        """Dictionary of numbers of features, from a few images."""
+        arrays = self._of(self._few)
+        return {name: array.shape[1] for name, array in arrays.items()}
+
+    def seconds(self):
+        """How long `arrays` will take, measured on a few images."""
+        times = []
+        for _ in range(2):  # The first traces.
+            start = time.perf_counter()
+            self._of(self._few)
+            times.append(time.perf_counter() - start)
+        share = len(self.examples["images"]) / len(self._few["images"])
+        return times[-1] * share
+
+    def _of(self, examples):
+        elements = map(unpack, fit_data.in_order(examples))
+        arrays, _ = extract(self.functions.values(), elements)
+        return dict(zip(self.functions, arrays, strict=True))

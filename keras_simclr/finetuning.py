@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import time
 
 import keras
 import numpy as np
@@ -10,16 +11,25 @@ import tensorflow as tf
 from keras_simclr import _checks, copies, fit_data
 from keras_simclr.augmentations import SimCLRAugmentation, as_list
 from keras_simclr.export import plain_view, with_evaluation_view
-from keras_simclr.features import view_of
+from keras_simclr.features import FEW_IMAGES, view_of
 from keras_simclr.model import SimCLRModel
 from keras_simclr.probes import fit_logistic
 
 _BATCH_SIZE = 64
+_MOMENTUM = 0.9
 _FEWEST_STEPS = 200  # Up to one batch of examples.
+_TESTED_PER_STEP = 200  # Images that are classified in the time of a step.
 # Chosen on Fashion-MNIST, 10 and 60 labels per class, 3,000 training images
 # held out: 0.003 to 0.3 were tried, and up to 1 from scratch.
 _LEARNING_RATES = {"finetune": 0.1, "scratch": 0.3}
-_START = 0.1  # scikit-learn's C of the classifier that fine-tuning starts from.
+_INVERSE_PENALTY = 0.1  # scikit-learn's C, where fine-tuning starts from.
+SETTINGS = (
+    f"from a logistic regression with C={_INVERSE_PENALTY}, at least "
+    f"{_FEWEST_STEPS} steps (growing with the root of the labels), batches of "
+    f"{_BATCH_SIZE}, crops and flips as in pretraining, SGD with Nesterov "
+    f"momentum {_MOMENTUM} and a rate of {_LEARNING_RATES['finetune']} "
+    f"({_LEARNING_RATES['scratch']} from scratch), cosine decay"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,15 +57,6 @@ class FineTuning:
         if self.accuracy is not None:
             accuracy = f"accuracy {self.accuracy:.2%}"
         return f"fine-tuned {accuracy} ({self.steps} steps, {SETTINGS})"
-
-
-SETTINGS = (
-    f"from a logistic regression with C={_START}, at least {_FEWEST_STEPS} "
-    f"steps (growing with the root of the labels), batches of {_BATCH_SIZE}, "
-    "crops and flips as in pretraining, SGD with Nesterov momentum 0.9 and a "
-    f"rate of {_LEARNING_RATES['finetune']} ({_LEARNING_RATES['scratch']} from "
-    "scratch), cosine decay"
-)
 
 
 def fine_tune(
@@ -114,8 +115,8 @@ def fine_tune(
     that standardises every feature, and the weights of one that hardly varies
     are so large that they spoil the encoder as soon as it does.
     """
-    if isinstance(model, SimCLRModel):  # What it refuses, it refuses now.
-        plain_view(model)
+    if isinstance(model, SimCLRModel):
+        plain_view(model)  # Refuses now what has no plain layers.
     examples = fit_data.load_labelled("train", train)
     tuner = Tuner(
         model,
@@ -136,28 +137,35 @@ def fine_tune(
         accuracy=accuracy,
         classifier=classifier,
         classes=tuple(tuner.classes.tolist()),
-        steps=tuner.steps_for(len(examples["labels"])),
+        steps=steps_for(len(examples["labels"])),
         predictions=predictions,
     )
+
+
+def steps_for(examples):
+    """Steps of training, which grow with the root of the number of examples."""
+    batches = max(1.0, examples / _BATCH_SIZE)
+    return math.ceil(_FEWEST_STEPS * math.sqrt(batches))
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Seconds that every training takes, and each of its steps."""
+
+    fixed: float
+    per_step: float
+
+    def seconds(self, train, test):
+        """For numbers of examples to train on and to test on."""
+        return self.fixed + self.per_step * (
+            steps_for(train) + test / _TESTED_PER_STEP
+        )
 
 
 class Tuner:
     """Fine-tunes copies of one encoder again and again, traced only once.
 
-    Args:
-        model: As `fine_tune`.
-        classes: Array of all labels that there are.
-        projection_layer: As `fine_tune`.
-        from_scratch: As `fine_tune`.
-
-    Example:
-
-    ```python
-    tuner = Tuner(model, np.array([0, 1]))
-    for seed in range(5):
-        tuner.fit(train, seed)
-        print(np.mean(tuner.predict(test) == test["labels"]))
-    ```
+    `classes` are all labels that there are; the rest is as in `fine_tune`.
     """
 
     def __init__(
@@ -176,10 +184,12 @@ class Tuner:
         for layer in layers:
             _unfreeze(layer)
         self._network = _Network(model, layers, len(classes))
-        recipe = "scratch" if from_scratch else "finetune"
-        self._schedule = _Cosine(_LEARNING_RATES[recipe])
+        start = "scratch" if from_scratch else "finetune"
+        self._schedule = _Cosine(_LEARNING_RATES[start])
         self._network.compile(
-            keras.optimizers.SGD(self._schedule, momentum=0.9, nesterov=True),
+            keras.optimizers.SGD(
+                self._schedule, momentum=_MOMENTUM, nesterov=True
+            ),
             "sparse_categorical_crossentropy",
             jit_compile=False,
         )
@@ -187,26 +197,8 @@ class Tuner:
         optimizer.build(self._network.core.trainable_variables)
         self._fresh = [variable.numpy() for variable in optimizer.variables]
 
-    def steps_for(self, examples):
-        """Steps that as many examples are trained for: a root of them.
-
-        Args:
-            examples: Number of labelled images.
-
-        Returns:
-            Integer.
-        """
-        batches = max(1.0, examples / _BATCH_SIZE)
-        return math.ceil(_FEWEST_STEPS * math.sqrt(batches))
-
     def fit(self, examples, seed, steps=None):
-        """Trains a new copy.
-
-        Args:
-            examples: Dictionary, as from `load_labelled`.
-            seed: Integer.
-            steps: Number of steps, or None for those of `steps_for`.
-        """
+        """Trains a new copy on what `load_labelled` returned."""
         images = _without_labels(examples)
         places = np.searchsorted(self.classes, examples["labels"])
         source = self.model
@@ -218,23 +210,24 @@ class Tuner:
             strict=True,
         ):
             copies.copy_weights(layer, copy)
-        _assign(self._network.dense.weights, self._first(images, places))
+        _assign(self._network.dense.weights, self._start(images, places))
         _assign(self._network.optimizer.variables, self._fresh)
-        steps = steps or self.steps_for(len(places))
+        steps = steps or steps_for(len(places))
         self._schedule.steps.assign(steps)
         self._network.seed.assign(seed)
         self._network.fit(
             _batches(images, places, seed, steps), shuffle=False, verbose=0
         )
 
-    def _first(self, images, places):
-        """Kernel and bias of the classifier to begin with."""
+    def _start(self, images, places):
+        """Kernel and bias that the classifier starts from."""
         kernel, bias = map(np.zeros_like, self._network.dense.get_weights())
         if not self.from_scratch:
             features = self._network.predict_in_batches(images, features=True)
             mean = features.mean(axis=0)
             scale = np.std(features - mean) or 1.0
-            solver = fit_logistic((features - mean) / scale, places, _START)
+            features = (features - mean) / scale
+            solver = fit_logistic(features, places, _INVERSE_PENALTY)
             # Of two classes only the second has weights.
             found = solver.classes_[-len(solver.intercept_) :]
             kernel[:, found] = solver.coef_.T / scale
@@ -243,25 +236,30 @@ class Tuner:
         return kernel, bias
 
     def predict(self, examples):
-        """Classifies images.
-
-        Args:
-            examples: As `fit`; labels are ignored.
-
-        Returns:
-            Array of labels.
-        """
+        """Array of the labels found for images, by the copy trained last."""
         images = _without_labels(examples)
         probabilities = self._network.predict_in_batches(images)
         return self.classes[probabilities.argmax(axis=1)]
 
     def network(self):
-        """The copy trained last, from the evaluation view of images.
-
-        Returns:
-            A plain `keras.Model` with weights of its own.
-        """
+        """A plain copy of the copy trained last, from the evaluation view."""
         return copies.plain_copy(self._network.core)
+
+    def cost(self, examples):
+        """Measures the `Cost`, on a few examples with all of their labels."""
+        labels = examples["labels"]
+        _, firsts = np.unique(labels, return_index=True)
+        step = max(1, len(labels) // FEW_IMAGES)
+        places = np.union1d(firsts, np.arange(0, len(labels), step))
+        few = {key: array[places] for key, array in examples.items()}
+        short, long = 2, 12
+        times = []
+        for steps in (short, short, long):  # The first traces.
+            start = time.perf_counter()
+            self.fit(few, 0, steps=steps)
+            times.append(time.perf_counter() - start)
+        per_step = max(times[2] - times[1], 0.0) / (long - short)
+        return Cost(max(times[1] - short * per_step, 0.0), per_step)
 
 
 class _Cosine(keras.optimizers.schedules.LearningRateSchedule):
@@ -350,8 +348,8 @@ def _batches(images, places, seed, steps):
 def _unfreeze(layer):
     layer.trainable = True
     # Of a `Sequential` from a config, Keras 3.15 leaves the layers frozen.
-    for part in getattr(layer, "layers", ()):
-        _unfreeze(part)
+    for inner in getattr(layer, "layers", ()):
+        _unfreeze(inner)
 
 
 def _assign(variables, values):
@@ -370,7 +368,7 @@ def _crops_and_flips(model):
 
 
 def _others_at_rest(model, views):
-    """What the layers behind the first do at rest; they are not trained."""
+    """Applies the layers behind the first, as at rest."""
     for layer in as_list(model.augmentation)[1:]:
         views = layer(views, training=False)
     return views

@@ -20,7 +20,7 @@ def batches_of(arrays, batch_size, *, shuffle, seed, drop_remainder):
     """The dataset of `dataset_from_arrays`, of arrays in any structure."""
     _checks.integer("batch_size", batch_size, minimum=1)
     if isinstance(arrays, tuple):
-        arrays = tuple(part for part in arrays if part is not None)
+        arrays = tuple(array for array in arrays if array is not None)
         arrays = arrays[0] if len(arrays) == 1 else arrays
     arrays = tf.nest.map_structure(tf.convert_to_tensor, arrays)
     sizes = {array.shape[0] for array in tf.nest.flatten(arrays)}
@@ -103,6 +103,16 @@ def evaluate_arguments(call, *, check):
     return call
 
 
+def predict_arguments(call):
+    """The arguments of `predict`, with a dataset for arrays, of all images."""
+    call = dict(call)
+    size = call.pop("batch_size", None)
+    call["x"] = as_dataset(
+        call.get("x"), batch_size=size, whole=False, check=None
+    )
+    return call
+
+
 def as_dataset(
     data,
     *,
@@ -181,8 +191,8 @@ def _held_out(arrays, share):
 
 def _is_arrays(x):
     """Whether `x` is an array, or arrays in any structure."""
-    parts = [part for part in tf.nest.flatten(x) if part is not None]
-    return bool(parts) and all(hasattr(part, "__array__") for part in parts)
+    arrays = [each for each in tf.nest.flatten(x) if each is not None]
+    return bool(arrays) and all(hasattr(x, "__array__") for x in arrays)
 
 
 def _length(arrays):
@@ -193,18 +203,8 @@ def one_iterator(x, steps_per_epoch=None, initial_epoch=0, **_):
     """The data of a `fit` that goes on after some epochs.
 
     Keras makes two iterators for each epoch of known length, each with an order
-    of its own: here it is one for all of them.
-
-    Args:
-        x: Dataset, made anew.
-        steps_per_epoch: As in `keras.Model.fit`.
-        initial_epoch: The same.
-        **_: Other arguments of `fit`.
-
-    Returns:
-        Dictionary of those arguments of `fit` that change.
-
-    Example:
+    of its own: here it is one for all of them. Takes arguments of `fit`, and
+    returns those that change.
 
     >>> one_iterator(tf.data.Dataset.range(3))["steps_per_epoch"]
     3
@@ -220,16 +220,7 @@ def one_iterator(x, steps_per_epoch=None, initial_epoch=0, **_):
 
 
 def check_length(dataset, steps_per_epoch=None):
-    """Refuses a dataset that is known to be empty, or to have no end.
-
-    Args:
-        dataset: A `tf.data.Dataset` of batches.
-        steps_per_epoch: Batches in an epoch, or None for all.
-
-    Raises:
-        ValueError: If the dataset is empty, or infinite without
-            `steps_per_epoch`.
-    """
+    """Refuses a dataset that is empty, or has no end and no number of steps."""
     batches = dataset.cardinality().numpy()
     if batches == 0:
         raise ValueError(
@@ -250,18 +241,12 @@ def prepared(dataset):
     tf.data's tuner is turned off, unless the dataset says that it wants it:
     when an iterator ends, TensorFlow (seen with 2.21) often waits until the
     tuner's sleep is over, and the sleeps double, up to a minute: an epoch of 3
-    seconds then takes 5. Without it `AUTOTUNE` stands for one call per core,
-    at most 16.
+    seconds then takes 5. Without it `AUTOTUNE` stands for one call per core, at
+    most 16.
 
-    Of several workers each reads everything and keeps its part of each batch:
+    Of several workers each reads everything and keeps its rows of each batch:
     by files, as TensorFlow would have it, the batches would be others than
     those of one device.
-
-    Args:
-        dataset: A `tf.data.Dataset`.
-
-    Returns:
-        A `tf.data.Dataset` with the same elements.
     """
     options = tf.data.Options()
     if dataset.options().autotune.enabled is None:
@@ -275,18 +260,8 @@ def prepared(dataset):
 def in_order(images, *, batch_size=256):
     """All images in batches, in order, for use without training.
 
-    Args:
-        images: Array, `(images, labels)` arrays, a dictionary of arrays, or a
-            `tf.data.Dataset` of batches, which stay as they are.
-        batch_size: Images in a batch, for arrays.
-
-    Returns:
-        A `tf.data.Dataset`.
-
-    Example:
-
-    >>> len(in_order(np.zeros((10, 8, 8, 3)), batch_size=4))
-    3
+    Takes an array, `(images, labels)`, a dictionary of arrays, or a dataset of
+    batches, which stay as they are.
     """
     if not isinstance(images, tf.data.Dataset):
         images = batches_of(
@@ -296,18 +271,7 @@ def in_order(images, *, batch_size=256):
 
 
 def in_order_with_labels(name, images):
-    """As `in_order`, for images that must have labels.
-
-    Args:
-        name: What they are called in messages.
-        images: As `in_order`.
-
-    Returns:
-        A `tf.data.Dataset`.
-
-    Raises:
-        ValueError: If labels are missing, or not one per image.
-    """
+    """As `in_order`, for images that must have one label each."""
     dataset = in_order(images)
     labels = unpack(dataset.element_spec).get("labels")
     if labels is None:
@@ -325,23 +289,7 @@ def in_order_with_labels(name, images):
 
 
 def checked_elements(dataset):
-    """The elements of a dataset of images, for use without training.
-
-    Args:
-        dataset: A `tf.data.Dataset` of batches.
-
-    Yields:
-        Dictionaries, as `unpack` returns them.
-
-    Raises:
-        ValueError: If values are unusable, or files cannot be read.
-
-    Example:
-
-    >>> dataset = tf.data.Dataset.from_tensors(tf.zeros((4, 8, 8, 3)))
-    >>> [sorted(element) for element in checked_elements(dataset)]
-    [['images']]
-    """
+    """Yields the elements of a dataset, as dictionaries of usable values."""
     try:
         for element in prepared(dataset):
             element = unpack(element)
@@ -357,25 +305,10 @@ def checked_elements(dataset):
 
 
 def load_labelled(name, source):
-    """Brings labelled images into memory.
+    """Labelled images in memory: a dictionary of arrays of the same length.
 
-    Args:
-        name: What they are called in messages.
-        source: `(images, labels)` arrays, or a dataset of batches of them; or
-            what this function returned.
-
-    Returns:
-        Dictionary of arrays of the same length: `images`, `labels`, and
-        whatever else rides along in a dataset of dictionaries.
-
-    Raises:
-        ValueError: If there are no labels.
-
-    Example:
-
-    >>> images, labels = np.zeros((4, 8, 8, 1)), np.array([0, 1, 0, 1])
-    >>> sorted(load_labelled("train", (images, labels)))
-    ['images', 'labels']
+    Takes `(images, labels)` arrays, a dataset of batches of them, of which all
+    that rides along is kept; or what it returned before.
     """
     if isinstance(source, dict):
         return source

@@ -1,25 +1,29 @@
-"""Images in a directory: finding them, scanning them, and the manifest."""
+"""Images in a directory: finding them, reading them, skipping some."""
 
 import logging
+import os
 import pathlib
 import types
 
 import numpy as np
+import tensorflow as tf
 
 from keras_simclr import _checks, _files
-from keras_simclr.decoding import EXTENSIONS, promised_format
+from keras_simclr.decoding import EXTENSIONS, decode, promised_format
+from keras_simclr.elements import fail
 from keras_simclr.scanning import class_labels, examine, read_manifest
 
 _logger = logging.getLogger("keras_simclr")
 
 _SHOWN = 10  # Files that an error message lists.
+_END = -1  # In place of a place, after all others.
 
 
 def find_images(directory):
     """Lists the images in a directory and its sub-directories.
 
-    An image is a regular file named .bmp, .gif, .jpeg, .jpg, .png or .webp
-    (in any case). No file is opened. Hidden files and directories are left
+    An image is a regular file with one of `decoding.EXTENSIONS` (in any
+    case). No file is opened. Hidden files and directories are left
     out; links are followed, but no directory is visited twice. Links to
     nothing are left out too: `scan` reports them.
 
@@ -145,15 +149,74 @@ class ImageFolder:
         if self.groups is not None:
             self.groups = self.groups[places]
 
-    def skip(self, places):
-        """Notes and reports files as skipped.
+    def read(self, orders, canvas_size):
+        """Makes a dataset of the images, without those that are unreadable.
+
+        These are noted in `skipped` and reported.
 
         Args:
-            places: Places in `paths`.
+            orders: `tf.data.Dataset` of one int64 tensor: the places in `paths`
+                to be read in turn.
+            canvas_size: Height and width of the canvas that images must fit on.
 
         Returns:
-            Error message if there are too many by now, else an empty string.
+            A `tf.data.Dataset` of `(place, image)`, the image as
+            `decoding.decode` returns it. It fails if too many files are
+            unreadable; `elements.failed_check` knows that error.
+
+        Example:
+
+        ```python
+        orders = tf.data.Dataset.from_tensors(tf.constant([2, 0, 1], tf.int64))
+        for place, image in folder.read(orders, 512):
+            print(folder.paths[place], image.shape)
+        ```
         """
+        # As they are where possible: copies of a million names take room.
+        paths = [x if x.isascii() else os.fsencode(x) for x in self.paths]
+        paths = tf.constant(paths)
+        directory = os.fsencode(self.directory)
+
+        def turns(order):
+            order = tf.concat([order, [_END]], axis=0)
+            turn = tf.data.Dataset.range(tf.size(order, tf.int64))
+            return turn.map(lambda turn: (order, turn))
+
+        def load(order, turn):
+            def image():
+                path = tf.strings.join([directory, paths[order[turn]]], "/")
+                return decode(tf.io.read_file(path), canvas_size)
+
+            def nothing():
+                return tf.zeros((0, 0, 3), tf.uint8)
+
+            return order, turn, tf.cond(order[turn] == _END, nothing, image)
+
+        def skip_gap(last, element):
+            order, turn, image = element
+            places = order[last + 1 : turn]
+            is_skipped = tf.cond(
+                tf.size(places) == 0,
+                lambda: True,
+                lambda: tf.numpy_function(
+                    self._skip, [places], tf.bool, stateful=False
+                ),
+            )
+            with tf.control_dependencies([is_skipped]):
+                return turn, (order[turn], image)
+
+        # Not inside `flat_map`, where a pass takes twice as long to start. Nor
+        # is each image a dataset of its own, whose errors could be ignored one
+        # by one: that takes two thirds more time. So the gaps tell.
+        images = orders.flat_map(turns).map(
+            load, num_parallel_calls=tf.data.AUTOTUNE
+        )
+        before_first = tf.constant(-1, tf.int64)
+        images = images.ignore_errors().scan(before_first, skip_gap)
+        return images.filter(lambda place, _: place != _END)
+
+    def _skip(self, places):
+        """Notes and reports files as skipped; raises if they are too many."""
         for place in places:
             path = self.paths[place]
             if path not in self.skipped:
@@ -162,8 +225,8 @@ class ImageFolder:
                 self.skipped[path] = reason
                 _logger.warning("Skipped %r: %s", path, reason)
             if len(self.skipped) > self.unreadable_limit * len(self.paths):
-                return self._complaint()
-        return ""
+                fail(self._complaint())
+        return True
 
     def readable(self):
         """The paths of the images that a dataset in order has, as it goes.
@@ -202,11 +265,28 @@ def rows_of_split(split, size):
     >>> rows_of_split("train[:90%]", 50)
     slice(0, 45, None)
     """
-    import tensorflow_datasets as tfds
-
     _checks.choice("split", split.split("[")[0], ("train",))
-    instruction = tfds.core.ReadInstruction.from_spec(split)
+    instruction = parsed_split(split)
     whole = {"train": types.SimpleNamespace(num_examples=size)}
-    (part,) = instruction.to_absolute(whole)
+    try:
+        (part,) = instruction.to_absolute(whole)
+    except (AttributeError, ValueError):  # Shards; several; beyond the images.
+        raise ValueError(
+            f"`split` must be one part of {size} images, such as "
+            f"'train[:90%]'. Received: split={split!r}"
+        ) from None
     first, last, _ = slice(part.from_, part.to).indices(size)
     return slice(first, last)
+
+
+def parsed_split(split):
+    """A split as `tfds.core.ReadInstruction`; refuses what is none."""
+    import tensorflow_datasets as tfds
+
+    try:
+        return tfds.core.ReadInstruction.from_spec(split)
+    except ValueError:
+        raise ValueError(
+            "`split` must be a split in TFDS's notation, such as "
+            f"'train[:90%]'. Received: split={split!r}"
+        ) from None

@@ -11,12 +11,11 @@ from keras_simclr import devices
 def cached_gradients(
     embed, contrast, variables, averages, *, size, micro_batch_size
 ):
-    """Gradients of a contrastive loss over a batch that passes in parts.
+    """Gradients of a contrastive loss over a batch, in micro-batches.
 
-    The parts are embedded without gradients, the loss and its gradient with
-    respect to the embeddings are computed once, and then every part is
-    embedded again and the gradient brought back through it. Only one part's
-    activations are ever held.
+    These are embedded without gradients, the loss and its gradient with respect
+    to the embeddings are computed once, and then each is embedded again and the
+    gradient brought back through it. Only one's activations are ever held.
 
     Args:
         embed: Function `(start, stop) -> (z_1, z_2)`: embeddings of images
@@ -27,11 +26,11 @@ def cached_gradients(
         variables: Keras variables that `embed` depends on.
         averages: Keras variables that `embed` may assign.
         size: Number of images.
-        micro_batch_size: Images in a part; the last one may be smaller.
+        micro_batch_size: Images in each; the last one may be smaller.
 
     Returns:
         Gradients, one per variable; what `contrast` returned; and, by place
-        in `averages`, the means of what the parts would have assigned.
+        in `averages`, the means of what they would have assigned.
         Nothing is assigned.
 
     Raises:
@@ -56,15 +55,15 @@ def cached_gradients(
     References:
         - Gao et al. 2021, arXiv:2101.06983.
     """
-    parts = _Parts(size, micro_batch_size)
-    z_1, z_2, means = _embeddings(embed, averages, parts)
+    batches = _MicroBatches(size, micro_batch_size)
+    z_1, z_2, means = _embeddings(embed, averages, batches)
     with tf.GradientTape() as tape:
         tape.watch((z_1, z_2))
         loss, *rest = contrast(z_1, z_2)
     pull_1, pull_2 = tape.gradient(loss, (z_1, z_2))
 
-    def replay(part, *totals):
-        start, stop = parts.bounds(part)
+    def replay(number, *totals):
+        start, stop = batches.bounds(number)
         with keras.StatelessScope(), tf.GradientTape() as tape:
             first, second = embed(start, stop)
             first, second = (tf.cast(z, pull_1.dtype) for z in (first, second))
@@ -78,66 +77,50 @@ def cached_gradients(
         return [x + y for x, y in zip(totals, gradients, strict=True)]
 
     zeros = [tf.zeros(variable.shape, variable.dtype) for variable in variables]
-    return parts.loop(replay, *zeros), (loss, *rest), means
+    return batches.loop(replay, *zeros), (loss, *rest), means
 
 
 def embeddings(embed, *, size, micro_batch_size):
-    """Embeddings of a batch that passes in parts.
+    """Embeddings `(size, D)` of both views of a batch, in micro-batches.
 
-    Args:
-        embed: As in `cached_gradients`; it assigns nothing.
-        size: Number of images.
-        micro_batch_size: Images in a part; the last one may be smaller.
-
-    Returns:
-        Two tensors of shape `(size, D)`.
-
-    Example:
-
-    >>> z_1, z_2 = embeddings(
-    ...     lambda start, stop: (tf.eye(3)[start:stop],) * 2,
-    ...     size=3,
-    ...     micro_batch_size=2,
-    ... )
-    >>> bool(np.array_equal(z_2, np.eye(3)))
-    True
+    `embed` is as in `cached_gradients`; here it assigns nothing.
     """
-    z_1, z_2, _ = _embeddings(embed, [], _Parts(size, micro_batch_size))
+    z_1, z_2, _ = _embeddings(embed, [], _MicroBatches(size, micro_batch_size))
     return z_1, z_2
 
 
-class _Parts:
-    """The parts of a batch, one after another."""
+class _MicroBatches:
+    """The micro-batches of a batch, one after another."""
 
     def __init__(self, size, micro_batch_size):
         self.size = size
         self.micro_batch_size = micro_batch_size
-        self.number = -(-size // micro_batch_size)
+        self.count = -(-size // micro_batch_size)
 
-    def bounds(self, part):
-        start = part * self.micro_batch_size
+    def bounds(self, number):
+        start = number * self.micro_batch_size
         return start, tf.minimum(start + self.micro_batch_size, self.size)
 
     def loop(self, body, *values):
-        """Has `body(part, *values)` change the values in each part."""
+        """Has `body(number, *values)` change the values in each."""
         _, *values = tf.while_loop(
-            lambda part, *_: part < self.number,
-            lambda part, *values: (part + 1, *body(part, *values)),
+            lambda number, *_: number < self.count,
+            lambda number, *values: (number + 1, *body(number, *values)),
             (tf.constant(0), *values),
             parallel_iterations=1,
         )
         return values
 
 
-def _embeddings(embed, averages, parts):
+def _embeddings(embed, averages, batches):
     dtype = keras.config.floatx()
-    shape = [tf.get_static_value(parts.size)]
+    shape = [tf.get_static_value(batches.size)]
     written = set()  # Places in `averages`.
 
-    def collect(part, z_1, z_2, *sums):
+    def collect(number, z_1, z_2, *sums):
         sums = list(sums)
         with keras.StatelessScope(collect_losses=True) as scope:
-            first, second = embed(*parts.bounds(part))
+            first, second = embed(*batches.bounds(number))
         if scope.losses:
             raise ValueError(
                 "Layers that add losses of their own (`activity_regularizer`, "
@@ -151,19 +134,19 @@ def _embeddings(embed, averages, parts):
                 written.add(place)
                 sums[place] += value
         return (
-            z_1.write(part, tf.cast(first, dtype)),
-            z_2.write(part, tf.cast(second, dtype)),
+            z_1.write(number, tf.cast(first, dtype)),
+            z_2.write(number, tf.cast(second, dtype)),
             *sums,
         )
 
     def array():
-        return tf.TensorArray(dtype, parts.number, infer_shape=False)
+        return tf.TensorArray(dtype, batches.count, infer_shape=False)
 
     zeros = [tf.zeros(average.shape, average.dtype) for average in averages]
-    z_1, z_2, *sums = parts.loop(collect, array(), array(), *zeros)
+    z_1, z_2, *sums = batches.loop(collect, array(), array(), *zeros)
     z_1, z_2 = (tf.ensure_shape(z.concat(), shape) for z in (z_1, z_2))
     means = {
-        place: sums[place] / tf.cast(parts.number, sums[place].dtype)
+        place: sums[place] / tf.cast(batches.count, sums[place].dtype)
         for place in sorted(written)
     }
     return z_1, z_2, means
@@ -174,21 +157,7 @@ def largest_micro_batch(step, batch_size):
 
     Tries twice as many each time: on a GPU until memory is exhausted, on a CPU
     until as many again would leave less than a quarter of what is free now.
-
-    Args:
-        step: Function of a number of images that goes forward and back.
-        batch_size: The most that are wanted.
-
-    Returns:
-        The number of images, or None if `batch_size` images fit.
-
-    Raises:
-        MemoryError: If not even 8 images fit.
-
-    Example:
-
-    >>> largest_micro_batch(lambda size: None, 64) is None
-    True
+    None if `batch_size` images fit; a `MemoryError` if not even 8 do.
     """
     has_limit = devices.only_cpus()
     free, before = _free_memory(), _memory()

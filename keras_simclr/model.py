@@ -11,16 +11,16 @@ import tensorflow as tf
 from keras_simclr import _checks, augmentations, copies, elements, fit_data
 from keras_simclr.augmentations import (
     Augmentation,
-    SimCLRAugmentation,
     accepts,
     as_list,
     as_views,
+    default_augmentation,
     fold_seed,
 )
 from keras_simclr.losses import NTXent, as_contrastive, per_anchor
 from keras_simclr.micro_batches import cached_gradients, embeddings
 from keras_simclr.networks import ProjectionHead
-from keras_simclr.optimizers import LARS
+from keras_simclr.optimizers import default_optimizer
 from keras_simclr.replicas import (
     check_optimizer,
     check_strategy,
@@ -121,7 +121,7 @@ class SimCLRModel(keras.Model):
         if projection_head is None:
             projection_head = ProjectionHead(name="projection_head")
         if augmentation is None:
-            augmentation = _default_augmentation(encoder)
+            augmentation = default_augmentation(encoder.input_shape)
         self.encoder = encoder
         self.projection_head = projection_head
         self.augmentation = augmentation
@@ -135,13 +135,13 @@ class SimCLRModel(keras.Model):
         self._check_augmentations()
         if not projection_head.built:
             projection_head.build(encoder.output_shape)
-        parts = [encoder, projection_head]
+        networks = (encoder, projection_head)
         prepare(
-            [layer for part in parts for layer in copies.nested_layers(part)],
+            [x for network in networks for x in copies.nested_layers(network)],
             replicas=self._replicas,
             micro_batch_size=micro_batch_size,
         )
-        variables = [v for part in parts for v in part.variables]
+        variables = [v for network in networks for v in network.variables]
         check_strategy(self.distribute_strategy, variables, micro_batch_size)
         self.built = True
 
@@ -241,7 +241,7 @@ class SimCLRModel(keras.Model):
         """
         check_strategy(self.distribute_strategy, self.variables)
         with self.distribute_strategy.scope():
-            optimizer = keras.optimizers.get(optimizer or _default_optimizer())
+            optimizer = keras.optimizers.get(optimizer or default_optimizer())
         check_strategy(self.distribute_strategy, optimizer.variables)
         if loss is None:
             loss = NTXent()
@@ -304,7 +304,7 @@ class SimCLRModel(keras.Model):
 
     @functools.wraps(keras.Model.save)
     def save(self, *args, **kwargs):
-        copies.can_be_loaded(self)
+        copies.check_can_be_saved(self)
         self.build_optimizer()
         return super().save(*args, **kwargs)
 
@@ -359,6 +359,11 @@ class SimCLRModel(keras.Model):
             **fit_data.evaluate_arguments(call, check=self._check_replicas)
         )
 
+    @functools.wraps(keras.Model.predict)
+    def predict(self, *args, **kwargs):
+        bound = inspect.signature(super().predict).bind(*args, **kwargs)
+        return super().predict(**fit_data.predict_arguments(bound.arguments))
+
     @functools.wraps(keras.Model.train_on_batch)
     def train_on_batch(self, *args, **kwargs):
         self._check_alone("train_on_batch")
@@ -396,7 +401,7 @@ class SimCLRModel(keras.Model):
                 z_1, z_2 = self._embed(views, training=False)
             else:
                 z_1, z_2 = embeddings(
-                    self._embed_part(element, _TEST_STEP, training=False),
+                    self._embed_rows(element, _TEST_STEP, training=False),
                     size=elements.size_of(element),
                     micro_batch_size=self.micro_batch_size,
                 )
@@ -447,38 +452,14 @@ class SimCLRModel(keras.Model):
         )
 
     def _check_augmentations(self):
-        shape = (None, *self.encoder.input_shape[1:])
         for name in ("augmentation", "second_augmentation"):
-            layers = as_list(getattr(self, name))
-            view = keras.KerasTensor(shape)
-            for layer in layers:
-                if not isinstance(layer, keras.layers.Layer):
-                    raise TypeError(
-                        f"`{name}` must be a Keras layer or a list of them. "
-                        f"Received: {name}={layer!r}"
-                    )
-                seed = tf.zeros([2], tf.int64)
-                view = augmentations.call_layer(
-                    layer, view, training=True, seed=seed
-                )
+            view = augmentations.check_augmentation(
+                name,
+                getattr(self, name),
+                self.encoder.input_shape,
+                needs_seed=self._replicas > 1 or self.micro_batch_size,
+            )
             self._check_view(view, f"`{name}`")
-            unseeded = [x.name for x in layers if not accepts(x, "seed")]
-            if unseeded and (self._replicas > 1 or self.micro_batch_size):
-                raise ValueError(
-                    "Several replicas, and micro-batches, need augmentations "
-                    "that take a `seed`. Received: "
-                    f"{', '.join(unseeded)} in `{name}`. If this is a "
-                    "`Sequential` or a `Pipeline`, pass its layers as a list."
-                )
-            if unseeded:
-                warnings.warn(
-                    f"These layers of `{name}` take no `seed`: "
-                    f"{', '.join(unseeded)}. Their views depend on more than "
-                    "seed, step and place: a run with them cannot be repeated. "
-                    "If this is a `Sequential` or a `Pipeline`, pass its "
-                    "layers as a list.",
-                    stacklevel=3,
-                )
 
     def _check_view(self, view, name):
         expected = self.encoder.input_shape
@@ -533,15 +514,17 @@ class SimCLRModel(keras.Model):
         return gradients, loss, found
 
     def _cached_gradients(self, element, step):
-        parts = (self.encoder, self.projection_head)
-        averages = [v for part in parts for v in part.non_trainable_variables]
+        averages = [
+            *self.encoder.non_trainable_variables,
+            *self.projection_head.non_trainable_variables,
+        ]
 
         def contrast(z_1, z_2):
             loss, found = self._contrast(z_1, z_2, element)
             return self.optimizer.scale_loss(loss), loss, found
 
         gradients, (_, loss, found), means = cached_gradients(
-            self._embed_part(element, step, training=True),
+            self._embed_rows(element, step, training=True),
             contrast,
             self.trainable_variables,
             averages,
@@ -554,15 +537,15 @@ class SimCLRModel(keras.Model):
             averages[place].assign(value)
         return gradients, loss, found
 
-    def _embed_part(self, element, step, training):
-        """Function that embeds images start to stop of this replica's."""
+    def _embed_rows(self, element, step, training):
+        """Function that embeds examples start to stop of this replica's."""
         used = ("images", "view_1", "view_2", "sizes")
         element = {k: v for k, v in element.items() if k in used}
         size = elements.size_of(element)
 
         def embed(start, stop):
-            part = {name: batch[start:stop] for name, batch in element.items()}
-            views = self._two_views(part, step, start, size)
+            rows = {name: batch[start:stop] for name, batch in element.items()}
+            views = self._two_views(rows, step, start, size)
             return self._embed(views, training=training)
 
         return embed
@@ -684,31 +667,6 @@ def _check_encoder(encoder):
             "`encoder` must return one representation per image, of shape "
             f"(batch, features). Received: output shape {shape}.{cure}"
         )
-
-
-def _default_augmentation(encoder):
-    shape = encoder.input_shape
-    if len(shape) != 4 or None in shape[1:3] or shape[3] not in (1, 3):
-        raise ValueError(
-            "`augmentation` must be given for an encoder that does not take "
-            "images of one size with 1 or 3 channels: a layer, or a list of "
-            f"layers. Received: an encoder with input shape {shape}"
-        )
-    return SimCLRAugmentation(shape[1:3], name="augmentation")
-
-
-def _default_optimizer():
-    """LARS with a constant rate after a warm-up, for runs of any length.
-
-    The official constants are made for 100,000 steps. These were chosen on
-    Fashion-MNIST, 3 epochs, on held-out training images: the rate is high
-    enough for batches of 1,024 and low enough for batches of 64.
-    """
-    warmup = keras.optimizers.schedules.PolynomialDecay(
-        0.0, decay_steps=50, end_learning_rate=0.25
-    )
-    inner = keras.optimizers.SGD(warmup, momentum=0.9)
-    return LARS(inner, trust_coefficient=0.02)
 
 
 def _with_callback(callbacks, callback):

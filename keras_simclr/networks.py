@@ -7,18 +7,7 @@ import tensorflow as tf
 from keras import layers as keras_layers
 
 from keras_simclr import _checks, devices
-
-# Depth: (blocks per group, whether the blocks are bottlenecks).
-ARCHITECTURES = {
-    10: ((1, 1, 1, 1), False),
-    18: ((2, 2, 2, 2), False),
-    34: ((3, 4, 6, 3), False),
-    50: ((3, 4, 6, 3), True),
-    101: ((3, 4, 23, 3), True),
-    152: ((3, 8, 36, 3), True),
-    200: ((3, 24, 36, 3), True),
-}
-_FEWEST_MIXING_UNITS = 32  # Of a selective kernel.
+from keras_simclr.architectures import ARCHITECTURES, resnet_layers
 
 
 def ResNet(
@@ -75,35 +64,14 @@ def ResNet(
     rule = "a number from 0 to 1"
     _checks.real_number("sk_ratio", sk_ratio, low=0, high=1, rule=rule)
     _checks.choice("stem", stem, ("imagenet", "cifar"))
-    groups, is_bottleneck = ARCHITECTURES[depth]
-    width = max(1, round(64 * width_multiplier))
-    block = _bottleneck_block if is_bottleneck else _basic_block
-    inputs = keras.Input(input_shape, name="images")
-    x = inputs
-    if stem == "cifar":
-        x = _convolution(x, width, 3, name="stem")
-    elif sk_ratio:
-        for number, strides in ((1, 2), (2, 1)):
-            name = f"stem_{number}"
-            half = max(1, width // 2)
-            x = _convolution(x, half, 3, strides=strides, name=name)
-            x = _batch_norm_relu(x, name=name)
-        x = _convolution(x, width, 3, name="stem")
-    else:
-        x = _convolution(x, width, 7, strides=2, name="stem")
-    x = _batch_norm_relu(x, name="stem")
+    layers = resnet_layers(depth, width_multiplier, stem, sk_ratio)
+    x = inputs = keras.Input(input_shape, name="images")
+    for layer in layers.stem:
+        x = _convolution_norm_relu(x, layer)
     if stem == "imagenet":
         x = keras_layers.MaxPooling2D(3, 2, padding="same", name="stem_pool")(x)
-    for group, blocks in enumerate(groups):
-        for place in range(blocks):
-            x = block(
-                x,
-                width * 2**group,
-                strides=2 if group > 0 and place == 0 else 1,
-                project=place == 0,
-                sk_ratio=sk_ratio,
-                name=f"group{group + 1}_block{place + 1}",
-            )
+    for block in layers.blocks:
+        x = _residual_block(x, block)
     outputs = keras_layers.GlobalAveragePooling2D(name="representation")(x)
     return keras.Model(inputs, outputs, name=f"resnet{depth}")
 
@@ -125,169 +93,87 @@ def stem_for(side):
     return "cifar" if side <= 32 else "imagenet"
 
 
-def convolutions(depth, width_multiplier, stem, side, sk_ratio=0.0):
-    """The convolutions of a ResNet, without making it.
-
-    A block's shortcut comes first, as in the official code.
-
-    Args:
-        depth: As in `ResNet`.
-        width_multiplier: The same.
-        stem: The same.
-        side: Height and width of the images, pixels.
-        sk_ratio: As in `ResNet`.
-
-    Yields:
-        Tuples of four: side of the kernel, channels in and out, and side of
-        the output.
-
-    Example:
-
-    >>> next(convolutions(50, 1, "imagenet", 224))
-    (7, 3, 64, 112)
-    """
-    groups, is_bottleneck = ARCHITECTURES[depth]
-    width = channels = max(1, round(64 * width_multiplier))
-    if stem == "cifar":
-        yield 3, 3, width, side
-    else:
-        side = -(-side // 2)
-        if sk_ratio:
-            half = max(1, width // 2)
-            yield 3, 3, half, side
-            yield 3, half, half, side
-            yield 3, half, width, side
-        else:
-            yield 7, 3, width, side
-        side = -(-side // 2)
-    for group, blocks in enumerate(groups):
-        filters = width * 2**group
-        for place in range(blocks):
-            before = side
-            if group > 0 and place == 0:
-                side = -(-side // 2)
-            outputs = 4 * filters if is_bottleneck else filters
-            if place == 0:
-                yield 1, channels, outputs, side
-            if is_bottleneck:
-                yield 1, channels, filters, before
-                if sk_ratio:
-                    units = _mixing_units(filters, sk_ratio)
-                    yield 3, filters, 2 * filters, side
-                    yield 1, filters, units, 1
-                    yield 1, units, 2 * filters, 1
-                else:
-                    yield 3, filters, filters, side
-                yield 1, filters, outputs, side
-            else:
-                yield 3, channels, filters, side
-                yield 3, filters, filters, side
-            channels = outputs
-
-
-def _mixing_units(filters, sk_ratio):
-    return max(int(filters * sk_ratio), _FEWEST_MIXING_UNITS)
-
-
-def _basic_block(x, filters, *, strides, project, sk_ratio, name):
+def _residual_block(x, block):
     shortcut = x
-    if project:
-        shortcut = _shortcut(x, filters, strides, sk_ratio, name)
-    x = _convolution(x, filters, 3, strides=strides, name=f"{name}_1")
-    x = _batch_norm_relu(x, name=f"{name}_1")
-    x = _convolution(x, filters, 3, name=f"{name}_2")
-    return _add_to_shortcut(shortcut, x, name=name)
+    if block.has_shortcut:
+        shortcut = _shortcut(x, block)
+    *layers, last = block.layers
+    for layer in layers:
+        x = _convolution_norm_relu(x, layer)
+        if layer.mixing:
+            x = _mixed_branches(x, layer)
+    x = _convolution(x, last)
+    # A gamma of 0 makes every block the identity at first.
+    x = _batch_norm(x, last.norm, gamma_initializer="zeros")
+    x = keras_layers.Add(name=f"{block.name}_add")([shortcut, x])
+    return keras_layers.ReLU(name=f"{block.name}_relu")(x)
 
 
-def _bottleneck_block(x, filters, *, strides, project, sk_ratio, name):
-    shortcut = x
-    if project:
-        shortcut = _shortcut(x, 4 * filters, strides, sk_ratio, name)
-    x = _convolution(x, filters, 1, name=f"{name}_1")
-    x = _batch_norm_relu(x, name=f"{name}_1")
-    if sk_ratio:
-        units = _mixing_units(filters, sk_ratio)
-        x = _selective_kernel(x, filters, units, strides, name=f"{name}_2")
-    else:
-        x = _convolution(x, filters, 3, strides=strides, name=f"{name}_2")
-        x = _batch_norm_relu(x, name=f"{name}_2")
-    x = _convolution(x, 4 * filters, 1, name=f"{name}_3")
-    return _add_to_shortcut(shortcut, x, name=name)
-
-
-def _shortcut(x, filters, strides, sk_ratio, name):
-    name = f"{name}_shortcut"
-    if sk_ratio:
+def _shortcut(x, block):
+    layer = block.shortcut
+    if block.pooling:
         # ResNet-D: a 1x1 convolution with strides would leave out pixels.
-        if strides == 2:
+        if block.pooling == 2:
             pad = keras_layers.ZeroPadding2D(
-                ((0, 1), (0, 1)), name=f"{name}_pad"
+                ((0, 1), (0, 1)), name=f"{layer.name}_pad"
             )
             x = pad(x)
-        padding = "same" if strides == 1 else "valid"
         x = keras_layers.AveragePooling2D(
-            2, strides, padding=padding, name=f"{name}_pool"
+            2,
+            block.pooling,
+            padding="same" if block.pooling == 1 else "valid",
+            name=f"{layer.name}_pool",
         )(x)
-        strides = 1
-    x = _convolution(x, filters, 1, strides=strides, name=name)
-    return _batch_norm(x, name=name)
+    return _batch_norm(_convolution(x, layer), layer.norm)
 
 
-def _selective_kernel(x, filters, units, strides, *, name):
-    """Two convolutions, mixed with weights that depend on both."""
-    x = _convolution(x, 2 * filters, 3, strides=strides, name=name)
-    x = _batch_norm_relu(x, name=name)
+def _mixed_branches(x, layer):
+    """The two branches of a selective kernel, weighed by both of them."""
+    name, (squeeze, mix) = layer.name, layer.mixing
     branches = keras.ops.split(x, 2, axis=-1)
     weights = keras_layers.Add(name=f"{name}_sum")(branches)
     weights = keras_layers.GlobalAveragePooling2D(
         keepdims=True, name=f"{name}_mean"
     )(weights)  # (batch, 1, 1, filters)
-    weights = _convolution(weights, units, 1, name=f"{name}_squeeze")
-    weights = _batch_norm_relu(weights, name=f"{name}_squeeze")
-    weights = _convolution(weights, 2 * filters, 1, name=f"{name}_mix")
-    weights = keras_layers.Reshape((2, filters), name=f"{name}_weights")(
-        weights
-    )
+    weights = _convolution_norm_relu(weights, squeeze)
+    weights = _convolution(weights, mix)
+    shape = (2, squeeze.inputs)
+    weights = keras_layers.Reshape(shape, name=f"{name}_weights")(weights)
     weights = keras_layers.Softmax(axis=1, name=f"{name}_softmax")(weights)
-    weights = keras_layers.Reshape((1, 1, 2 * filters), name=f"{name}_flat")(
-        weights
-    )
+    shape = (1, 1, mix.outputs)
+    weights = keras_layers.Reshape(shape, name=f"{name}_flat")(weights)
     x = keras_layers.Multiply(name=f"{name}_weighted")([x, weights])
     branches = keras.ops.split(x, 2, axis=-1)
     return keras_layers.Add(name=f"{name}_mixed")(branches)
 
 
-def _add_to_shortcut(shortcut, x, *, name):
-    # A gamma of 0 makes every block the identity at first.
-    x = _batch_norm(x, gamma_initializer="zeros", name=f"{name}_last")
-    x = keras_layers.Add(name=f"{name}_add")([shortcut, x])
-    return keras_layers.ReLU(name=f"{name}_relu")(x)
+def _convolution_norm_relu(x, layer):
+    x = _batch_norm(_convolution(x, layer), layer.norm)
+    return keras_layers.ReLU(name=f"{layer.name}_relu")(x)
 
 
-def _convolution(x, filters, size, *, strides=1, name):
+def _convolution(x, layer):
     # With strides, "same" would pad by an amount that depends on the image.
-    padding = "same" if strides == 1 else "valid"
-    if strides > 1 and size > 1:
-        x = keras_layers.ZeroPadding2D((size - 1) // 2, name=f"{name}_pad")(x)
+    padding = "same" if layer.strides == 1 else "valid"
+    if layer.strides > 1 and layer.size > 1:
+        x = keras_layers.ZeroPadding2D(
+            (layer.size - 1) // 2, name=f"{layer.name}_pad"
+        )(x)
     return FastConv2D(
-        filters,
-        size,
-        strides,
+        layer.outputs,
+        layer.size,
+        layer.strides,
         padding=padding,
         use_bias=False,
         kernel_initializer=keras.initializers.VarianceScaling(),
-        name=f"{name}_conv",
+        name=f"{layer.name}_conv",
     )(x)
 
 
-def _batch_norm(x, *, name, **kwargs):
+def _batch_norm(x, norm, **kwargs):
     return FusedBatchNormalization(
-        momentum=0.9, epsilon=1e-5, name=f"{name}_bn", **kwargs
+        momentum=0.9, epsilon=1e-5, name=f"{norm.name}_bn", **kwargs
     )(x)
-
-
-def _batch_norm_relu(x, *, name):
-    return keras_layers.ReLU(name=f"{name}_relu")(_batch_norm(x, name=name))
 
 
 @keras.saving.register_keras_serializable(package="keras_simclr")

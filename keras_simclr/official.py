@@ -1,5 +1,6 @@
 """The official weights of SimCLR v1 and v2 as networks of Keras."""
 
+import collections
 import dataclasses
 import itertools
 import pathlib
@@ -14,15 +15,11 @@ from tensorflow.core.protobuf import trackable_object_graph_pb2
 
 from keras_simclr import _checks, cards, classification, runs
 from keras_simclr._files import check_is_free, staging
+from keras_simclr.architectures import resnet_layers
 from keras_simclr.copies import plain_copy
 from keras_simclr.export import export_encoder
 from keras_simclr.model import SimCLRModel
-from keras_simclr.networks import (
-    ARCHITECTURES,
-    ProjectionHead,
-    ResNet,
-    convolutions,
-)
+from keras_simclr.networks import ProjectionHead, ResNet
 
 SK_RATIO = 0.0625  # Of all published networks with selective kernels.
 _DEPTHS = (18, 34, 50, 101, 152, 200)
@@ -181,9 +178,9 @@ def load_official(path, *, projection_layer=None):
         x = stage(x)
     logits = keras.layers.Dense(info["classes"] or 1, name="logits")
     classifier = keras.Model(images, logits(x), name="classifier")
-    for name, (place, variable, _) in expected.items():
-        layer = _layer(place, encoder, head, logits)
-        getattr(layer, variable).assign(file.read(name))
+    for variable in expected:
+        layer = _layer(variable, encoder, head, logits)
+        getattr(layer, variable.attribute).assign(file.read(variable.name))
     return Official(
         encoder=encoder,
         projection_head=projection_head if head.stages else None,
@@ -267,37 +264,38 @@ def import_official(path, output_dir, *, projection_layer=None):
     return official
 
 
-def _layer(place, encoder, head, logits):
-    kind, *rest = place
-    if kind == "encoder":
-        return encoder.get_layer(*rest)
-    if kind == "head":
-        stage, number = rest
-        return head.stages[stage].layers[number]
-    return logits
+@dataclasses.dataclass(frozen=True)
+class _Variable:
+    """A variable of an official network, and its place in ours."""
+
+    name: str  # In the file.
+    shape: tuple
+    part: str  # "encoder", "dense" or "norm" of the head, or "logits".
+    attribute: str  # Of our layer.
+    layer: str = ""  # Name of the encoder's layer.
+    stage: int = 0  # Number of the head's stage.
+
+
+def _layer(variable, encoder, head, logits):
+    if variable.part == "encoder":
+        return encoder.get_layer(variable.layer)
+    if variable.part == "logits":
+        return logits
+    dense, norm, *_ = head.stages[variable.stage].layers
+    return dense if variable.part == "dense" else norm
 
 
 @dataclasses.dataclass(frozen=True)
 class _File:
-    """An open checkpoint.
+    """An open checkpoint."""
 
-    Attributes:
-        path: As it was given.
-        format: Its name.
-        reader: `tf.train.CheckpointReader`.
-        keys: Dictionary from our name of each variable to the file's.
-        shapes: Dictionary from our name to the shape.
-        is_numbered: Whether our names are those of TF1, which count layers.
-        ignored: Number of variables left out by rule.
-    """
-
-    path: pathlib.Path
+    path: pathlib.Path  # As it was given.
     format: str
-    reader: object
-    keys: dict
-    shapes: dict
-    is_numbered: bool
-    ignored: int
+    reader: object  # `tf.train.CheckpointReader`.
+    keys: dict  # From our name of each variable to the file's.
+    shapes: dict  # From our name to the shape.
+    is_numbered: bool  # Whether our names are those of TF1, which count layers.
+    ignored: int  # Number of variables left out by rule.
 
     def read(self, name):
         return _reading(
@@ -400,17 +398,8 @@ _IN_CLASSIFIER = re.compile(
 
 
 def _by_structure(table):
-    """Names variables by their place among the official code's objects.
-
-    Keys of a SavedModel are anonymous, and its lists of variables may be empty.
-
-    Args:
-        table: Serialized `TrackableObjectGraph`.
-
-    Returns:
-        Dictionary from places, without `model/`, to keys; dictionary from the
-        keys of other variables to their names; number of those left out.
-    """
+    """Names variables by their place among the official code's objects."""
+    # A SavedModel has anonymous keys, and its lists of variables may be empty.
     nodes = trackable_object_graph_pb2.TrackableObjectGraph.FromString(
         table
     ).nodes
@@ -459,14 +448,7 @@ def _reached(nodes, start, follows):
 
 
 def _by_number(names):
-    """Names variables as TF1 does, which counts layers as they are made.
-
-    Args:
-        names: Dictionary from keys to the names of TF2 or TF1.
-
-    Returns:
-        Dictionary from the names of TF1 to keys, and the rest of `names`.
-    """
+    """Names variables as TF1 does; those it has no name for come second."""
     layers = [match for x in names.values() if (match := _COUNTED.fullmatch(x))]
     first = {
         kind: min(int(x["number"] or 0) for x in layers if x["kind"] == kind)
@@ -500,35 +482,25 @@ def _numbered(scope, kind, number, variable):
 
 
 def _match(file):
-    """Finds the network whose variables the file holds, all and no others.
-
-    Args:
-        file: A `_File`.
-
-    Returns:
-        Dictionary from our name of each variable to its layer, its name in
-        the layer and its shape; and the first entries of `info`.
-    """
+    """Finds the network whose variables the file holds, all and no others."""
     candidates = itertools.product(_DEPTHS, range(1, 5), (False, True), _SIDES)
     best = max(candidates, key=lambda x: _fit(file, x))
     depth, width, has_sk, stem = best
-    encoder = dict(_encoder_variables(*best, file.is_numbered))
-    if not encoder.keys() & file.shapes.keys():
+    encoder = list(_encoder_variables(*best, file.is_numbered))
+    if not {variable.name for variable in encoder} & file.shapes.keys():
         raise ValueError(
             "`path` must hold an official SimCLR network. Received: "
             f"path={str(file.path)!r} with other variables:"
             + _listing("", sorted(file.shapes))
         )
     features = _features(depth, width)
-    head = dict(_head_variables(file, features))
-    classifier = dict(_classifier_variables(file, features))
-    expected = {**encoder, **head, **classifier}
+    head = list(_head_variables(file, features))
+    classifier = list(_classifier_variables(file, features))
+    expected = [*encoder, *head, *classifier]
     name = f"r{depth}_{width}x_sk{int(has_sk)}"
     _check_variables(file, expected, name)
-    kernels = [shape for (*_, shape) in head.values() if len(shape) == 2]
-    classes = [
-        shape[0] for (*_, shape) in classifier.values() if len(shape) == 1
-    ]
+    kernels = [x.shape for x in head if x.part == "dense"]
+    classes = [x.shape[0] for x in classifier if x.attribute == "bias"]
     return expected, {
         "architecture": name,
         "depth": depth,
@@ -545,21 +517,17 @@ def _match(file):
 
 
 def _features(depth, width):
-    _, is_bottleneck = ARCHITECTURES[depth]
-    return (2048 if is_bottleneck else 512) * width
+    return resnet_layers(depth, width, "imagenet").blocks[-1].outputs
 
 
 def _fit(file, candidate):
-    variables = dict(_encoder_variables(*candidate, file.is_numbered))
-    shared = sum(
-        file.shapes.get(name) == shape
-        for name, (*_, shape) in variables.items()
-    )
+    variables = list(_encoder_variables(*candidate, file.is_numbered))
+    shared = sum(file.shapes.get(x.name) == x.shape for x in variables)
     return 2 * shared - len(variables)
 
 
 def _check_variables(file, expected, name):
-    needed = {(x, shape) for x, (*_, shape) in expected.items()}
+    needed = {(variable.name, variable.shape) for variable in expected}
     found = set(file.shapes.items())
     if needed == found:
         return
@@ -587,83 +555,31 @@ _NORM = ("gamma", "beta", "moving_mean", "moving_variance")
 
 
 def _encoder_variables(depth, width, has_sk, stem, is_numbered):
-    """Pairs of a variable's name, and its place in our network and shape."""
-    ratio = SK_RATIO if has_sk else 0.0
-    shapes = convolutions(depth, width, stem, _SIDES[stem], ratio)
-    counts = {"conv2d": 0, "batch_normalization": 0}
-    for layer, place in _encoder_layers(depth, has_sk, stem):
-        if layer.endswith("_conv"):
-            kind = "conv2d"
-            size, inputs, outputs, _ = next(shapes)
-            variables = {"kernel": (size, size, inputs, outputs)}
-        else:
-            kind = "batch_normalization"
-            variables = dict.fromkeys(_NORM, (outputs,))
-        for variable, shape in variables.items():
+    """Yields the `_Variable`s of an encoder."""
+    counts = collections.Counter()
+
+    def of_layer(layer, place, kind, shapes):
+        for variable, shape in shapes.items():
             name = f"{place}/{variable}"
             if is_numbered:
                 name = _numbered("base_model", kind, counts[kind], variable)
-            yield name, (("encoder", layer), variable, shape)
+            yield _Variable(name, shape, "encoder", variable, layer=layer)
         counts[kind] += 1
 
-
-def _encoder_layers(depth, has_sk, stem):
-    """Pairs of our layer and the official one's place, as they are made."""
-    top = "resnet_model/initial_conv_relu_max_pool"
-    last = 2
-    if has_sk and stem == "imagenet":
-        for number, place in ((1, 0), (2, 2)):
-            yield f"stem_{number}_conv", f"{top}/{place}/conv2d"
-            yield f"stem_{number}_bn", f"{top}/{place + 1}/bn"
-        last = 6
-    yield "stem_conv", f"{top}/{last - 2}/conv2d"
-    yield "stem_bn", f"{top}/{last}/bn"
-    groups, is_bottleneck = ARCHITECTURES[depth]
-    for group, blocks in enumerate(groups):
-        for block in range(blocks):
-            ours = f"group{group + 1}_block{block + 1}"
-            top = f"resnet_model/block_groups/{group}/layers/{block}"
-            if block == 0:
-                # A pooling comes before, and a padding if it has strides.
-                place = (2 if group else 1) if has_sk else 0
-                name = "projection" if is_bottleneck else "shortcut"
-                layers = f"{top}/{name}_layers"
-                yield f"{ours}_shortcut_conv", f"{layers}/{place}/conv2d"
-                yield f"{ours}_shortcut_bn", f"{layers}/{place + 1}/bn"
-            if is_bottleneck:
-                yield from _bottleneck(ours, top, has_sk)
-            else:
-                yield from _basic_block(ours, top)
-
-
-def _basic_block(ours, top):
-    top = f"{top}/conv2d_bn_layers"
-    yield f"{ours}_1_conv", f"{top}/0/conv2d"
-    yield f"{ours}_1_bn", f"{top}/1/bn"
-    yield f"{ours}_2_conv", f"{top}/2/conv2d"
-    yield f"{ours}_last_bn", f"{top}/3/bn"
-
-
-def _bottleneck(ours, top, has_sk):
-    top = f"{top}/conv_relu_dropblock_layers"
-    yield f"{ours}_1_conv", f"{top}/0/conv2d"
-    yield f"{ours}_1_bn", f"{top}/1/bn"
-    if has_sk:
-        yield f"{ours}_2_conv", f"{top}/3/conv2d_fixed_padding/conv2d"
-        yield f"{ours}_2_bn", f"{top}/3/batch_norm_relu/bn"
-        yield f"{ours}_2_squeeze_conv", f"{top}/3/conv2d_0"
-        yield f"{ours}_2_squeeze_bn", f"{top}/3/batch_norm_relu_1/bn"
-        yield f"{ours}_2_mix_conv", f"{top}/3/conv2d_1"
-    else:
-        yield f"{ours}_2_conv", f"{top}/3/conv2d"
-        yield f"{ours}_2_bn", f"{top}/4/bn"
-    last = 5 if has_sk else 6
-    yield f"{ours}_3_conv", f"{top}/{last}/conv2d"
-    yield f"{ours}_last_bn", f"{top}/{last + 1}/bn"
+    layers = resnet_layers(depth, width, stem, SK_RATIO if has_sk else 0.0)
+    for x in layers.convolutions():
+        shapes = {"kernel": (x.size, x.size, x.inputs, x.outputs)}
+        yield from of_layer(f"{x.name}_conv", x.official, "conv2d", shapes)
+        if x.norm is not None:
+            kind = "batch_normalization"
+            shapes = dict.fromkeys(_NORM, (x.norm.channels,))
+            yield from of_layer(
+                f"{x.norm.name}_bn", x.norm.official, kind, shapes
+            )
 
 
 def _head_variables(file, features):
-    """As `_encoder_variables`, for as many layers as the file has."""
+    """Yields the `_Variable`s of a head of as many layers as the file has."""
     top, norm = "_projection_head/linear_layers/", "bn_relu/bn"
     if file.is_numbered:
         top, norm = "head_contrastive/nl_", "batch_normalization"
@@ -679,11 +595,12 @@ def _head_variables(file, features):
         units = features
         if is_last:
             *_, units = file.shapes.get(kernel) or (features,)
-        yield kernel, (("head", number, 0), "kernel", (features, units))
+        shape = features, units
+        yield _Variable(kernel, shape, "dense", "kernel", stage=number)
         for variable in _NORM:
             if not (is_last and variable == "beta"):
                 name = f"{top}{number}/{norm}/{variable}"
-                yield name, (("head", number, 1), variable, (units,))
+                yield _Variable(name, (units,), "norm", variable, stage=number)
 
 
 def _classifier_variables(file, features):
@@ -695,8 +612,8 @@ def _classifier_variables(file, features):
     kernel, bias = (file.shapes.get(name, ()) for name in names)
     classes = (kernel or bias)[-1]
     inputs = kernel[0] if kernel else features
-    yield names[0], (("logits",), "kernel", (inputs, classes))
-    yield names[1], (("logits",), "bias", (classes,))
+    yield _Variable(names[0], (inputs, classes), "logits", "kernel")
+    yield _Variable(names[1], (classes,), "logits", "bias")
 
 
 def _choose_layer(path, projection_layer, expected, info):
@@ -726,9 +643,9 @@ def _choose_layer(path, projection_layer, expected, info):
             else "the path says nothing: the representation"
         )
     (inputs,) = [
-        shape[0]
-        for (kind, *_), variable, shape in expected.values()
-        if kind == "logits" and variable == "kernel"
+        x.shape[0]
+        for x in expected
+        if x.part == "logits" and x.attribute == "kernel"
     ]
     outputs = _outputs(expected, info)
     if outputs.get(projection_layer) != inputs:
@@ -748,10 +665,8 @@ def _choose_layer(path, projection_layer, expected, info):
 
 def _outputs(expected, info):
     """Dictionary from projection layers, 0 for none, to their outputs."""
-    outputs = {
-        0: (512 if info["depth"] < 50 else 2048) * info["width_multiplier"]
-    }
-    for (kind, *rest), variable, shape in expected.values():
-        if kind == "head" and variable == "kernel":
-            outputs[rest[0] + 1] = shape[1]
+    outputs = {0: _features(info["depth"], info["width_multiplier"])}
+    for variable in expected:
+        if variable.part == "dense":
+            outputs[variable.stage + 1] = variable.shape[1]
     return outputs

@@ -12,8 +12,9 @@ import numpy as np
 import tensorflow as tf
 
 from keras_simclr import _checks, devices, elements, replicas
+from keras_simclr.architectures import resnet_layers
 from keras_simclr.callbacks import Checkpoints
-from keras_simclr.networks import convolutions, stem_for
+from keras_simclr.networks import stem_for
 from keras_simclr.optimizers import scaled_learning_rate
 from keras_simclr.recipe import as_arguments, defaults
 
@@ -57,15 +58,11 @@ class Encoder(typing.NamedTuple):
         >>> f"{work:.2e} {numbers:.2e}"
         '4.09e+09 1.11e+07'
         """
-        layers = convolutions(
-            self.depth,
-            self.width_multiplier,
-            stem_for(self.image_size),
-            self.image_size,
+        layers = resnet_layers(
+            self.depth, self.width_multiplier, stem_for(self.image_size)
         )
         costs = [
-            (kernel**2 * channels * outputs * side**2, outputs * side**2)
-            for kernel, channels, outputs, side in layers
+            layer.cost(self.image_size) for layer in layers.convolutions()
         ]
         return np.sum(costs, axis=0, dtype="float64")
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import warnings
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -9,12 +10,13 @@ import numpy as np
 from keras_simclr import _checks
 from keras_simclr.fit_data import one_per_row
 
+_K = 20
+_TEMPERATURE = 0.1
 # scikit-learn's C: the inverse of the L2 penalty. Strongest penalty first.
-INVERSE_PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+_INVERSE_PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 _UNTUNED = 1.0  # Where a class is too rare to validate on.
 _VALIDATION_SHARE = 0.2
-# Below this many labels one validation split says little; take the mean of 5.
-_FEW_LABELS = 1_000
+_FEW_LABELS = 1_000  # One validation split of fewer says little: take 5.
 _MOST_TO_CHOOSE_ON = 10_000
 _ROWS_AT_ONCE = 1_000
 _SMALL_ARRAY = 1_000_000  # Numbers.
@@ -37,10 +39,8 @@ class KNNResult:
     predictions: np.ndarray = dataclasses.field(repr=False, compare=False)
 
     def __str__(self):
-        return (
-            f"k-NN accuracy {self.accuracy:.2%} (cosine, k={self.k}, "
-            f"temperature={self.temperature})"
-        )
+        settings = _knn_settings(self.k, self.temperature)
+        return f"k-NN accuracy {self.accuracy:.2%} ({settings})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +75,8 @@ def knn_probe(
     test_features,
     test_labels,
     *,
-    k=20,
-    temperature=0.1,
+    k=_K,
+    temperature=_TEMPERATURE,
 ):
     """Classifies by the votes of the most similar training examples.
 
@@ -203,43 +203,31 @@ def _choose_inverse_penalty(features, labels, seed):
     classes = len(counts)
     held_out = max(classes, int(_VALIDATION_SHARE * len(labels)))
     splits = StratifiedShuffleSplit(
-        n_splits=5 if len(labels) < _FEW_LABELS else 1,
+        n_splits=_validation_splits(len(labels)),
         train_size=min(len(labels) - held_out, _MOST_TO_CHOOSE_ON),
         test_size=min(held_out, _MOST_TO_CHOOSE_ON),
         random_state=seed,
     )
-    scores = np.zeros(len(INVERSE_PENALTIES))
+    scores = np.zeros(len(_INVERSE_PENALTIES))
     for kept, held in splits.split(features, labels):
         if len(np.unique(labels[kept])) < classes:
             return _UNTUNED
         solver = None
-        for place, inverse_penalty in enumerate(INVERSE_PENALTIES):
+        for place, inverse_penalty in enumerate(_INVERSE_PENALTIES):
             solver = fit_logistic(
                 features[kept], labels[kept], inverse_penalty, solver
             )
             scores[place] += solver.score(features[held], labels[held])
     # The first of equals is the strongest penalty.
-    return INVERSE_PENALTIES[int(scores.argmax())]
+    return _INVERSE_PENALTIES[int(scores.argmax())]
+
+
+def _validation_splits(labels):
+    return 5 if labels < _FEW_LABELS else 1
 
 
 def fit_logistic(features, labels, inverse_penalty, start=None):
-    """Fits a logistic regression with one penalty.
-
-    Args:
-        features: Array of shape `(N, D)`.
-        labels: Array of shape `(N,)`.
-        inverse_penalty: scikit-learn's C.
-        start: What this function returned, to go on from; it changes.
-
-    Returns:
-        scikit-learn's `LogisticRegression`.
-
-    Example:
-
-    >>> solver = fit_logistic(np.array([[-1.0], [1.0]]), ["cat", "dog"], 1.0)
-    >>> solver.predict([[0.5]]).tolist()
-    ['dog']
-    """
+    """Fits scikit-learn's classifier, or goes on fitting `start`."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
@@ -294,3 +282,48 @@ def _normalize(features):
     features = np.asarray(features, "float32")
     norms = np.linalg.norm(features, axis=1, keepdims=True)
     return features / np.maximum(norms, np.finfo("float32").tiny)
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbeKind:
+    """A probe as `evaluate` uses it.
+
+    Attributes:
+        run: The probe, which also takes a `seed`.
+        settings: What is fixed in it, in words.
+        seconds: Function that estimates how long it takes, from the numbers of
+            training examples, of test examples, of features and of classes.
+    """
+
+    run: Callable
+    settings: str
+    seconds: Callable
+
+
+def _knn_settings(k, temperature):
+    return f"cosine, k={k}, temperature={temperature}"
+
+
+def _knn_seconds(train, test, width, classes):
+    return 2e-10 * (train * width) * test  # One core: 10 GFLOP/s.
+
+
+def _linear_seconds(train, test, width, classes):
+    # One core: of 10,000 numbers, a step takes 1 ms.
+    fits = _validation_splits(train) * len(_INVERSE_PENALTIES) + 1
+    return fits * (0.01 + 1e-8 * (train * width) * classes * 10)
+
+
+KINDS = {
+    "linear": ProbeKind(
+        run=linear_probe,
+        settings="logistic regression, standardised, C chosen of "
+        + ", ".join(f"{c:g}" for c in _INVERSE_PENALTIES),
+        seconds=_linear_seconds,
+    ),
+    "knn": ProbeKind(
+        run=lambda *arrays, seed: knn_probe(*arrays),
+        settings=_knn_settings(_K, _TEMPERATURE),
+        seconds=_knn_seconds,
+    ),
+}

@@ -5,16 +5,7 @@ import tensorflow as tf
 
 
 def replica_and_number():
-    """Which replica this is, and how many there are.
-
-    Returns:
-        Two integers, the first possibly a tensor; `(0, 1)` outside of replicas.
-
-    Example:
-
-    >>> replica_and_number()
-    (0, 1)
-    """
+    """Which replica this is, and of how many; `(0, 1)` outside of replicas."""
     replica = tf.distribute.get_replica_context()
     if replica is None or replica.num_replicas_in_sync == 1:
         return 0, 1
@@ -22,19 +13,7 @@ def replica_and_number():
 
 
 def has_workers(strategy):
-    """Whether a strategy works in several processes.
-
-    Args:
-        strategy: A `tf.distribute.Strategy`.
-
-    Returns:
-        Boolean.
-
-    Example:
-
-    >>> has_workers(tf.distribute.get_strategy())
-    False
-    """
+    """Whether a strategy works in several processes."""
     return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
 
 
@@ -43,14 +22,6 @@ def piece_and_number():
 
     On one machine that is the replica's number. With several, TensorFlow deals
     the pieces to the machines in turn.
-
-    Returns:
-        Two integers, as `replica_and_number`.
-
-    Example:
-
-    >>> piece_and_number()
-    (0, 1)
     """
     replica, number = replica_and_number()
     strategy = tf.distribute.get_strategy()
@@ -66,22 +37,11 @@ def _piece(replica, devices, workers):
 
 @tf.custom_gradient
 def from_all_replicas(rows):
-    """The rows of all replicas, in the order of the replicas.
+    """The rows `(n, ...)` of all replicas, in the order of the replicas.
 
-    For a loss that every replica computes from the same rows, the gradient
-    with respect to the replica's own rows is right as it is: summed over the
+    For a loss that every replica computes from the same rows, the gradient with
+    respect to the replica's own rows is right as it is: summed over the
     replicas, the gradients of the variables are those of one device.
-
-    Args:
-        rows: Tensor of shape `(n, ...)`, of the same shape in each replica.
-
-    Returns:
-        Tensor of shape `(replicas * n, ...)`.
-
-    Example:
-
-    >>> from_all_replicas(tf.zeros((4, 2))).shape
-    TensorShape([4, 2])
     """
     place, number = replica_and_number()
     if number == 1:
@@ -102,18 +62,8 @@ def share_failure(gradients):
     """Makes gradients non-finite in all replicas if they are so in one.
 
     `keras.optimizers.LossScaleOptimizer` looks at the first replica only, and
-    would let the others' NaN into the weights.
-
-    Args:
-        gradients: List of tensors, or None among them.
-
-    Returns:
-        The gradients; in the first one, 0 or NaN was added.
-
-    Example:
-
-    >>> share_failure([tf.constant(1.0), None])[0].numpy()
-    np.float32(1.0)
+    would let the others' NaN into the weights. 0 or NaN is added to the first
+    gradient.
     """
     tensors = [gradient for gradient in gradients if gradient is not None]
     failure = tf.add_n([tf.reduce_sum(0 * tensor) for tensor in tensors])
@@ -129,22 +79,8 @@ def prepare(layers, *, replicas, micro_batch_size):
     """Makes layers fit for replicas or micro-batches, or refuses them.
 
     Batch norm is synchronized among replicas, but not in micro-batches: no
-    collective may stand inside their loop.
-
-    Args:
-        layers: List of Keras layers.
-        replicas: Number of replicas.
-        micro_batch_size: Images in a micro-batch, or None.
-
-    Raises:
-        ValueError: If a layer's forward pass cannot be repeated.
-
-    Example:
-
-    >>> norm = keras.layers.BatchNormalization()
-    >>> prepare([norm], replicas=2, micro_batch_size=None)
-    >>> norm.synchronized
-    True
+    collective may stand inside their loop. A forward pass that cannot be
+    repeated is refused.
     """
     is_cached = micro_batch_size is not None
     for layer in layers:
@@ -176,19 +112,8 @@ def prepare(layers, *, replicas, micro_batch_size):
 def check_strategy(strategy, variables, micro_batch_size=None):
     """Refuses a way of distribution that does not train as one device would.
 
-    Args:
-        strategy: The `tf.distribute.Strategy` of the model.
-        variables: Keras variables that were made for it.
-        micro_batch_size: Images in a micro-batch, or None.
-
-    Raises:
-        ValueError: If replicas are not synchronous, or the variables belong
-            to no strategy or another, or `keras.distribution` is in use, or
-            a TPU is to work in micro-batches.
-
-    Example:
-
-    >>> check_strategy(tf.distribute.get_strategy(), [])
+    Replicas must be synchronous, the variables belong to the strategy, and a
+    TPU not work in micro-batches.
     """
     if keras.distribution.distribution() is not None:
         raise ValueError(
@@ -225,20 +150,7 @@ def check_strategy(strategy, variables, micro_batch_size=None):
 
 
 def check_optimizer(optimizer, *, replicas):
-    """Refuses options that Keras 3 gets wrong in contrastive training.
-
-    Args:
-        optimizer: A Keras optimizer.
-        replicas: Number of replicas.
-
-    Raises:
-        ValueError: If it accumulates gradients; or, on several replicas, clips
-            them or overwrites weights by their average.
-
-    Example:
-
-    >>> check_optimizer(keras.optimizers.SGD(clipnorm=1.0), replicas=1)
-    """
+    """Refuses options that Keras 3 gets wrong in contrastive training."""
     refused = {
         "gradient_accumulation_steps": "accumulating gradients adds no "
         "negatives. Use SimCLRModel(..., micro_batch_size=...)"
@@ -265,19 +177,7 @@ def check_optimizer(optimizer, *, replicas):
 
 
 def check_agreement(strategy, epoch):
-    """Refuses workers that would go on from different epochs.
-
-    Args:
-        strategy: The model's strategy.
-        epoch: Where this worker would go on.
-
-    Raises:
-        ValueError: In all workers, if their epochs differ.
-
-    Example:
-
-    >>> check_agreement(tf.distribute.get_strategy(), 3)
-    """
+    """Refuses, in all workers, that they go on from different epochs."""
     if not has_workers(strategy):
         return
 

@@ -23,6 +23,21 @@ _OF_WEIGHTS = (
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Result of `carry_out`.
+
+    Attributes:
+        model: The `SimCLRModel`.
+        recipe: The `recipe.Recipe` that it was trained with, all chosen.
+        epochs: Epochs trained; less than the recipe's after Ctrl-C.
+    """
+
+    model: keras.Model
+    recipe: recipes.Recipe
+    epochs: int
+
+
 def carry_out(recipe, data, run_dir, *, given=None, report=print):
     """Does what `keras-simclr pretrain` does.
 
@@ -36,8 +51,7 @@ def carry_out(recipe, data, run_dir, *, given=None, report=print):
         report: Function that is told, in words, what is found and chosen.
 
     Returns:
-        The `SimCLRModel`, and the number of epochs trained; less than the
-        recipe's after Ctrl-C.
+        A `Run`.
 
     Raises:
         FileExistsError: As `pretrain`.
@@ -47,7 +61,7 @@ def carry_out(recipe, data, run_dir, *, given=None, report=print):
 
     ```python
     data = simclr.recipe.Data(data="photos")
-    model, _ = carry_out(simclr.recipe.Recipe(epochs=20), data, "runs/photos")
+    run = carry_out(simclr.recipe.Recipe(epochs=20), data, "runs/photos")
     ```
     """
     strategy = devices.make_strategy(recipe.strategy)
@@ -56,6 +70,7 @@ def carry_out(recipe, data, run_dir, *, given=None, report=print):
     if given is None:
         given = {**vars(data), **vars(recipe)}.keys()
     recipe, data, given = _as_it_began(recipe, data, run_dir, set(given))
+    check_can_run(run_dir, recipes.as_flags(_values(recipe, data, run_dir)))
     recipe = recipe.with_choice(
         "precision", strategy, devices.fastest_precision, report
     )
@@ -71,7 +86,7 @@ def carry_out(recipe, data, run_dir, *, given=None, report=print):
     )
     with strategy.scope():
         model = recipe.build(spec, steps)
-    values = {**vars(data), "output_dir": str(run_dir), **vars(recipe)}
+    values = _values(recipe, data, run_dir)
     found = {
         **sources.fingerprint(source, data_dir=data.data_dir),
         "split": data.split,
@@ -90,7 +105,12 @@ def carry_out(recipe, data, run_dir, *, given=None, report=print):
             "flags": {"given": sorted(given), "values": values},
         },
     )
-    return model, epochs
+    return Run(model, recipe, epochs)
+
+
+def _values(recipe, data, run_dir):
+    """All flags of `pretrain`."""
+    return {**vars(data), "output_dir": str(run_dir), **vars(recipe)}
 
 
 def _as_it_began(recipe, data, run_dir, given):
@@ -194,19 +214,7 @@ def _csv_logger(path, first):
 
 
 def recorded_flags(run_dir):
-    """The flags of the run that a directory holds.
-
-    Args:
-        run_dir: Path; it need not exist.
-
-    Returns:
-        Dictionary of names and texts; empty if there is no run.
-
-    Example:
-
-    >>> recorded_flags("a/new/directory")
-    {}
-    """
+    """Flags of the run that a directory holds: names and texts."""
     path = pathlib.Path(run_dir) / _FLAGS
     return recipes.read_flags(path.read_text() if path.exists() else "")
 
@@ -214,18 +222,9 @@ def recorded_flags(run_dir):
 def about(run_dir):
     """What the model card of a run's encoder says about the run.
 
-    Args:
-        run_dir: The run directory.
-
-    Returns:
-        Dictionary: `recipe`, the flags without the place where the run is;
-        and of `summary.json`, as far as it has them, `data`, how long it was
-        trained, and the evaluation.
-
-    Example:
-
-    >>> about("a/new/directory")
-    {'recipe': {}}
+    `recipe`, the flags without the place where the run is; and of
+    `summary.json`, as far as it has them, `data` and what describes the
+    weights.
     """
     recipe = recorded_flags(run_dir)
     recipe.pop("output_dir", None)
@@ -237,17 +236,8 @@ def about(run_dir):
 def check_can_run(run_dir, flags=None):
     """Refuses a directory that is neither free nor an unfinished run's.
 
-    Args:
-        run_dir: Path; it need not exist.
-        flags: Text that `flags.txt` of an unfinished run must hold; on what
-            devices it runs, `--strategy`, may change. None: any.
-
-    Raises:
-        FileExistsError: If the run is finished, has other flags, or is none.
-
-    Example:
-
-    >>> check_can_run("a/new/directory")
+    `flags`, the text of `flags.txt`, must say what that of an unfinished run
+    says, but for the devices it runs on. None: any.
     """
     run_dir = pathlib.Path(run_dir)
     if not (run_dir / _FLAGS).exists():
@@ -310,18 +300,7 @@ def load_model(run_dir):
 
 
 def update_summary(run_dir, entries):
-    """Adds entries to `summary.json` in one step.
-
-    Args:
-        run_dir: The run directory.
-        entries: Dictionary; keys that exist are replaced.
-
-    Example:
-
-    ```python
-    update_summary("runs/flowers", {"rows": list(evaluation.rows)})
-    ```
-    """
+    """Adds entries to `summary.json` in one step."""
     summary = {**read_summary(run_dir), **entries}
     path = pathlib.Path(run_dir) / _SUMMARY
     _write_text(path, json.dumps(summary, indent=2) + "\n")

@@ -138,8 +138,8 @@ def scan(directory, manifest, *, progress=None):
 
     - `path`: relative to `directory`, as bytes (`os.fsencode`), because names
       need not be valid UTF-8.
-    - `format`: JPEG, PNG, BMP, GIF or WEBP, another one that is not
-      supported, or null.
+    - `format`: one of `decoding.FORMATS`, another one that is not supported,
+      or null.
     - `width`, `height`: pixels as seen, after EXIF rotation; or null.
     - `channels`: 1 (grey), 2 (with alpha), 3 (colour), 4 (with alpha, or
       CMYK); or null.
@@ -194,19 +194,15 @@ def scan(directory, manifest, *, progress=None):
         [*_files.walk(directory, report, promised_format), *problems]
     )
     manifest.parent.mkdir(parents=True, exist_ok=True)
-    staged = manifest.with_name(f".staged-{manifest.name}")
-    try:
-        with staged.open("wb") as file:  # Fails now, not after an hour.
-            table = _read_all(directory, paths, problems, progress)
-            if not len(table):
-                raise ValueError(
-                    "`directory` must hold images. Received: "
-                    f"directory={directory!r} with {len(paths)} other files"
-                )
-            pa.parquet.write_table(table, file)
-        staged.replace(manifest)
-    finally:
-        staged.unlink(missing_ok=True)
+    # Opened now, to fail now and not after an hour.
+    with _files.replacing(manifest) as staged, staged.open("wb") as file:
+        table = _read_all(directory, paths, problems, progress)
+        if not len(table):
+            raise ValueError(
+                "`directory` must hold images. Received: "
+                f"directory={directory!r} with {len(paths)} other files"
+            )
+        pa.parquet.write_table(table, file)
     return _summary(table, others=len(paths) - len(table))
 
 
@@ -394,30 +390,14 @@ def _paths(table):
 _HEAD = 512  # Bytes that tell what a file holds.
 
 
-# First bytes of image formats, also of those that are not supported.
-_MAGIC = {
-    b"\xff\xd8\xff": "JPEG",
-    b"\x89PNG\r\n\x1a\n": "PNG",
-    b"GIF87a": "GIF",
-    b"GIF89a": "GIF",
-    b"II*\0": "TIFF",
-    b"MM\0*": "TIFF",
-    b"8BPS": "PSD",
-    b"\0\0\0\x0cjP  \r\n\x87\n": "JPEG 2000",
-}
-
-
-_BRANDS = {
-    b"avif": "AVIF",
-    b"heic": "HEIC",
-    b"heix": "HEIC",
-    b"mif1": "HEIC",
-    b"msf1": "HEIC",
-}
-
-
-_BMP_HEADERS = {
-    size.to_bytes(4, "little") for size in (12, 40, 52, 56, 64, 108, 124)
+# First bytes of image formats, also of some that are not supported.
+_FIRST_BYTES = {
+    "TIFF": {0: (b"II*\0", b"MM\0*")},
+    "PSD": {0: (b"8BPS",)},
+    "JPEG 2000": {0: (b"\0\0\0\x0cjP  \r\n\x87\n",)},
+    "AVIF": {4: (b"ftypavif",)},
+    "HEIC": {4: (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1")},
+    **{name: x.first_bytes for name, x in FORMATS.items()},
 }
 
 
@@ -503,16 +483,9 @@ def examine(directory, path):
 
 def _format(head):
     """The image format that a file's first bytes tell, or None."""
-    for start, name in _MAGIC.items():
-        if head.startswith(start):
+    for name, parts in _FIRST_BYTES.items():
+        if all(head.startswith(part, start) for start, part in parts.items()):
             return name
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "WEBP"
-    if head[4:8] == b"ftyp":
-        return _BRANDS.get(head[8:12])
-    # Two letters alone could begin a text; a BMP's header has these lengths.
-    if head[:2] == b"BM" and head[14:18] in _BMP_HEADERS:
-        return "BMP"
     return None
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import tensorflow as tf
 
 from keras_simclr import _checks
-from keras_simclr.decoding import SMALLEST_SIDE, fitted, read_images
+from keras_simclr.decoding import SMALLEST_SIDE, fitted
 from keras_simclr.fit_data import batches_of, check_fills_a_batch
-from keras_simclr.folders import ImageFolder, rows_of_split
+from keras_simclr.folders import ImageFolder, parsed_split, rows_of_split
 
 # Examples that wait, still encoded, to be drawn in random order.
 _SHUFFLE_BUFFER = 16_384
@@ -160,10 +160,11 @@ def dataset_from_directory(
 ):
     """Dataset of batches from the image files in a folder.
 
-    Every JPEG, PNG, BMP, GIF and WebP file in it and its sub-folders is taken,
-    hidden ones left out. Images of any size are put on a square canvas, made
-    smaller where they are larger; the augmentation crops from them. Files that
-    cannot be read are skipped and reported, up to a limit.
+    Every JPEG, PNG or other image file (`decoding.FORMATS`) in it and its
+    sub-folders is taken, hidden ones left out. Images of any size are put on a
+    square canvas, made smaller where they are larger; the augmentation crops
+    from them. Files that cannot be read are skipped and reported, up to a
+    limit.
 
     Args:
         directory: Path of the folder; or a `folders.ImageFolder`, which takes
@@ -222,7 +223,7 @@ def dataset_from_directory(
     rounds = 2 if drop_remainder else 1
     orders = _orders(size, shuffle, seed)
     orders = orders.map(lambda order: tf.tile(order, [rounds]))
-    images = read_images(folder, orders, rounds * size, canvas_size)
+    images = folder.read(orders, canvas_size)
 
     def element(place, image):
         others = {k: values[place] for k, values in rides_along.items()}
@@ -253,10 +254,8 @@ def _on_canvases(dataset, canvas_size, batch_size, drop_remainder):
 
 
 def _orders(size, shuffle, seed):
-    """Dataset of one order of `size` places, another one each time it is read.
-
-    It takes a few bytes per place; `Dataset.shuffle` takes some hundred.
-    """
+    """Dataset of an order of `size` places, another one each time."""
+    # A few bytes per place; `Dataset.shuffle` takes some hundred.
     if not shuffle:
         return tf.data.Dataset.from_tensors(tf.range(size, dtype=tf.int64))
     epochs = tf.data.Dataset.random(seed, rerandomize_each_iteration=True)
@@ -397,8 +396,11 @@ def _bytes_of(directory, path):
 
 
 def _split_size(builder, split):
+    splits = tuple(builder.info.splits)
     try:
         return builder.info.splits[split].num_examples
     except (KeyError, ValueError):
-        _checks.choice("split", split, tuple(builder.info.splits))
+        if split.split("[")[0] not in splits:
+            _checks.choice("split", split, splits)
+        parsed_split(split)
         raise

@@ -6,8 +6,11 @@ import subprocess
 import sys
 
 import pytest
+from absl import flags
 
 import keras_simclr as simclr
+import keras_simclr_cli as cli
+from keras_simclr import architectures, decoding, evaluation, export
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "keras_simclr"
@@ -17,6 +20,7 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("[!_]*.py"))
 LEVELS = {
     "_checks": 0,
     "_files": 0,
+    "architectures": 0,
     "cards": 0,
     "devices": 1,
     "duplicates": 1,
@@ -31,7 +35,7 @@ LEVELS = {
     "losses": 3,
     "elements": 3,
     "copies": 3,
-    "folders": 3,
+    "folders": 4,
     "fit_data": 4,
     "sources": 5,
     "model": 5,
@@ -123,16 +127,103 @@ def test_version_is_readable_without_importing_tensorflow():
         if isinstance(node, ast.Assign)
     ]
     assert version == simclr.__version__
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
 
 
-@pytest.mark.parametrize("module", [*MODULES, "_checks"])
-def test_modules_import_in_one_direction(module):
-    own = {
+def own_imports(module):
+    return {
         name.split(".")[1]
         for name in imports(PACKAGE / f"{module}.py")
         if name.startswith("keras_simclr.")
     }
-    assert all(LEVELS[name] < LEVELS[module] for name in own), own
+
+
+def test_every_module_has_its_level():
+    files = {path.stem for path in PACKAGE.glob("*.py")}
+    new = files - LEVELS.keys() - {"__init__", "__main__"}
+    assert not new, (
+        f"Give {', '.join(sorted(new))} a level in LEVELS: one more than the "
+        "highest of the modules that it imports. Then describe it in "
+        "CONTRIBUTING.md."
+    )
+    assert not LEVELS.keys() - files, "LEVELS names modules that are gone."
+
+
+@pytest.mark.parametrize("module", LEVELS)
+def test_modules_import_in_one_direction(module):
+    wrong = {x for x in own_imports(module) if LEVELS[x] >= LEVELS[module]}
+    assert not wrong, (
+        f"{module} (level {LEVELS[module]}) must not import "
+        f"{', '.join(sorted(wrong))}. Move what it needs into a module below "
+        "both, or raise its level if nothing above imports it."
+    )
+
+
+def reached(module):
+    """All modules that are imported with one, directly or not."""
+    found, rest = set(), [module]
+    while rest:
+        new = own_imports(rest.pop()) - found
+        found |= new
+        rest += new
+    return found
+
+
+@pytest.mark.parametrize(
+    ("module", "strangers"),
+    [
+        (
+            "model",
+            {
+                "decoding",
+                "duplicates",
+                "folders",
+                "scanning",
+                "sources",
+                "runs",
+            },
+        ),
+        ("similarities", {"losses"}),
+        ("sampling", {"features", "model"}),
+        ("_checks", LEVELS.keys()),
+        ("_files", LEVELS.keys()),
+    ],
+)
+def test_modules_know_nothing_of_strangers(module, strangers):
+    assert not reached(module) & strangers
+
+
+def test_recipe_can_be_read_without_the_package():
+    """The command line does so for `--help`, which must not wait for Keras."""
+    roots = imports(PACKAGE / "recipe.py", top_level=True)
+    assert {name.split(".")[0] for name in roots} <= sys.stdlib_module_names
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*sorted(PACKAGE.glob("*.py")), ROOT / "keras_simclr_cli.py"],
+    ids=lambda p: p.stem,
+)
+def test_modules_and_functions_are_short(path):
+    lines = len(path.read_text().splitlines())
+    assert lines <= 700 or path.stem == "augmentations"
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef):
+            docstring = ast.get_docstring(node, clean=False) or ""
+            size = node.end_lineno - node.lineno - docstring.count("\n")
+            assert size <= 60, node.name
+
+
+def test_one_name_is_one_thing():
+    """No two modules define the same name, unless it is their own affair."""
+    homes = {}
+    for path in [*PACKAGE.glob("*.py")]:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+                homes.setdefault(node.name, []).append(path.stem)
+    twice = {k: v for k, v in homes.items() if len(v) > 1}
+    shared = {name for name in twice if not name.startswith("_")}
+    assert not shared, twice
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -208,3 +299,27 @@ def test_public_names_show_an_example(name):
     text = inspect.getdoc(getattr(simclr, name))
     assert re.search(r"Example:\n\n( +)?(>>>|```)", text)
     assert len(text.splitlines()[0]) <= 79
+
+
+def test_help_and_pages_name_all_that_there_is():
+    """Where a list cannot be generated: `--help` must not import Keras."""
+    depths = ", ".join(map(str, architectures.ARCHITECTURES))
+    assert depths.replace(", 200", " or 200") in help_of("depth", "pretrain")
+    for name in export.EXPORTS:
+        assert re.search(rf"\b{name}\b", help_of("formats", "export"))
+    assert help_of("labels", "evaluate", "default") == list(
+        map(str, evaluation.LABELS)
+    )
+    assert help_of("probes", "evaluate", "default") == list(evaluation.PROBES)
+    readme = (ROOT / "README.md").read_text()
+    for name in decoding.FORMATS:
+        assert name in readme.upper()
+    table = (ROOT / "CONTRIBUTING.md").read_text()
+    for name in LEVELS:
+        assert f"`{name}`" in table, f"CONTRIBUTING.md says nothing of {name}."
+
+
+def help_of(flag, command, attribute="help"):
+    values = flags.FlagValues()
+    cli.define_flags(command, values)
+    return getattr(values[flag], attribute)

@@ -20,7 +20,7 @@ CARD = {
 
 
 def test_readme_of_a_card_without_a_run_is_short():
-    text = cards.readme(CARD)
+    text = cards.readme(CARD, [])
     assert text.startswith("# My encoder\n")
     assert "| keras | 1e-07 |\n\n## Versions\n\nkeras 3.15.1\n" in text
     assert "What it is worth" not in text
@@ -40,7 +40,7 @@ def test_readme_shows_evaluation_recipe_and_data():
         "recipe": {"data": "my photos", "epochs": "100"},
         "data": {"images": 24},
     }
-    text = cards.readme({**CARD, **run})
+    text = cards.readme({**CARD, **run}, [])
     assert "| simclr | linear | 10 | 90.0 | 85.0 to 95.0 |\n" in text
     assert "keras-simclr pretrain '--data=my photos' --epochs=100\n" in text
     assert "## Data\n\nimages 24\n" in text

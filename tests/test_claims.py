@@ -3,23 +3,29 @@ import math
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import oracles, scripts
+from helpers import oracles
 
-NAMES = [
-    "augmentations",
-    "batch_and_epochs",
-    "few_labels",
-    "heads",
-    "losses",
-    "temperature",
-    "width",
+from benchmarks import results
+from benchmarks.claims import (
+    augmentations,
+    batch_and_epochs,
+    few_labels,
+    heads,
+    losses,
+    temperature,
+    verdicts,
+    width,
+)
+
+SCRIPTS = [
+    augmentations,
+    batch_and_epochs,
+    few_labels,
+    heads,
+    losses,
+    temperature,
+    width,
 ]
-
-
-@pytest.fixture
-def claims():
-    with scripts.importable(scripts.BENCHMARKS / "claims") as load:
-        yield load
 
 
 def similarities(size=6, seed=0):
@@ -48,11 +54,11 @@ def logistic(row, i, negatives):
 
 @pytest.mark.parametrize("is_semi_hard", [False, True])
 @pytest.mark.parametrize("oracle", [margin, logistic])
-def test_losses_equal_loops(claims, oracle, is_semi_hard):
+def test_losses_equal_loops(oracle, is_semi_hard):
     s = similarities()
     # One anchor whose positive is the farthest: it has no semi-hard negative.
     s[2, 2] = -0.99
-    loss = getattr(claims("losses"), oracle.__name__)
+    loss = getattr(losses, oracle.__name__)
     rows = s.astype("float64")
     expected = [
         oracle(row, i, chosen_negatives(row, i, is_semi_hard))
@@ -63,41 +69,41 @@ def test_losses_equal_loops(claims, oracle, is_semi_hard):
     )
 
 
-def test_cross_entropy_equals_loop(claims):
+def test_cross_entropy_equals_loop():
     s = similarities().astype("float64")
     expected = [
         math.log(sum(math.exp(x / 0.2) for x in row)) - row[i] / 0.2
         for i, row in enumerate(s)
     ]
-    loss = claims("losses").cross_entropy(tf.constant(s, "float32"), False)
+    loss = losses.cross_entropy(tf.constant(s, "float32"), False)
     np.testing.assert_allclose(loss, np.mean(expected), rtol=1e-5)
 
 
-def test_n_pairs_equals_loop(claims):
+def test_n_pairs_equals_loop():
     z = np.random.default_rng(0).normal(size=(2, 5, 3))
     expected = []
     for anchors, others in (z, z[::-1]):
         for i, anchor in enumerate(anchors):
             worse = (anchor @ (x - others[i]) for x in others)
             expected.append(math.log(sum(map(math.exp, worse))))
-    loss = claims("losses").n_pairs(*z.astype("float32"))
+    loss = losses.n_pairs(*z.astype("float32"))
     lengths = 5e-4 * np.square(z).sum() / 5
     np.testing.assert_allclose(loss, np.mean(expected) + lengths, rtol=1e-5)
 
 
-def test_loss_of_products_is_nt_xent_where_rows_have_length_one(claims):
+def test_loss_of_products_is_nt_xent_where_rows_have_length_one():
     z = np.random.default_rng(0).normal(size=(2, 5, 4))
     z /= np.linalg.norm(z, axis=2, keepdims=True)
-    loss = claims("temperature").cross_entropy_of_products(0.5)
+    loss = temperature.cross_entropy_of_products(0.5)
     np.testing.assert_allclose(
         loss(*z.astype("float32")), oracles.nt_xent(*z, 0.5), rtol=1e-5
     )
 
 
-def test_sobel_is_scipys(claims):
+def test_sobel_is_scipys():
     from scipy import ndimage
 
-    _, sobel = claims("augmentations").cutout_and_sobel()
+    sobel = augmentations.Sobel()
     images = np.random.default_rng(0).random((2, 8, 10, 3))
     found = sobel(images.astype("float32"), seed=(0, 1)).numpy()
     for image, channel in np.ndindex(2, 3):
@@ -112,8 +118,8 @@ def test_sobel_is_scipys(claims):
         )
 
 
-def test_cutout_is_a_gray_square_anywhere(claims):
-    cutout, _ = claims("augmentations").cutout_and_sobel()
+def test_cutout_is_a_gray_square_anywhere():
+    cutout = augmentations.Cutout()
     found = cutout(np.zeros((64, 8, 8, 3), "uint8"), seed=(0, 1)).numpy()
     assert set(np.unique(found)) == {0.0, 0.5}
     rows, columns = (
@@ -139,19 +145,19 @@ def test_cutout_is_a_gray_square_anywhere(claims):
         ([0.010, 0.012, 0.011], 0.02, "does not hold"),
     ],
 )
-def test_verdicts(claims, differences, above, verdict):
-    assert claims("common").statement("", differences, above).verdict == verdict
+def test_verdicts(differences, above, verdict):
+    assert verdicts.statement("", differences, above).verdict == verdict
 
 
-def test_interval_is_students(claims):
+def test_interval_is_students():
     # The quantile of two degrees of freedom has a closed form.
     quantile = 0.95 * math.sqrt(2 / (1 - 0.95**2))
-    mean, half = claims("common").interval([1.0, 2.0, 6.0])
+    mean, half = verdicts.interval([1.0, 2.0, 6.0])
     assert mean == 3.0
     assert half == pytest.approx(quantile * math.sqrt(7 / 3))
 
 
-def test_differences_pair_the_seeds(claims):
+def test_differences_pair_the_seeds():
     runs = [
         {"config": {"head": head, "seed": seed}, "result": {"accuracy": value}}
         for head, seed, value in (
@@ -161,24 +167,23 @@ def test_differences_pair_the_seeds(claims):
             ("none", 2, 0.3),
         )
     ]
-    common = claims("common")
-    first, second = (common.by_seed(runs, head=x) for x in ("linear", "none"))
-    assert common.differences(first, second) == [0.6 - 0.25]
+    first, second = (verdicts.by_seed(runs, head=x) for x in ("linear", "none"))
+    assert verdicts.differences(first, second) == [0.6 - 0.25]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_claims_without_runs_are_not_run(claims, name):
-    claim = claims(name).CLAIM
-    assert claim.name == name
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_claims_without_runs_are_not_run(script):
+    claim = script.CLAIM
+    assert claim.name == script.__name__.split(".")[-1]
     assert {x.verdict for x in claim.statements([])} == {"not run"}
 
 
-def test_what_others_store_meanwhile_is_kept(claims, tmp_path):
-    common = claims("common")
+def test_what_others_store_meanwhile_is_kept(tmp_path):
+    path = tmp_path / "x.json"
 
     def make():
-        common.store("x", [{"seed": 1}], tmp_path)
+        results.store(path, [{"seed": 1}])
         return {"linear": 0.5}
 
-    result = common.once("x", {"seed": 0}, make, tmp_path)
-    assert common.stored("x", tmp_path) == [{"seed": 1}, result]
+    result = results.once(path, {"seed": 0}, make)
+    assert results.stored(path) == [{"seed": 1}, result]

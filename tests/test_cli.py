@@ -412,3 +412,55 @@ def test_a_folder_goes_from_scan_to_a_table(tmp_path, capsys):
     assert "simclr, linear" in text
     assert "with a cross-validated accuracy of " in text
     assert f"{out / 'embeddings.csv'} holds 24 representations." in text
+
+
+def test_help_shows_both_defaults_where_they_differ(capsys):
+    assert cli.main(["pretrain", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "(default 0.2; of NTXent itself 0.1)\n" in text
+    assert "(default 0.02; of LARS itself 0.001)\n" in text
+    assert "(default 0.2; of SimCLRAugmentation itself 0.08)\n" in text
+
+
+def faulty(kind):
+    """A command with a fault of that kind in it."""
+
+    def run(*_, **__):
+        if kind is TypeError:
+            return 1 + None
+        if kind is KeyError:
+            return {}["a key"]
+        if kind is AttributeError:
+            return None.attribute
+        return int("ten")  # ValueError, raised by Python.
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "kind", [TypeError, KeyError, AttributeError, ValueError]
+)
+def test_fault_of_the_program_keeps_its_traceback(
+    kind, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(runs, "load_model", faulty(kind))
+    arguments = ["export", "--run_dir=run", f"--output_dir={tmp_path / 'out'}"]
+    assert cli.main(arguments) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    assert lines[-2].startswith(f"{kind.__name__}: ")
+    assert lines[-1] == (
+        "keras-simclr: export: that should not happen. Please report it, with "
+        "the lines above"
+    )
+
+
+@pytest.mark.parametrize("kind", [TypeError, ValueError, OSError, MemoryError])
+def test_what_a_check_raises_is_one_line(kind, tmp_path, monkeypatch, capsys):
+    # Of the package, as its checks are.
+    names = {"__name__": "keras_simclr.checks", "kind": kind}
+    exec("def check(*_):\n    raise kind('`a` must be b')", names)
+    monkeypatch.setattr(runs, "load_model", names["check"])
+    arguments = ["export", "--run_dir=run", f"--output_dir={tmp_path / 'out'}"]
+    assert cli.main(arguments) == 1
+    assert capsys.readouterr().err == "keras-simclr: export: `a` must be b\n"

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
+import tensorflow as tf
 from helpers import standins
-from scipy import stats
 
 import keras_simclr as simclr
-from keras_simclr import evaluation, finetuning, sampling
+from keras_simclr import evaluation, features, finetuning, sampling
 from keras_simclr.evaluation import Evaluation
 
 
@@ -66,16 +66,16 @@ def test_evaluation_has_a_row_for_every_combination(model, images):
 
 
 def test_time_is_told_before_it_is_spent(model, images, monkeypatch):
-    monkeypatch.setattr(evaluation, "_FEW_IMAGES", 2)
+    monkeypatch.setattr(features, "FEW_IMAGES", 2)
     counts, told = [], []
 
     def extract(functions, elements):
         elements = list(elements)
         counts.extend(len(element["images"]) for element in elements)
-        return evaluation_extract(functions, elements)
+        return features_extract(functions, elements)
 
-    evaluation_extract = evaluation.extract
-    monkeypatch.setattr(evaluation, "extract", extract)
+    features_extract = features.extract
+    monkeypatch.setattr(features, "extract", extract)
     simclr.evaluate(
         model,
         images,
@@ -97,30 +97,17 @@ def test_evaluation_repeats_exactly(model, images):
     assert (first.rows, first.gains) == (second.rows, second.gains)
 
 
-def test_splits_are_stratified_and_keep_duplicates_together():
-    labels = np.repeat([0, 1], [60, 20])
-    groups = np.arange(80)
-    groups[60:70] = 60
-    pool = pool_of(labels, groups, draws=4)
-    for train, test in pool.splits:
-        assert not set(train) & set(test)
-        assert len(train) + len(test) == 80
-        assert not set(groups[train]) & set(groups[test])
-        assert 8 <= np.sum(labels[test] == 0) <= 13
-    assert len({tuple(test) for _, test in pool.splits}) == 4
-    assert pool.correction == len(pool.splits[0][1]) / len(pool.splits[0][0])
-
-
-def pool_of(labels, groups, draws):
-    import tensorflow as tf
-
+def test_duplicates_in_a_dataset_are_not_divided():
+    groups = np.arange(40) // 4
     examples = {
-        "images": np.zeros((len(labels), 4, 4, 1), "uint8"),
-        "labels": labels,
+        "images": np.zeros((40, 8, 8, 1), "uint8"),
+        "labels": groups % 2,
         "groups": groups,
     }
     dataset = tf.data.Dataset.from_tensor_slices(examples).batch(16)
-    return evaluation._Pool(dataset, None, draws, seed=0, class_names=())
+    _, splits = evaluation._load(dataset, None, 2, 0, ())
+    for split in splits:
+        assert not set(groups[split.train]) & set(groups[split.test])
 
 
 def test_what_labels_cannot_fill_is_left_out_by_name(model, images):
@@ -145,74 +132,20 @@ def test_what_labels_cannot_fill_is_left_out_by_name(model, images):
     ) in text
 
 
-@pytest.mark.parametrize("amount", [3, "30%", "1%", "all"])
-def test_labelled_sets_hold_as_many_of_each_class(amount):
-    labels = np.repeat(np.arange(5), [10, 20, 10, 10, 50])
-    first, second = (
-        sampling.draw_labelled(labels, amount, np.random.default_rng(seed))
-        for seed in (0, 1)
-    )
-    counts = {3: [3] * 5, "30%": [3, 6, 3, 3, 15], "1%": [1] * 5}
-    expected = counts.get(amount, [10, 20, 10, 10, 50])
-    for places in (first, second):
-        _, found = np.unique(labels[places], return_counts=True)
-        assert found.tolist() == expected
-        assert len(set(places)) == sum(expected)
-    assert (set(first) != set(second)) or amount == "all"
-
-
-@pytest.mark.parametrize("correction", [0.0, 0.25])
-def test_interval_of_several_draws_is_that_of_student(correction):
-    values = np.array([0.7, 0.9, 0.85, 0.6])
-    low, high = sampling.interval([np.array([x]) for x in values], correction)
-    scale = values.std(ddof=1) * np.sqrt(1 / 4 + correction)
-    expected = stats.t.interval(0.95, 3, loc=values.mean(), scale=scale)
-    np.testing.assert_allclose((low, high), expected, rtol=1e-12)
-
-
-def test_interval_of_one_draw_is_over_its_test_examples():
-    right = np.arange(400) % 4 > 0
-    low, high = sampling.interval([right])
-    error = np.sqrt(0.75 * 0.25 / 399)
-    np.testing.assert_allclose(
-        (low, high), (0.75 - 1.959964 * error, 0.75 + 1.959964 * error), 1e-6
-    )
-
-
-def test_intervals_cover_the_mean_as_often_as_they_say():
-    rng = np.random.default_rng(0)
-    hits = [
-        low <= 0.0 <= high
-        for low, high in (
-            sampling.interval(list(rng.normal(size=(5, 1))))
-            for _ in range(2000)
-        )
-    ]
-    assert np.mean(hits) == pytest.approx(0.95, abs=0.015)
-
-
-def test_intervals_cover_the_truth_where_draws_share_test_images():
-    """Images have a difficulty of their own, which all draws meet."""
-    rng = np.random.default_rng(0)
-    hits = []
-    for _ in range(1000):
-        chances = rng.choice([0.5, 1.0], size=300, p=[0.2, 0.8])
-        low, high = sampling.interval(list(rng.random((5, 300)) < chances))
-        hits.append(low <= 0.9 <= high)
-    # A little wide: what the draws differ by is partly that of the images.
-    assert 0.94 < np.mean(hits) < 0.99
-
-
 def test_gain_is_the_paired_difference_of_the_best():
-    right = {
-        ("simclr", "knn", 1): [np.array([1, 1, 0, 1]), np.array([1, 1, 1, 1])],
-        ("simclr", "linear", 1): [np.zeros(4), np.zeros(4)],
-        ("untrained", "knn", 1): [np.zeros(4), np.zeros(4)],
-        ("pixels", "knn", 1): [np.array([1, 0, 0, 1]), np.array([1, 0, 1, 1])],
-        ("pixels", "knn", 2): [np.ones(4), np.ones(4)],
-    }
-    right = {key: [x.astype(bool) for x in y] for key, y in right.items()}
-    gain = evaluation._gain(1, right, 0.0)
+    targets = (np.ones(4), np.ones(4))
+    one, two = (sampling.Job(amount, (), targets) for amount in (1, 2))
+    nothing = (np.zeros(4), np.zeros(4))
+    found = (np.array([1, 1, 0, 1]), np.array([1, 1, 1, 1]))
+    of_pixels = (np.array([1, 0, 0, 1]), np.array([1, 0, 1, 1]))
+    results = [
+        evaluation.Result("simclr", "knn", one, found),
+        evaluation.Result("simclr", "linear", one, nothing),
+        evaluation.Result("untrained", "knn", one, nothing),
+        evaluation.Result("pixels", "knn", one, of_pixels),
+        evaluation.Result("pixels", "knn", two, targets),
+    ]
+    gain = evaluation._gain(one, results, 0.0)
     # Both draws gain the same image of four.
     half = 1.959964 * np.sqrt(0.25 / 4)
     assert gain.pop("interval") == pytest.approx((0.25 - half, 0.25 + half))
@@ -302,7 +235,7 @@ def test_canvases_and_whole_images_are_not_joined():
         {"images": np.zeros((2, 4, 4, 1)), "sizes": np.full((2, 2), 4)},
     ]
     with pytest.raises(ValueError, match="must both lie on canvases"):
-        evaluation._joined(parts)
+        evaluation._joined(*parts)
 
 
 def test_class_names_that_are_no_text_are_escaped(model, images):
@@ -346,6 +279,6 @@ def test_canvases_of_different_sizes_are_joined():
         }
         for side in (4, 6)
     ]
-    joined = evaluation._joined(parts)
+    joined = evaluation._joined(*parts)
     assert joined["images"].shape == (4, 6, 7, 1)
     assert joined["images"][:2].sum() == 2 * 4 * 5

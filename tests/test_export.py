@@ -1,3 +1,4 @@
+import dataclasses
 import filecmp
 import json
 import os
@@ -98,7 +99,7 @@ def exported(tmp_path_factory):
     models = {
         "small": (small_model(8), ["keras"]),
         "mixed": (mixed, ["keras", "saved_model"]),
-        "photos": (small_model(40, channels=3), export.FORMATS),
+        "photos": (small_model(40, channels=3), export.EXPORTS),
     }
     with pytest.warns(UserWarning, match="These layers"):
         models["table"] = (mlp_model(), ["keras", "hub", "onnx"])
@@ -147,10 +148,10 @@ def test_card_tells_how_each_format_differs(exported):
     others = {"README.md", "model_card.json"}
     assert {x.name for x in out.iterdir()} - {"photo.jpg"} == {
         *others,
-        *export.FORMATS.values(),
+        *(format.file for format in export.EXPORTS.values()),
     }
     differences = card["round_trip"]["max_difference"]
-    assert set(differences) == {*export.FORMATS} - {"hub"}
+    assert set(differences) == {*export.EXPORTS} - {"hub"}
     rounding = differences.pop("litert_int8")
     largest = card["round_trip"]["largest_value"]
     assert max(differences.values()) < 1e-5 * largest
@@ -246,7 +247,8 @@ def test_a_format_that_disagrees_is_refused(tmp_path, monkeypatch):
     def load(path):
         return lambda images: np.full((8, 6), 9.0, "float32")
 
-    monkeypatch.setitem(export._LOAD, "keras", load)
+    wrong = dataclasses.replace(export.EXPORTS["keras"], load=load)
+    monkeypatch.setitem(export.EXPORTS, "keras", wrong)
     with pytest.raises(ValueError, match="'keras', loaded again, must return"):
         simclr.export_encoder(small_model(8), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -263,8 +265,8 @@ def test_a_format_that_cannot_express_the_encoder_is_refused(tmp_path):
 def test_sizes_follow_from_augmentation_and_encoder(tmp_path):
     def shapes(encoder, augmentation):
         model = simclr.SimCLRModel(encoder, augmentation=augmentation)
-        _, images, shape = export._view(model)
-        return images, shape
+        view = export._view(model)
+        return view.images, view.shape
 
     any_size = standins.encoder(shape=(None, None, 1))
     fixed = standins.encoder()

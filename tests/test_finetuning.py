@@ -181,9 +181,14 @@ def test_labels_of_datasets_may_be_strings(images):
     np.testing.assert_array_equal(examples["images"], images[0])
 
 
-def test_steps_grow_with_the_root_of_the_labels(model):
-    tuner = finetuning.Tuner(model, np.array([0, 1]))
-    assert [tuner.steps_for(n) for n in (2, 64, 256, 6400)] == [3, 3, 6, 30]
+def test_steps_grow_with_the_root_of_the_labels():
+    found = [finetuning.steps_for(n) for n in (2, 64, 256, 6400)]
+    assert found == [3, 3, 6, 30]
+
+
+def test_cost_is_that_of_the_steps():
+    cost = finetuning.Cost(fixed=2.0, per_step=0.5)
+    assert cost.seconds(train=256, test=400) == 2.0 + 0.5 * (6 + 2)
 
 
 def test_learning_rate_follows_a_cosine_to_zero():

@@ -9,7 +9,7 @@ import tensorflow as tf
 from helpers.pictures import JPEG, PNG, refuse, write
 
 import keras_simclr as simclr
-from keras_simclr import folders, scanning
+from keras_simclr import fit_data, folders, scanning
 
 
 def test_find_images_lists_by_extension_and_skips_hidden(tmp_path):
@@ -215,6 +215,23 @@ def test_splits_share_nothing_and_hold_all_classes(directory):
         np.testing.assert_array_equal(folder.labels, expected)
 
 
+@pytest.mark.parametrize(
+    ("split", "rule"),
+    [
+        ("train[abc]", "a split in TFDS's notation, such as 'train[:90%]'"),
+        ("train[:200%]", "a split in TFDS's notation, such as 'train[:90%]'"),
+        ("train[30:40]", "one part of 20 images, such as 'train[:90%]'"),
+        ("train[:2]+train[9:]", "one part of 20 images, such as 'train[:90%]'"),
+    ],
+)
+def test_wrong_splits_are_refused(directory, split, rule):
+    with pytest.raises(ValueError) as info:
+        folders.ImageFolder(directory, split=split)
+    assert str(info.value) == (
+        f"`split` must be {rule}. Received: split={split!r}"
+    )
+
+
 def test_unreadable_files_are_skipped_and_reported_once(directory, caplog):
     (directory / "cats" / "03.png").write_bytes(b"")
     (directory / "dogs" / "19.png").write_bytes(b"<html>")
@@ -276,6 +293,25 @@ def test_too_many_unreadable_files_end_training_with_a_list(directory):
         model.fit(shuffled(folder, batch_size=22), epochs=2, verbose=0)
     for before, after in zip(weights, model.get_weights(), strict=True):
         np.testing.assert_array_equal(before, after)
+
+
+def test_names_that_are_no_text_can_be_complained_of(directory):
+    (directory / os.fsdecode(b"\xe9.png")).write_bytes(b"")
+    folder = folders.ImageFolder(directory, unreadable_limit=0)
+    with pytest.raises(
+        ValueError, match=r" so far: \ufffd.png \(empty\). Scan"
+    ):
+        list(fit_data.checked_elements(in_order(folder)))
+
+
+def test_an_earlier_complaint_is_not_taken_for_another_error(directory):
+    (directory / "cats" / "03.png").write_bytes(b"")
+    folder = folders.ImageFolder(directory, unreadable_limit=0)
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        numbers(in_order(folder))
+    other = tf.data.Dataset.from_tensors(tf.fill((2, 8, 8, 3), np.nan))
+    with pytest.raises(ValueError, match="must be finite"):
+        list(fit_data.checked_elements(other))
 
 
 def test_only_unreadable_files_are_an_error(directory):

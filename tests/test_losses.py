@@ -9,6 +9,7 @@ import tensorflow as tf
 from helpers import oracles
 
 import keras_simclr as simclr
+from keras_simclr import losses
 from keras_simclr.losses import per_anchor
 
 
@@ -511,3 +512,82 @@ def test_groups_that_are_not_an_integer_per_image_are_refused(
         f"Received: groups of shape {shape} and dtype {dtype}, "
         "z_1 of shape (4, 8)"
     )
+
+
+class Halved(simclr.NTXent):
+    """Overrides what Keras's losses override."""
+
+    def call(self, z_1, z_2, *, groups=None):
+        return super().call(z_1, z_2) / 2.0
+
+
+class Doubled(simclr.NTXent):
+    """Overrides what the model calls."""
+
+    def contrast(self, z, groups=None):
+        loss, found = super().contrast(z, groups)
+        return 2.0 * loss, found
+
+
+class Own(losses.ContrastiveLoss):
+    """Has a method of its own, and nothing else."""
+
+    takes_groups = False
+
+    def contrast(self, z, groups=None):
+        return tf.reduce_mean((z[0] - z[1]) ** 2), None
+
+
+def called(z_1, z_2):
+    return tf.reduce_mean((z_1 - z_2) ** 2)
+
+
+def test_the_method_of_a_subclass_is_what_runs():
+    z = tf.constant(projections(dtype="float32"))
+    value = float(simclr.nt_xent(*z))
+    for loss, factor in ((simclr.NTXent(), 1), (Doubled(), 2), (Halved(), 0.5)):
+        found, _ = losses.as_contrastive(loss).contrast(z)
+        assert float(found) == pytest.approx(factor * value, rel=1e-6)
+    assert float(Doubled()(*z)) == pytest.approx(value, rel=1e-6)
+    # It is trained, too.
+    encoder = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten()])
+    images = np.random.default_rng(0).random((8, 8, 8, 1), "float32")
+    values = []
+    for loss in (simclr.NTXent(), Doubled(), Halved()):
+        model = simclr.SimCLRModel(
+            encoder, keras.layers.Identity(), augmentation=simclr.RandomFlip()
+        )
+        model.compile("sgd", loss, run_eagerly=True)
+        values.append(model.evaluate(images, batch_size=8, verbose=0)[0])
+    assert values[1:] == pytest.approx([2 * values[0], values[0] / 2])
+
+
+def test_what_has_no_method_for_groups_takes_none():
+    kinds = [simclr.NTXent(), Doubled(), Halved(), Own(), called]
+    taken = [losses.as_contrastive(kind).takes_groups for kind in kinds]
+    assert taken == [True, True, False, False, False]
+
+
+def test_own_losses_can_be_used_as_functions():
+    z = tf.constant(projections(dtype="float32"))
+    expected = float(called(*z))
+    assert float(Own()(*z)) == pytest.approx(expected)
+    assert losses.as_contrastive(Own()).chance(8) is None
+    assert float(losses.as_contrastive(called).contrast(z)[0]) == expected
+
+
+def test_similarities_are_computed_once(monkeypatch):
+    calls, compare = [], losses.similarities.log_sum_exp
+    monkeypatch.setattr(
+        losses.similarities,
+        "log_sum_exp",
+        lambda *args, **kwargs: calls.append(1) or compare(*args, **kwargs),
+    )
+    encoder = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten()])
+    images = tf.zeros((4, 8, 8, 1))
+    for loss in (simclr.NTXent(), Doubled(), called):
+        model = simclr.SimCLRModel(encoder, augmentation=simclr.RandomFlip())
+        model.compile("sgd", loss, run_eagerly=True)
+        del calls[:]
+        model.replica_gradients({"images": images})
+        assert len(calls) == 1

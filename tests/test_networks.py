@@ -5,7 +5,7 @@ import tensorflow as tf
 from helpers import oracles
 
 import keras_simclr as simclr
-from keras_simclr import copies, devices, networks
+from keras_simclr import copies, devices
 from keras_simclr.networks import FastConv2D, FusedBatchNormalization
 
 
@@ -494,32 +494,6 @@ def test_head_that_does_not_exist_is_refused(arguments, message):
     with pytest.raises(ValueError) as error:
         simclr.ProjectionHead(**arguments)
     assert str(error.value) == message
-
-
-@pytest.mark.parametrize(
-    ("depth", "stem", "side", "sk_ratio"),
-    [
-        (10, "cifar", 9, 0.0),
-        (50, "imagenet", 50, 0.0),
-        (10, "imagenet", 50, 0.25),
-        (50, "imagenet", 50, 0.25),
-    ],
-)
-def test_convolutions_are_those_of_the_network(depth, stem, side, sk_ratio):
-    network = simclr.ResNet(
-        depth,
-        width_multiplier=0.25,
-        sk_ratio=sk_ratio,
-        stem=stem,
-        input_shape=(side, side, 3),
-    )
-    expected = [
-        (*layer.kernel.shape[1:], layer.output.shape[1])
-        for layer in network.layers
-        if isinstance(layer, keras.layers.Conv2D)
-    ]
-    found = networks.convolutions(depth, 0.25, stem, side, sk_ratio)
-    assert sorted(found) == sorted(expected)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from helpers import official_files, standins
 
 import keras_simclr as simclr
 import keras_simclr_cli as cli
-from keras_simclr import classification, networks, official, runs
+from keras_simclr import architectures, classification, official, runs
 
 RNG = np.random.default_rng(0)
 SMALL = RNG.random((2, 32, 32, 3), "float32")
@@ -319,19 +319,18 @@ def test_damaged_files_are_refused(r18, tmp_path, end, length):
 def test_published_parameters_are_those_of_our_network(model):
     depth, width, has_sk = model.name[1:].replace("x", "").split("_")
     ratio = official.SK_RATIO * (has_sk == "sk1")
-    layers = list(
-        networks.convolutions(int(depth), int(width), "imagenet", 224, ratio)
+    table = architectures.resnet_layers(
+        int(depth), int(width), "imagenet", ratio
     )
-    total = sum(
-        size**2 * inputs * outputs for size, inputs, outputs, _ in layers
-    )
+    layers = list(table.convolutions())
+    total = sum(x.size**2 * x.inputs * x.outputs for x in layers)
     # Gamma and beta of each, but for the last of a selective kernel.
-    total += sum(2 * outputs for _, _, outputs, _ in layers)
-    blocks = sum(networks.ARCHITECTURES[int(depth)][0])
+    total += sum(2 * x.outputs for x in layers)
+    blocks = sum(architectures.ARCHITECTURES[int(depth)][0])
     if ratio:
-        mixed = [x for x in layers if x[3] == 1][1::2]
+        mixed = [x for x in layers if x.side(224) == 1][1::2]
         assert len(mixed) == blocks
-        total -= sum(2 * outputs for _, _, outputs, _ in mixed)
+        total -= sum(2 * x.outputs for x in mixed)
     assert total == model.parameters
 
 

@@ -1,17 +1,17 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import scripts
+
+from benchmarks.parity import parity
 
 PADDINGS = ("CONSTANT", "REFLECT", "SYMMETRIC")
 
 
 @pytest.fixture
-def parity():
-    """The script; what it runs is not compiled, which takes longer."""
+def _eager():
+    """What runs is not compiled, which takes longer."""
     tf.config.run_functions_eagerly(True)
-    with scripts.importable() as load:
-        yield load("parity")
+    yield
     tf.config.run_functions_eagerly(False)
 
 
@@ -32,7 +32,8 @@ def wrong_answers(asked):
     }
 
 
-def test_every_row_that_should_be_equal_can_fail(parity, monkeypatch, capsys):
+@pytest.mark.usefixtures("_eager")
+def test_every_row_that_should_be_equal_can_fail(monkeypatch, capsys):
     monkeypatch.setattr(parity, "ask", lambda _, asked: wrong_answers(asked))
     failed = parity.main("python")
     _, _, *rows = capsys.readouterr().out.split("\n\n")[0].splitlines()
@@ -42,7 +43,7 @@ def test_every_row_that_should_be_equal_can_fail(parity, monkeypatch, capsys):
     assert sum(x.startswith("differs by design: ") for x in verdicts) == 3
 
 
-def test_row_within_its_tolerance_is_equal(parity):
+def test_row_within_its_tolerance_is_equal():
     verdicts = [
         parity.Row("blur", "theirs", difference, 1e-5).verdict
         for difference in (0.0, 1e-5, 2e-5, np.nan)

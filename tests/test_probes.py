@@ -1,24 +1,8 @@
-import random
-
-import keras
 import numpy as np
 import pytest
-import tensorflow as tf
-from helpers import standins
 
 import keras_simclr as simclr
-from keras_simclr import copies, probes
-
-
-def small_encoder():
-    norm = simclr.networks.FusedBatchNormalization()
-    return standins.encoder(norm, keras.layers.ReLU())
-
-
-@pytest.fixture(scope="module")
-def model():
-    keras.utils.set_random_seed(0)
-    return simclr.SimCLRModel(small_encoder())
+from keras_simclr import probes
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +11,6 @@ def blobs():
     labels = np.arange(90) % 3
     features = rng.normal(size=(90, 5)) + 2 * labels[:, None]
     return features, labels
-
-
-@pytest.fixture(scope="module")
-def images():
-    return standins.labelled_images()
 
 
 def knn_oracle(train, train_labels, test, k, temperature):
@@ -194,6 +173,24 @@ def test_probes_refuse_what_does_not_match(probe, blobs):
     )
 
 
+def test_settings_are_those_of_the_defaults(blobs):
+    features, labels = blobs
+    kinds = probes.KINDS
+    assert kinds["linear"].settings == (
+        "logistic regression, standardised, C chosen of 0.001, 0.01, 0.1, 1, 10"
+    )
+    assert kinds["knn"].settings == "cosine, k=20, temperature=0.1"
+    result = simclr.knn_probe(features, labels, features, labels)
+    assert f"({kinds['knn'].settings})" in str(result)
+
+
+def test_costs_grow_with_what_is_computed():
+    linear, knn = (probes.KINDS[x].seconds for x in ("linear", "knn"))
+    assert knn(100, 10, 8, 2) == pytest.approx(2e-10 * 100 * 10 * 8)
+    assert linear(999, 10, 8, 2) == pytest.approx(26 * (0.01 + 0.0015984))
+    assert linear(1000, 10, 8, 2) == pytest.approx(6 * (0.01 + 0.0016))
+
+
 def test_results_print_their_settings(blobs):
     features, labels = blobs
     assert str(simclr.knn_probe(features, labels, features, labels)).endswith(
@@ -202,57 +199,3 @@ def test_results_print_their_settings(blobs):
     assert ", C=" in str(
         simclr.linear_probe(features, labels, features, labels)
     )
-
-
-def test_features_are_what_the_model_predicts(model, images):
-    features = simclr.extract_features(model, images[0], batch_size=10)
-    np.testing.assert_allclose(
-        features, model.predict(images[0], verbose=0), atol=1e-6
-    )
-
-
-def test_features_of_arrays_datasets_and_uint8_agree(model, images):
-    pixels = (images[0] * 255).astype("uint8")
-    dataset = tf.data.Dataset.from_tensor_slices((pixels, images[1])).batch(5)
-    expected = simclr.extract_features(model, pixels / np.float32(255))
-    for source in (pixels, dataset):
-        found = simclr.extract_features(model, source)
-        np.testing.assert_allclose(found, expected, atol=1e-6)
-
-
-def test_features_of_a_keras_model_are_its_output(images):
-    network = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten()])
-    features = simclr.extract_features(network, images[0])
-    np.testing.assert_allclose(features, images[0].reshape(24, 64))
-
-
-def test_features_are_float32_under_mixed_precision(images):
-    keras.config.set_dtype_policy("mixed_bfloat16")
-    try:
-        model = simclr.SimCLRModel(small_encoder())
-    finally:
-        keras.config.set_dtype_policy("float32")
-    features = simclr.extract_features(model, images[0])
-    coarse = model.predict(images[0], verbose=0)
-    assert features.dtype == coarse.dtype == np.float32
-    assert 0 < np.abs(features - coarse).max() < 0.05 * np.abs(features).max()
-
-
-def test_features_refuse_unusable_pixels(model, images):
-    with pytest.raises(ValueError) as error:
-        simclr.extract_features(model, images[0] * np.nan)
-    assert str(error.value).startswith(
-        "Values of `images` must be finite. Received: NaN or infinity in rows 0"
-    )
-
-
-def test_untrained_encoder_is_drawn_without_touching_global_state(model):
-    state = random.getstate()
-    drawn = [copies.untrained_copy(model, 1) for _ in range(2)]
-    assert random.getstate() == state
-    for first, second, trained in zip(
-        *(m.encoder.get_weights() for m in (*drawn, model)), strict=True
-    ):
-        np.testing.assert_array_equal(first, second)
-        if first.ndim > 1:
-            assert not np.array_equal(first, trained)

@@ -67,3 +67,22 @@ def test_commands_are_those_of_the_command_line():
         values = flags.FlagValues()
         cli.define_flags(command, values)
         assert values([command, *arguments]) == [command]
+
+
+def test_augmentations_of_ones_own_are_shown_as_they_work():
+    text = README.with_name("CONTRIBUTING.md").read_text()
+    (program,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names = {"keras": keras, "tf": tf}
+    exec(program, names)
+    examples = tf.constant(np.random.default_rng(0).random((6, 40), "float32"))
+    for kind in ("Jitter", "Shift"):
+        layer = names[kind]()
+        view = layer(examples, seed=tf.constant([0, 1]))
+        assert view.shape == examples.shape
+        assert not np.allclose(view, examples)
+        np.testing.assert_array_equal(
+            view, layer(examples, seed=tf.constant([0, 1]))
+        )
+        np.testing.assert_array_equal(layer(examples, training=False), examples)
+        rows = layer(examples[2:4], seed=tf.constant([0, 1]), part=(2, 6))
+        np.testing.assert_array_equal(rows, view[2:4])

@@ -1,56 +1,169 @@
-import argparse
-import json
+import dataclasses
+import inspect
 
+import keras
+import numpy as np
 import pytest
-from absl import flags
-from helpers import scripts
+import tensorflow as tf
+from helpers import standins
 
-import keras_simclr_cli as cli
+import keras_simclr as simclr
+from keras_simclr import replicas
+from keras_simclr.recipe import Data, Recipe, as_flags, from_text, read_flags
 
-
-@pytest.fixture
-def recipe():
-    with scripts.importable() as load:
-        yield load("recipe")
-
-
-def test_search_changes_flags_of_pretrain(recipe):
-    values = flags.FlagValues()
-    cli.define_flags("pretrain", values)
-    for change in recipe.CHANGES:
-        for name, value in {**recipe.BASE, **change}.items():
-            values[name].parse(str(value))
-            assert values[name].value == value
+FIELDS = [
+    *dataclasses.fields(Recipe),
+    *dataclasses.fields(Data),
+]
 
 
-def test_base_of_the_search_is_a_smaller_recipe(recipe):
-    values = flags.FlagValues()
-    cli.define_flags("pretrain", values)
-    base = {name: values[name].default for name in recipe.BASE}
-    assert base.pop("epochs") > recipe.BASE["epochs"]
-    assert base.pop("width_multiplier") > recipe.BASE["width_multiplier"]
-    assert base.items() <= recipe.BASE.items()
+@pytest.mark.parametrize("field", FIELDS, ids=lambda field: field.name)
+def test_help_names_the_librarys_own_default_where_it_differs(field):
+    places = {"smallest_crop": "scale"}
+    for name, default in field.metadata["library"].items():
+        signature = inspect.signature(getattr(simclr, name))
+        own = signature.parameters[places.get(field.name, field.name)].default
+        own = own[0] if isinstance(own, tuple) else own
+        assert own == default != field.default
 
 
-def test_what_is_stored_is_not_run_again(recipe, monkeypatch, tmp_path):
-    trained = []
-    monkeypatch.setattr(
-        recipe.subprocess, "run", lambda command, **_: trained.append(command)
+def test_recipe_is_what_it_builds():
+    recipe = Recipe(
+        depth=18,
+        width_multiplier=0.125,
+        projection_layers=1,
+        epochs=4,
+        batch_size=128,
+        micro_batch_size="8",
+        learning_rate=2.0,
+        warmup_epochs=1.0,
+        weight_decay=1e-4,
+        trust_coefficient=0.01,
+        temperature=0.3,
+        smallest_crop=0.5,
+        flip_rate=0.1,
+        strength=0.2,
+        color_rate=0.3,
+        grayscale_rate=0.4,
+        blur_rate=0.6,
+        seed=7,
     )
-    monkeypatch.setattr(recipe, "fashion_mnist", lambda *_, **__: ([], []))
-    monkeypatch.setattr(recipe.common, "probe_run", lambda *_: {"linear": 0.9})
-    values = argparse.Namespace(data_dir=None, results=tmp_path)
-    results = [
-        recipe.run(changed, 3, values, ("train[:90%]", "test"))
-        for changed in ({"strength": 0.5}, {}, {"strength": 0.5})
-    ]
-    assert results[0] == results[2] != results[1]
-    assert len(trained) == 2
-    # The defaults belong to a result: others are other results.
-    assert results[1]["flags"]["strength"] == 1.0
-    assert results[1]["flags"]["epochs"] == 8
-    assert {"--strength=0.5", "--seed=3", "--split=train[:90%]"} < set(
-        trained[0]
+    model = recipe.build(tf.TensorSpec((128, 12, 10, 3), "uint8"), steps=10)
+    assert model.encoder.input_shape == (None, 12, 10, 3)
+    assert model.encoder.name == "resnet18"
+    assert model.encoder.layers[1].strides == (1, 1)  # Stem for small images.
+    assert model.projection_head.layers == 1
+    assert (model.micro_batch_size, model.seed) == (8, 7)
+    assert model.loss.temperature == 0.3
+    config = model.augmentation.get_config()
+    for name in ("flip_rate", "strength", "color_rate", "grayscale_rate"):
+        assert config[name] == getattr(recipe, name)
+    assert config["scale"] == (0.5, 1.0)
+    assert config["blur_rate"] == 0.6
+    assert model.optimizer.coupled_weight_decay == 1e-4
+    assert model.optimizer.trust_coefficient == 0.01
+    schedule = model.optimizer.optimizer._learning_rate
+    rates = [float(schedule(step)) for step in (0, 5, 10, 40)]
+    np.testing.assert_allclose(rates, [0.0, 0.5, 1.0, 0.0], atol=1e-7)
+
+
+def test_images_of_any_size_get_views_of_one():
+    spec = {
+        "images": tf.TensorSpec((8, 64, 64, 3), "uint8"),
+        "sizes": tf.TensorSpec((8, 2), "int32"),
+    }
+    assert Recipe().input_shape(spec) == (64, 64, 3)
+    assert Recipe(image_size=32).input_shape(spec) == (32, 32, 3)
+    whole = {"images": spec["images"]}
+    assert Recipe(image_size=32).input_shape(whole) == (32, 32, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "rule"),
+    [
+        ("width_multiplier", 0, "a positive number"),
+        ("image_size", -5, "an integer of at least 1"),
+        ("epochs", 0, "an integer of at least 1"),
+        ("batch_size", 0, "an integer of at least 1"),
+        ("temperature", -1.0, "a positive number"),
+        ("smallest_crop", 0.0, "above 0 and at most 1"),
+        ("flip_rate", 1.5, "a probability between 0 and 1"),
+        ("seed", -1, "an integer of at least 0"),
+        ("micro_batch_size", "few", "a positive integer or auto"),
+    ],
+)
+def test_wrong_values_are_refused_by_name(name, wrong, rule):
+    with pytest.raises(ValueError) as error:
+        Recipe(**{name: wrong})
+    assert str(error.value) == (
+        f"`{name}` must be {rule}. Received: {name}={wrong!r}"
     )
-    stored = json.loads((tmp_path / "recipe.json").read_text())
-    assert stored == results[:2]
+
+
+def test_limit_of_unreadable_files_is_a_share():
+    with pytest.raises(ValueError) as error:
+        Data(data="photos", unreadable_limit=2.0)
+    assert str(error.value) == (
+        "`unreadable_limit` must be a probability between 0 and 1. Received: "
+        "unreadable_limit=2.0"
+    )
+
+
+def test_flags_come_back_from_their_text():
+    recipe = Recipe(image_size=32, micro_batch_size="8", weight_decay=1e-5)
+    texts = read_flags(as_flags(vars(recipe)))
+    assert Recipe(**from_text(Recipe, texts)) == recipe
+    assert from_text(Recipe, {"image_size": None}) == {"image_size": None}
+
+
+@dataclasses.dataclass(frozen=True)
+class Switched:
+    doctor: bool = True
+
+
+def test_flags_that_are_on_or_off_come_back():
+    for value in (True, False):
+        text = as_flags({"doctor": value})
+        assert text == f"--doctor={str(value).lower()}\n"
+        # As absl itself would write it.
+        short = "--doctor\n" if value else "--nodoctor\n"
+        for each in (text, short):
+            assert from_text(Switched, read_flags(each)) == {"doctor": value}
+
+
+def test_choice_gives_another_recipe():
+    strategy, words = tf.distribute.get_strategy(), []
+    recipe = Recipe(precision="auto")
+    chosen = recipe.with_choice(
+        "precision", strategy, lambda: "float32", words.append
+    )
+    assert (recipe.precision, chosen.precision) == ("auto", "float32")
+    assert words == ["Chosen for this machine: --precision=float32."]
+    assert chosen.with_choice("precision", strategy, None, None) is chosen
+    none = Recipe(micro_batch_size="auto").with_choice(
+        "micro_batch_size", strategy, lambda: None, words.append
+    )
+    assert none.micro_batch_size is None
+    assert words[1:] == ["Chosen for this machine: no --micro_batch_size."]
+
+
+def test_workers_do_not_choose(monkeypatch):
+    monkeypatch.setattr(replicas, "has_workers", lambda strategy: True)
+    with pytest.raises(ValueError, match="must be the same for all workers"):
+        Recipe().with_choice("precision", None, None, None)
+
+
+def test_trying_micro_batches_leaves_no_trace(monkeypatch):
+    standins.use(monkeypatch)
+    recipe = Recipe(batch_size=16, micro_batch_size="auto", seed=3)
+    spec = tf.TensorSpec((16, 8, 8, 1), "uint8")
+    strategy = tf.distribute.get_strategy()
+    weights = []
+    for tried in (True, False):
+        keras.utils.set_random_seed(3)
+        if tried:
+            assert recipe.largest_micro_batch(spec, 1, strategy) is None
+        whole = dataclasses.replace(recipe, micro_batch_size=None)
+        weights.append(whole.build(spec, 1).get_weights())
+    for first, second in zip(*weights, strict=True):
+        np.testing.assert_array_equal(first, second)

@@ -7,7 +7,7 @@ from helpers import standins
 from helpers.replicas import mirrored
 
 import keras_simclr as simclr
-from keras_simclr import callbacks, runs
+from keras_simclr import callbacks, recipe, runs
 
 
 def tiny_model(run_eagerly=True):
@@ -288,3 +288,122 @@ def test_summary_keeps_what_it_had(tmp_path):
     runs.update_summary(tmp_path, {"a": 1, "b": 2})
     runs.update_summary(tmp_path, {"b": 3})
     assert summary_of(tmp_path) == {"a": 1, "b": 3}
+
+
+@pytest.fixture
+def start(tmp_path, monkeypatch):
+    """Function that starts or resumes a run of the command line's kind."""
+    standins.use(monkeypatch)
+    path = tmp_path / "images.npz"
+    images = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 1), "uint8")
+    np.savez(path, images=images)
+    given = {"epochs": 2, "batch_size": 8, "precision": "float32"}
+
+    def start(stops=False, **changes):
+        values = given | changes
+        with monkeypatch.context() as patch:
+            if stops:
+                patch.setattr(
+                    keras.callbacks.CSVLogger, "on_epoch_begin", ctrl_c
+                )
+            return runs.carry_out(
+                recipe.Recipe(**values),
+                recipe.Data(data=str(path)),
+                tmp_path / "run",
+                given=["data", "output_dir", *values],
+                report=lambda text: None,
+            )
+
+    def ctrl_c(self, epoch, logs=None):
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+    return start
+
+
+def flags_of(run_dir):
+    return runs.recorded_flags(run_dir)
+
+
+def rewrite_flags(run_dir, **changes):
+    """As if another version, with other defaults, had begun the run."""
+    flags = {**flags_of(run_dir), **changes}
+    (run_dir / "flags.txt").write_text(recipe.as_flags(flags))
+    summary = summary_of(run_dir)
+    summary["flags"]["values"].update(changes)
+    (run_dir / "summary.json").write_text(json.dumps(summary))
+
+
+def test_run_records_its_version_and_all_values(start, tmp_path):
+    start()
+    summary = summary_of(tmp_path / "run")
+    assert summary["keras_simclr"] == simclr.__version__
+    assert summary["flags"]["given"] == sorted(
+        ["data", "output_dir", "epochs", "batch_size", "precision"]
+    )
+    values = summary["flags"]["values"]
+    fields = {**vars(recipe.Recipe()), **vars(recipe.Data(data=""))}
+    assert values.keys() == {*fields, "output_dir"}
+    assert (values["manifest"], values["epochs"]) == (None, 2)
+
+
+def test_flag_that_a_run_does_not_know_has_its_default(start, tmp_path):
+    assert start(stops=True).epochs == 1
+    run_dir = tmp_path / "run"
+    lines = (run_dir / "flags.txt").read_text().splitlines(keepends=True)
+    old = [line for line in lines if not line.startswith("--blur_rate")]
+    (run_dir / "flags.txt").write_text("".join(old))
+    summary = summary_of(run_dir)
+    del summary["flags"]  # Version 0.1 did not write it.
+    (run_dir / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(FileExistsError) as error:
+        start(blur_rate=0.0)
+    assert str(error.value) == (
+        "An unfinished run goes on with the flags that it began with. "
+        f"Received: --blur_rate=0.0 for {str(run_dir)!r}, which has "
+        "--blur_rate=0.5"
+    )
+    assert start().epochs == 2
+    assert flags_of(run_dir)["blur_rate"] == "0.5"
+
+
+def test_absence_of_a_flag_means_what_it_meant(start, tmp_path):
+    start(stops=True)
+    rewrite_flags(tmp_path / "run", temperature=0.7, manifest=None)
+    run = start()
+    assert run.recipe.temperature == run.model.loss.temperature == 0.7
+    assert flags_of(tmp_path / "run")["temperature"] == "0.7"
+
+
+def test_flag_that_was_given_must_be_given_again(start, tmp_path):
+    start(stops=True, seed=3)
+    with pytest.raises(FileExistsError) as error:
+        start()
+    assert str(error.value) == (
+        "An unfinished run goes on with the flags that it began with. "
+        f"Received: --seed=0 for {str(tmp_path / 'run')!r}, which has --seed=3"
+    )
+    # What was not given then may be given now, if it says the same.
+    run = start(seed=3, temperature=0.2)
+    assert run.epochs == 2
+    given = summary_of(tmp_path / "run")["flags"]["given"]
+    assert "seed" in given
+    assert "temperature" not in given
+
+
+def test_flags_that_are_on_or_off_are_recorded(tmp_path):
+    (tmp_path / "flags.txt").write_text("--nodoctor\n--report\n--seed=3\n")
+    found = {"doctor": "false", "report": "true", "seed": "3"}
+    assert flags_of(tmp_path) == found
+    assert runs.about(tmp_path)["recipe"] == found
+    same = "--doctor=false\n--report=true\n--seed=3\n"
+    assert runs.check_can_run(tmp_path, same) is None
+    with pytest.raises(FileExistsError) as error:
+        runs.check_can_run(
+            tmp_path, same.replace("report=true", "report=false")
+        )
+    assert str(error.value) == (
+        "An unfinished run goes on with the flags that it began with. "
+        f"Received: --report=false for {str(tmp_path)!r}, which has "
+        "--report=true"
+    )

@@ -2,19 +2,13 @@ import sys
 
 import keras
 import numpy as np
-import pytest
-from helpers import scripts
 
 import keras_simclr as simclr
+from benchmarks import results
+from benchmarks.recipes import same_run
 
 
-@pytest.fixture
-def same_run():
-    with scripts.importable() as load:
-        yield load("same_run")
-
-
-def test_with_group_norm_an_image_does_not_depend_on_its_batch(same_run):
+def test_with_group_norm_an_image_does_not_depend_on_its_batch():
     encoder = keras.models.clone_model(
         simclr.ResNet(10, width_multiplier=0.125, input_shape=(8, 8, 1)),
         clone_function=same_run.with_group_norm(),
@@ -25,15 +19,13 @@ def test_with_group_norm_an_image_does_not_depend_on_its_batch(same_run):
     np.testing.assert_allclose(together[:1], alone, rtol=1e-5, atol=1e-6)
 
 
-def test_ways_are_compared_with_the_plain_one(
-    same_run, monkeypatch, capsys, tmp_path
-):
+def test_ways_are_compared_with_the_plain_one(monkeypatch, capsys, tmp_path):
     shares = dict(zip(same_run.WAYS, (0.85, 0.852, 0.849, 0.85), strict=True))
     runs = [
         {"way": way, "norm": "group", "epochs": same_run.EPOCHS, "linear": x}
         for way, x in shares.items()
     ]
-    same_run.common.store("same_run", runs, tmp_path)
+    results.store(tmp_path / "same_run.json", runs)
     monkeypatch.setattr(sys, "argv", ["same_run.py", f"--results={tmp_path}"])
     same_run.main()
     assert capsys.readouterr().out.endswith(

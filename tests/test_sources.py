@@ -236,6 +236,17 @@ def test_unknown_tfds_split_is_refused_with_a_near_match(data_dir):
     )
 
 
+def test_tfds_split_in_another_notation_is_refused(data_dir):
+    with pytest.raises(ValueError) as error:
+        simclr.dataset_from_tfds(
+            "tiny_digits", "train[abc]", data_dir=data_dir, batch_size=2
+        )
+    assert str(error.value) == (
+        "`split` must be a split in TFDS's notation, such as 'train[:90%]'. "
+        "Received: split='train[abc]'"
+    )
+
+
 def test_tfds_split_that_fills_no_batch_is_refused(data_dir):
     with pytest.raises(ValueError) as error:
         simclr.dataset_from_tfds("tiny_digits", "test", data_dir=data_dir)

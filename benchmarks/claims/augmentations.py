@@ -1,13 +1,24 @@
 """Single augmentations and pairs of them, each on one of the two views.
 
-python benchmarks/claims/augmentations.py [--quick] [--seeds=N] \
-    [--data=FOLDER] [--manifest=PATH]
+    python benchmarks/claims/augmentations.py [--quick] [--seeds=N] \
+        [--data=FOLDER] [--manifest=PATH]
+
+An hour on one core of an AMD EPYC.
 """
 
 import itertools
+import pathlib
 import statistics
+import sys
 
-import common
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
+
+import numpy as np
+import tensorflow as tf
+
+import keras_simclr as simclr
+from benchmarks.claims import training, trials, verdicts
+from keras_simclr.augmentations import Augmentation, to_float
 
 NAMES = ("crop", "cutout", "color", "sobel", "noise", "blur", "rotation")
 
@@ -21,7 +32,7 @@ def configurations(seed, _):
     """Every cell of the lower half of figure 5."""
     for cell in cells():
         yield {
-            **common.RECIPE,
+            **training.RECIPE,
             "data": "clip_art",
             "images": 2048,
             "batch_size": 64,
@@ -33,7 +44,7 @@ def configurations(seed, _):
 def work(config, data):
     """Augments the first view only."""
     made = layers(config)
-    return common.train_and_probe(
+    return training.train_and_probe(
         config,
         data,
         augmentation=[made[x] for x in config["augmentation"].split(" + ")],
@@ -50,87 +61,80 @@ def layers(config):
     Returns:
         Dictionary.
     """
-    import keras_simclr as simclr
-
-    cutout, sobel = cutout_and_sobel()
     scale = (config["smallest_crop"], 1.0)
     return {
         "crop": simclr.RandomResizedCrop(32, 32, scale=scale),
-        "cutout": cutout,
+        "cutout": Cutout(),
         "color": simclr.RandomColorDistortion(),
-        "sobel": sobel,
+        "sobel": Sobel(),
         "noise": simclr.RandomGaussianNoise(rate=1.0),
         "blur": simclr.RandomGaussianBlur(rate=1.0),
         "rotation": simclr.RandomRotate90(),
     }
 
 
-def cutout_and_sobel():
-    """Two augmentations that the package does not have.
+class Cutout(Augmentation):
+    """Makes a square of half the image's side gray, somewhere.
 
-    Returns:
-        A layer that makes a square of half the image's side gray, somewhere
-        (DeVries & Taylor 2017, arXiv:1708.04552); and one that replaces each
-        channel by the length of its gradient by Sobel's kernels, in which the
-        full step from black to white is 1.
+    References:
+        - DeVries & Taylor 2017, arXiv:1708.04552.
     """
-    import tensorflow as tf
 
-    from keras_simclr.augmentations import Augmentation, to_float
+    _draws_per_image = 2
 
-    class Cutout(Augmentation):
-        _draws_per_image = 2
+    def _transform(self, images, draws):
+        images = to_float(images)
+        height, width = images.shape[1:3]
+        rows = _is_near(height, draws[:, 0])
+        columns = _is_near(width, draws[:, 1])
+        inside = rows[:, :, None] & columns[:, None, :]
+        return tf.where(inside[..., None], 0.5, images)
 
-        def _transform(self, images, draws):
-            images = to_float(images)
-            height, width = images.shape[1:3]
-            rows = _is_near(height, draws[:, 0])
-            columns = _is_near(width, draws[:, 1])
-            inside = rows[:, :, None] & columns[:, None, :]
-            return tf.where(inside[..., None], 0.5, images)
 
-    def _is_near(side, draws):
-        """Whether each pixel lies within a quarter of the side, (B, side)."""
-        distances = tf.range(0.5, side) - side * draws[:, None]
-        return tf.abs(distances) < side / 4
+def _is_near(side, draws):
+    """Whether each pixel lies within a quarter of the side, (B, side)."""
+    distances = tf.range(0.5, side) - side * draws[:, None]
+    return tf.abs(distances) < side / 4
 
-    class Sobel(Augmentation):
-        def _draw(self, seed, images, part=None):
-            return ()
 
-        def _transform(self, images, draws):
-            images = to_float(images)
-            margins = [[0, 0], [1, 1], [1, 1], [0, 0]]
-            padded = tf.pad(images, margins, "SYMMETRIC")
-            above, below = padded[:, :-2], padded[:, 2:]
-            left, right = padded[:, :, :-2], padded[:, :, 2:]
-            vertical = below - above
-            vertical = (
-                vertical[:, :, :-2]
-                + 2.0 * vertical[:, :, 1:-1]
-                + vertical[:, :, 2:]
-            )
-            horizontal = right - left
-            horizontal = (
-                horizontal[:, :-2]
-                + 2.0 * horizontal[:, 1:-1]
-                + horizontal[:, 2:]
-            )
-            length = tf.sqrt(tf.square(vertical) + tf.square(horizontal))
-            return tf.clip_by_value(length / 4.0, 0.0, 1.0)
+class Sobel(Augmentation):
+    """Replaces each channel by the length of its gradient by Sobel's kernels.
 
-    return Cutout(), Sobel()
+    The full step from black to white is 1.
+    """
+
+    def _draw(self, seed, images, part=None):
+        return ()
+
+    def _transform(self, images, draws):
+        images = to_float(images)
+        margins = [[0, 0], [1, 1], [1, 1], [0, 0]]
+        padded = tf.pad(images, margins, "SYMMETRIC")
+        above, below = padded[:, :-2], padded[:, 2:]
+        left, right = padded[:, :, :-2], padded[:, :, 2:]
+        vertical = below - above
+        vertical = (
+            vertical[:, :, :-2]
+            + 2.0 * vertical[:, :, 1:-1]
+            + vertical[:, :, 2:]
+        )
+        horizontal = right - left
+        horizontal = (
+            horizontal[:, :-2] + 2.0 * horizontal[:, 1:-1] + horizontal[:, 2:]
+        )
+        length = tf.sqrt(tf.square(vertical) + tf.square(horizontal))
+        return tf.clip_by_value(length / 4.0, 0.0, 1.0)
 
 
 def statements(runs):
     """What figure 5 and section 3.1 lead one to expect, of each seed."""
-    found = {c: common.by_seed(runs, augmentation=c) for c in cells()}
+    found = {c: verdicts.by_seed(runs, augmentation=c) for c in cells()}
     pairs = [found[cell] for cell in cells() if " + " in cell]
     singles = _mean([found[name] for name in NAMES])
     best = found["crop + color"]
     others = _mean([pair for pair in pairs if pair is not best])
     return [
-        common.statement(text, common.differences(better, worse))
+        verdicts.statement(text, verdicts.differences(better, worse))
         for text, better, worse in (
             ("Pairs are better than single ones.", _mean(pairs), singles),
             ("Crop and colour are better than crop.", best, found["crop"]),
@@ -151,15 +155,13 @@ def _mean(of_cells):
 
 def plot(runs, axes):
     """The heat map."""
-    import numpy as np
-
     values = np.full((len(NAMES), len(NAMES)), np.nan)
     for cell in cells():
-        found = common.by_seed(runs, augmentation=cell)
+        found = verdicts.by_seed(runs, augmentation=cell)
         if found:
             places = [NAMES.index(name) for name in cell.split(" + ")]
             row, column = places[-1], places[0]
-            mean, _ = common.interval(list(found.values()))
+            mean, _ = verdicts.interval(list(found.values()))
             values[row, column] = values[column, row] = 100 * mean
     picture = axes.imshow(values, cmap="Blues")
     middle = np.nanmin(values) / 2 + np.nanmax(values) / 2
@@ -172,7 +174,7 @@ def plot(runs, axes):
     axes.figure.colorbar(picture, label="linear accuracy, %")
 
 
-CLAIM = common.Claim(
+CLAIM = trials.Claim(
     name="augmentations",
     title="Composing augmentations",
     paper="Section 3.1, figure 5, one branch only: no single augmentation "
@@ -195,4 +197,4 @@ CLAIM = common.Claim(
 )
 
 if __name__ == "__main__":
-    common.main(CLAIM)
+    trials.main(CLAIM)

@@ -1,9 +1,16 @@
 """Batch sizes and numbers of epochs.
 
-python benchmarks/claims/batch_and_epochs.py [--quick] [--seeds=N] [...]
+    python benchmarks/claims/batch_and_epochs.py [--quick] [--seeds=N] [...]
+
+Forty minutes on one core of an AMD EPYC.
 """
 
-import common
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
+
+from benchmarks.claims import training, trials, verdicts
 
 _BATCH_SIZES = (32, 128, 512)
 _EPOCHS = (3, 12)
@@ -14,7 +21,7 @@ def configurations(seed, _):
     for epochs in _EPOCHS:
         for batch_size in _BATCH_SIZES:
             yield {
-                **common.RECIPE,
+                **training.RECIPE,
                 "batch_size": batch_size,
                 "epochs": epochs,
                 "seed": seed,
@@ -27,7 +34,7 @@ def statements(runs):
     few, many = _EPOCHS
 
     def accuracy(batch_size, epochs):
-        return common.by_seed(runs, batch_size=batch_size, epochs=epochs)
+        return verdicts.by_seed(runs, batch_size=batch_size, epochs=epochs)
 
     def gain(epochs):
         first, second = accuracy(large, epochs), accuracy(small, epochs)
@@ -35,19 +42,19 @@ def statements(runs):
         return {seed: first[seed] - second[seed] for seed in seeds}
 
     return [
-        common.statement(
+        verdicts.statement(
             f"With {few} epochs, batches of {large:,} are better than of "
             f"{small}.",
             list(gain(few).values()),
         ),
-        common.statement(
+        verdicts.statement(
             f"That gain is smaller with {many} epochs.",
-            common.differences(gain(few), gain(many)),
+            verdicts.differences(gain(few), gain(many)),
         ),
         *(
-            common.statement(
+            verdicts.statement(
                 f"Batches of {size:,}: {many} epochs are better than {few}.",
-                common.differences(accuracy(size, many), accuracy(size, few)),
+                verdicts.differences(accuracy(size, many), accuracy(size, few)),
             )
             for size in _BATCH_SIZES
         ),
@@ -59,9 +66,9 @@ def plot(runs, axes):
     for epochs in _EPOCHS:
         points = []
         for size in _BATCH_SIZES:
-            found = common.by_seed(runs, batch_size=size, epochs=epochs)
+            found = verdicts.by_seed(runs, batch_size=size, epochs=epochs)
             if found:
-                points.append((size, *common.interval(list(found.values()))))
+                points.append((size, *verdicts.interval(list(found.values()))))
         if points:
             sizes, means, halves = zip(*points, strict=True)
             axes.errorbar(
@@ -78,7 +85,7 @@ def plot(runs, axes):
     axes.legend()
 
 
-CLAIM = common.Claim(
+CLAIM = trials.Claim(
     name="batch_and_epochs",
     title="Larger batches and longer training",
     paper="Section 5.2, figure 9: with few epochs (100), larger batches have a "
@@ -87,11 +94,11 @@ CLAIM = common.Claim(
     here="The learning rate grows linearly with the batch, as in the paper's "
     "figure 9. An epoch has 8 steps of 512 images, or 128 steps of 32.",
     configurations=configurations,
-    work=common.train_and_probe,
+    work=training.train_and_probe,
     statements=statements,
     seeds=6,
     plot=plot,
 )
 
 if __name__ == "__main__":
-    common.main(CLAIM)
+    trials.main(CLAIM)

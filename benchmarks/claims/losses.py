@@ -1,9 +1,19 @@
 """NT-Xent beside the margin triplet, the logistic and the n-pairs loss.
 
-python benchmarks/claims/losses.py [--quick] [--seeds=N] [--data_dir=DIR]
+    python benchmarks/claims/losses.py [--quick] [--seeds=N] [--data_dir=DIR]
+
+An hour on one core of an AMD EPYC.
 """
 
-import common
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
+
+import tensorflow as tf
+
+from benchmarks.claims import training, trials, verdicts
+from keras_simclr.recipe import Recipe
 
 _LOSSES = (
     "margin",
@@ -25,14 +35,14 @@ def configurations(seed, runs):
     for loss in _LOSSES:
         for rate in _RATES:
             yield {
-                **common.RECIPE,
+                **training.RECIPE,
                 "loss": loss,
                 "learning_rate": rate,
                 **_TUNING,
             }
     for loss in _LOSSES:
         yield {
-            **common.RECIPE,
+            **training.RECIPE,
             "loss": loss,
             "learning_rate": _best_rate(runs, loss),
             "seed": seed,
@@ -57,7 +67,7 @@ def work(config, data):
     loss = n_pairs
     if name in losses:
         loss = both_ways(losses[name], bool(mining))
-    return common.train_and_probe(config, data, loss=loss)
+    return training.train_and_probe(config, data, loss=loss)
 
 
 def both_ways(loss, is_semi_hard):
@@ -70,7 +80,6 @@ def both_ways(loss, is_semi_hard):
     Returns:
         Function of two sets of projections.
     """
-    import tensorflow as tf
 
     def mean(z_1, z_2):
         z_1, z_2 = (tf.math.l2_normalize(z, axis=1) for z in (z_1, z_2))
@@ -82,20 +91,15 @@ def both_ways(loss, is_semi_hard):
 
 
 def _positives_and_weights(similarities, is_semi_hard):
-    """Each anchor's positive, (N, 1), and the weights of its negatives, (N, N).
-
-    The weights sum to 1: all alike, or only the nearest of those that are
-    farther than the positive; to 0 where there is none.
-    """
-    import tensorflow as tf
-
+    """Anchors' positives, (N, 1), and weights of their negatives, (N, N)."""
     size = tf.shape(similarities)[0]
     positives = tf.linalg.diag_part(similarities)[:, None]
     itself = tf.eye(size, dtype=tf.bool)
     if not is_semi_hard:
         weights = tf.where(itself, 0.0, 1.0 / tf.cast(size - 1, tf.float32))
         return positives, weights
-    # The diagonal is not below itself.
+    # Only the nearest of those that are farther than the positive, if any. The
+    # diagonal is not below itself.
     farther = similarities < positives
     nearest = tf.where(farther, similarities, -2.0)
     chosen = tf.one_hot(tf.argmax(nearest, axis=1), size)
@@ -104,8 +108,6 @@ def _positives_and_weights(similarities, is_semi_hard):
 
 def margin(similarities, is_semi_hard):
     """Margin triplet loss of the anchors in the rows, table 2."""
-    import tensorflow as tf
-
     positives, weights = _positives_and_weights(similarities, is_semi_hard)
     losses = tf.nn.relu(similarities - positives + _MARGIN)
     return tf.reduce_mean(tf.reduce_sum(weights * losses, axis=1))
@@ -113,11 +115,9 @@ def margin(similarities, is_semi_hard):
 
 def logistic(similarities, is_semi_hard):
     """NT-Logistic loss of the anchors in the rows, table 2."""
-    import tensorflow as tf
-
     positives, weights = _positives_and_weights(similarities, is_semi_hard)
-    attraction = tf.nn.softplus(-positives[:, 0] / common.TEMPERATURE)
-    repulsion = tf.nn.softplus(similarities / common.TEMPERATURE)
+    attraction = tf.nn.softplus(-positives[:, 0] / Recipe.temperature)
+    repulsion = tf.nn.softplus(similarities / Recipe.temperature)
     return tf.reduce_mean(
         attraction + tf.reduce_sum(weights * repulsion, axis=1)
     )
@@ -125,13 +125,11 @@ def logistic(similarities, is_semi_hard):
 
 def cross_entropy(similarities, _):
     """NT-Xent of the anchors in the rows, with negatives of the other view."""
-    return _cross_entropy_of(similarities / common.TEMPERATURE)
+    return _cross_entropy_of(similarities / Recipe.temperature)
 
 
 def n_pairs(z_1, z_2):
     """N-pairs loss (Sohn 2016): of products, and projections are kept short."""
-    import tensorflow as tf
-
     products = tf.matmul(z_1, z_2, transpose_b=True)
     first = _cross_entropy_of(products)
     second = _cross_entropy_of(tf.transpose(products))
@@ -141,8 +139,6 @@ def n_pairs(z_1, z_2):
 
 def _cross_entropy_of(logits):
     """Mean over the rows, in which the diagonal is right."""
-    import tensorflow as tf
-
     places = tf.range(tf.shape(logits)[0])
     return tf.reduce_mean(
         tf.nn.sparse_softmax_cross_entropy_with_logits(places, logits)
@@ -152,19 +148,19 @@ def _cross_entropy_of(logits):
 def statements(runs):
     """What table 4 leads one to expect."""
     runs = [run for run in runs if run["config"]["evaluated_on"] == "test"]
-    accuracy = {loss: common.by_seed(runs, loss=loss) for loss in _LOSSES}
+    accuracy = {loss: verdicts.by_seed(runs, loss=loss) for loss in _LOSSES}
     pairs = [("nt-xent", loss) for loss in _LOSSES[:-1]]
     pairs += [(f"{loss}, semi-hard", loss) for loss in _LOSSES[:2]]
     return [
-        common.statement(
+        verdicts.statement(
             f"{better} is better than {worse}.",
-            common.differences(accuracy[better], accuracy[worse]),
+            verdicts.differences(accuracy[better], accuracy[worse]),
         )
         for better, worse in pairs
     ]
 
 
-CLAIM = common.Claim(
+CLAIM = trials.Claim(
     name="losses",
     title="NT-Xent against other losses",
     paper="Section 5.1, table 4, appendix B.10: margin 50.9, logistic 51.6, "
@@ -175,7 +171,7 @@ CLAIM = common.Claim(
     "one seed: the intervals take that choice as given, and for the semi-hard "
     "logistic loss it is close and at the edge. "
     f"The margin is {_MARGIN:g} and the temperatures "
-    f"{common.TEMPERATURE:g}, which the paper tunes too. Negatives that are "
+    f"{Recipe.temperature:g}, which the paper tunes too. Negatives that are "
     "not mined count with their mean. The paper's table has no n-pairs loss, "
     "NT-Xent's forerunner (Sohn 2016): it has products instead of normalized "
     f"projections, and no temperature; squared lengths cost {_LENGTHS:g}.",
@@ -186,4 +182,4 @@ CLAIM = common.Claim(
 )
 
 if __name__ == "__main__":
-    common.main(CLAIM)
+    trials.main(CLAIM)

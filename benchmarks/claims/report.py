@@ -1,13 +1,19 @@
 """Writes docs/claims.md and its pictures from what is stored.
 
-python benchmarks/claims/report.py
+    python benchmarks/claims/report.py
+
+Ten seconds.
 """
 
 import collections
 import importlib
 import pathlib
+import sys
 
-import common
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
+
+from benchmarks.claims import trials, verdicts
+from benchmarks.results import markdown, stored
 
 _CLAIMS = (
     "augmentations",
@@ -59,7 +65,10 @@ _MEASURES = {
 def main():
     """Writes the page."""
     _DOCS.mkdir(exist_ok=True)
-    claims = [importlib.import_module(name).CLAIM for name in _CLAIMS]
+    claims = [
+        importlib.import_module(f"benchmarks.claims.{name}").CLAIM
+        for name in _CLAIMS
+    ]
     parts = ["# The paper's claims, on two cores", _RULE, _overview(claims)]
     parts += [_section(claim) for claim in claims]
     (_DOCS / "claims.md").write_text("\n\n".join(parts) + "\n")
@@ -68,7 +77,7 @@ def main():
 def _overview(claims):
     rows = []
     for claim in claims:
-        found = [x.verdict for x in claim.statements(common.stored(claim.name))]
+        found = [x.verdict for x in claim.statements(_stored(claim))]
         counts = collections.Counter(found)
         cells = [counts[x] for x in ("holds", "does not hold", "open")]
         if counts["not run"] == len(found):
@@ -77,16 +86,20 @@ def _overview(claims):
         link = "".join(x for x in link if x.isalnum() or x == "-")
         rows.append([f"[{claim.title}](#{link})", *map(str, cells)])
     heads = ["statements on", "hold", "do not hold", "open"]
-    return _markdown(heads, rows)
+    return markdown(heads, rows)
+
+
+def _stored(claim):
+    return stored(trials.RESULTS / f"{claim.name}.json")
 
 
 def _section(claim):
-    runs = common.stored(claim.name)
+    runs = _stored(claim)
     parts = [f"## {claim.title}", f"The paper: {claim.paper}"]
     parts.append(f"Here: {claim.here}")
     found = claim.statements(runs)
     parts.append(
-        _markdown(
+        markdown(
             ["statement", "verdict", "difference"],
             [[x.text, f"**{x.verdict}**", x.evidence] for x in found],
         )
@@ -120,7 +133,7 @@ def _table(runs):
         rows.append(cells)
     heads = [name.replace("_", " ") for name in varied]
     heads += [_MEASURES[measure] for measure in measures]
-    return _markdown([*heads, "seeds"], rows)
+    return markdown([*heads, "seeds"], rows)
 
 
 def _varied(runs):
@@ -148,7 +161,7 @@ def _text(value):
 
 
 def _mean_and_interval(values):
-    mean, half = common.interval([100 * value for value in values])
+    mean, half = verdicts.interval([100 * value for value in values])
     return f"{mean:.2f}" if len(values) < 2 else f"{mean:.2f} ± {half:.2f}"
 
 
@@ -202,7 +215,7 @@ def _points(runs, axes):
             ]
             if not found:
                 continue
-            mean, half = common.interval(found)
+            mean, half = verdicts.interval(found)
             axes.errorbar(
                 place + shift / 5,
                 mean,
@@ -230,11 +243,6 @@ def _label(name, value):
     if isinstance(value, bool):
         return name if value else f"not\n{name}"
     return str(value).replace(", ", "\n")
-
-
-def _markdown(titles, rows):
-    rows = [titles, ["---"] * len(titles), *rows]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 if __name__ == "__main__":

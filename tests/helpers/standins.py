@@ -50,5 +50,5 @@ def use(patch):
         return recipe(*args, **kwargs).crop
 
     patch.setattr(simclr, "ResNet", small_resnet)
-    for place in ("keras_simclr", "keras_simclr.model"):
+    for place in ("keras_simclr", "keras_simclr.augmentations"):
         patch.setattr(f"{place}.SimCLRAugmentation", small_recipe)

@@ -1,6 +1,6 @@
 """What `keras-simclr pretrain` reaches on Fashion-MNIST.
 
-    python benchmarks/recipe.py [--results=DIR] [--data_dir=DIR]
+    python benchmarks/recipes/recipe.py [--results=DIR] [--data_dir=DIR]
 
 trains with its defaults, but for `RECIPE`, three seeds, and probes on the test
 images: an hour. With `--search` it tries what the defaults were chosen from:
@@ -11,6 +11,7 @@ an empty directory has all of it run anew.
 """
 
 import argparse
+import dataclasses
 import json
 import pathlib
 import statistics
@@ -19,17 +20,12 @@ import sys
 import tempfile
 import time
 
-from absl import flags
-from claims import common
-from images import fashion_mnist
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
-import keras_simclr_cli as cli
+from benchmarks.recipes.probes import probe_run
+from benchmarks.results import add_results_flag, once
 
-# Flags of `pretrain` that a result names otherwise, or that do not matter.
-_ELSEWHERE = {
-    *("data", "data_dir", "split", "manifest", "unreadable_limit"),
-    *("output_dir", "seed"),
-}
+_RESULTS = pathlib.Path(__file__).parent / "results"
 _KEPT, _HELD_OUT = "train[:90%]", "train[90%:]"
 _LABELS = 20_000  # That the probes of the search learn from.
 
@@ -63,7 +59,7 @@ def main():
     """Reads the flags and runs."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data_dir", help="Directory of prepared TFDS data.")
-    common.add_results_flag(parser)
+    add_results_flag(parser, _RESULTS)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--search", action="store_true")
     parser.add_argument(
@@ -104,6 +100,8 @@ def run(changed, seed, values, splits, labels=None):
         Dictionary: the flags of training (`auto` as it is: processors differ),
         seed, splits, shares of 1 and minutes.
     """
+    from keras_simclr.recipe import Recipe
+
     given = {"data": "tfds:fashion_mnist", "split": splits[0], "seed": seed}
     if values.data_dir:
         given["data_dir"] = values.data_dir
@@ -120,23 +118,13 @@ def run(changed, seed, values, splits, labels=None):
                 stdout=sys.stderr,
             )
             minutes = round((time.perf_counter() - start) / 60, 1)
-            train, test = fashion_mnist(*splits, data_dir=values.data_dir)
-            train = [array[:labels] for array in train]
-            shares = common.probe_run(run_dir, train, test)
+            shares = probe_run(run_dir, splits, values.data_dir, labels)
         return {**shares, "minutes": minutes}
 
-    used = {**_defaults(), **changed}
-    key = {"flags": used, "seed": seed, "splits": list(splits)}
-    return common.once("recipe", key, train_and_probe, values.results)
-
-
-def _defaults():
-    """Of the flags of `pretrain` that say how to train."""
-    found = flags.FlagValues()
-    cli.define_flags("pretrain", found)
-    return {
-        name: found[name].default for name in found if name not in _ELSEWHERE
-    }
+    flags = dataclasses.asdict(Recipe(**changed))
+    del flags["seed"]
+    key = {"flags": flags, "seed": seed, "splits": list(splits)}
+    return once(values.results / "recipe.json", key, train_and_probe)
 
 
 if __name__ == "__main__":

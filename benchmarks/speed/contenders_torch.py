@@ -9,7 +9,6 @@ import kornia.augmentation as K
 import numpy as np
 import PIL.Image
 import torch
-from images import blur_size, parts_of_epochs, smooth_noise
 from lightly.loss import NTXentLoss
 from lightly.models.modules import SimCLRProjectionHead
 from lightly.transforms import SimCLRTransform
@@ -19,6 +18,8 @@ from torch import nn
 from torchvision.models import resnet50
 from torchvision.models.resnet import BasicBlock
 from torchvision.transforms import v2
+
+from benchmarks.speed.images import blur_size, parts_of_epochs, smooth_noise
 
 _THREADS = int(os.environ["OMP_NUM_THREADS"])
 torch.set_num_threads(_THREADS)
@@ -140,14 +141,10 @@ class _FastViews(torch.utils.data.Dataset):
 
 
 def _loader(images, transform, *, is_tuned, batch_size, **kwargs):
-    """Whole batches of views in random order, made image by image or at once.
+    """Whole batches of views in random order.
 
-    Args:
-        images: Sequence of PIL images, or of uint8 arrays if tuned.
-        transform: lightly's, or albumentations' if tuned.
-        is_tuned: Whether a worker makes both views of a batch as one array.
-        batch_size: Images in a batch.
-        **kwargs: Other arguments of `DataLoader`.
+    By lightly's transform from PIL images; if tuned, by albumentations' from
+    uint8 arrays, both views of a batch as one array.
     """
     if not is_tuned:
         return torch.utils.data.DataLoader(

@@ -1,22 +1,30 @@
 """Images per second from a folder of photographs, and a million files.
 
-    python benchmarks/input_pipeline.py [--quick] [--only=views,files]
+    python benchmarks/speed/input_pipeline.py [--quick] [--only=views,files]
 
 Reads, decodes and augments on all cores: two views from each photograph. Then
 how long the first batch of a folder of a million files takes, and how much
 memory; the files are hard links to the photographs, in sub-folders, and are
-removed afterwards.
+removed afterwards. 20 minutes.
 """
 
 import argparse
 import os
 import pathlib
 import statistics
+import sys
 import tempfile
 
-import processes
-from processes import Contender, ContenderError, Worker
-from run import compare
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
+
+from benchmarks.results import keep_table, markdown, report
+from benchmarks.speed.comparison import compare
+from benchmarks.speed.processes import (
+    Contender,
+    ContenderError,
+    Worker,
+    set_up_environments,
+)
 
 _BATCH_SIZE = 64
 _PARTS = ("views", "files")
@@ -38,11 +46,11 @@ def main():
     parser.add_argument(
         "--directory",
         type=pathlib.Path,
-        default=pathlib.Path(__file__).parent / ".photographs",
+        default=pathlib.Path(__file__).parents[1] / ".photographs",
         help="Where the photographs are kept, and the links meanwhile.",
     )
     arguments = parser.parse_args()
-    processes.set_up_environments()
+    set_up_environments()
     count = 256 if arguments.quick else 2000
     photographs = _photographs(arguments.directory.resolve(), count)
     if "views" in arguments.only:
@@ -56,13 +64,13 @@ def _photographs(directory, count):
     """The folder of the photographs, made if it is not there."""
     folder = directory / str(count)
     if not folder.exists():
-        processes.report(f"Writing {count:,} photographs")
+        report(f"Writing {count:,} photographs")
         part = folder.with_suffix(".part")
         arguments = {"directory": str(part), "count": count}
         _run_once(Contender("photographs", "photographs:write", arguments))
         part.rename(folder)
     mean = statistics.mean(x.stat().st_size for x in folder.iterdir())
-    processes.report(f"{count:,} photographs, {mean / 1000:.0f} kB on average")
+    report(f"{count:,} photographs, {mean / 1000:.0f} kB on average")
     return folder
 
 
@@ -92,14 +100,14 @@ def views(photographs, size, quick):
     )
     for name, row in rows.items():
         versions = row.get("versions", {}).items()
-        processes.report(f"{name}: {', '.join(' '.join(x) for x in versions)}")
+        report(f"{name}: {', '.join(' '.join(x) for x in versions)}")
 
 
 def files(photographs, quick):
     """Seconds and memory until the first batch, in fresh processes."""
     count, rounds = (10_240, 2) if quick else (1_000_000, 5)
     with tempfile.TemporaryDirectory(dir=photographs.parent) as directory:
-        processes.report(f"Linking {count:,} files")
+        report(f"Linking {count:,} files")
         links = _link(photographs, pathlib.Path(directory), count)
         rows = {
             "first batch of the photographs": ("first_batch", photographs),
@@ -113,7 +121,7 @@ def files(photographs, quick):
                     name, f"contenders_ours:{work}", {"directory": str(folder)}
                 )
                 samples[name].append(_run_once(contender))
-    processes.keep(
+    keep_table(
         f"A folder of {count:,} files",
         _table(samples),
         quick=quick,
@@ -157,7 +165,7 @@ def _table(samples):
             ]
         )
     titles = ["", "seconds, median", "range", "extra MiB at most"]
-    return processes.markdown(titles, lines)
+    return markdown(titles, lines)
 
 
 if __name__ == "__main__":

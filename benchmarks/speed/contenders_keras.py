@@ -4,7 +4,8 @@ import pathlib
 
 import keras
 import tensorflow as tf
-from images import blur_size, smooth_noise
+
+from benchmarks.speed.images import blur_size, smooth_noise
 
 
 def layers_augmentation(source, size, batch_size):

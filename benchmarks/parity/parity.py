@@ -1,6 +1,6 @@
 """Values of this package beside those of tensorflow-addons.
 
-python benchmarks/parity.py PYTHON
+    python benchmarks/parity/parity.py PYTHON
 
 PYTHON is that of an environment with tensorflow-addons, as `make parity` makes
 it. Prints the table of docs/parity.md, and fails if something that should be
@@ -8,25 +8,26 @@ equal is not.
 """
 
 import dataclasses
-import importlib
 import os
 import pathlib
 import subprocess
 import sys
 import tempfile
 
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
+
 import keras
 import numpy as np
 import tensorflow as tf
-from processes import markdown, report
 
 import keras_simclr as simclr
+from benchmarks.claims import augmentations, losses
+from benchmarks.results import markdown, report
 from keras_simclr.augmentations import jitter_colors
 
 tf.get_logger().setLevel("ERROR")
 
 _HERE = pathlib.Path(__file__).parent
-_CLAIMS = _HERE / "claims"
 _SIZE = (48, 40)  # Of crops.
 
 
@@ -149,14 +150,7 @@ def _offsets(images):
 
 
 def _cut_out(images):
-    cutout, _ = _claim("augmentations").cutout_and_sobel()
-    return cutout(images, seed=(0, 1)).numpy()
-
-
-def _claim(name):
-    if str(_CLAIMS) not in sys.path:
-        sys.path.append(str(_CLAIMS))
-    return importlib.import_module(name)
+    return augmentations.Cutout()(images, seed=(0, 1)).numpy()
 
 
 def compare(asked, found):
@@ -269,7 +263,6 @@ def _losses(asked, found):
             theirs,
             _largest(tape.gradient(loss, z) - found["gradient"]),
         )
-    losses = _claim("losses")
     n_pairs = losses.both_ways(losses.cross_entropy, False)
     semi_hard = losses.both_ways(losses.margin, True)
     yield Row(

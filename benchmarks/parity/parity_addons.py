@@ -1,6 +1,6 @@
 """The side of tensorflow-addons in parity.py, in an environment of its own.
 
-python benchmarks/parity_addons.py QUESTIONS.npz ANSWERS.npz
+python benchmarks/parity/parity_addons.py QUESTIONS.npz ANSWERS.npz
 """
 
 import math

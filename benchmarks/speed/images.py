@@ -26,32 +26,6 @@ def smooth_noise(count, size, channels=3):
     return np.moveaxis(images, 1, 3).astype("uint8", order="C")
 
 
-def fashion_mnist(*splits, data_dir=None):
-    """Loads Fashion-MNIST through TensorFlow Datasets.
-
-    Args:
-        *splits: In TFDS's notation.
-        data_dir: Directory of prepared datasets, or None for TFDS's own.
-
-    Returns:
-        List of pairs of arrays, images and labels, one for each split.
-    """
-    import tensorflow_datasets as tfds
-
-    return [
-        tfds.as_numpy(
-            tfds.load(
-                "fashion_mnist",
-                split=split,
-                data_dir=data_dir,
-                batch_size=-1,
-                as_supervised=True,
-            )
-        )
-        for split in splits
-    ]
-
-
 def blur_size(size):
     """Taps of the blur: a tenth of the image, odd and at least 3."""
     return max(3, size // 10 // 2 * 2 + 1)

@@ -1,14 +1,14 @@
-"""Contenders in processes of their own, and where the results are kept."""
+"""Contenders in processes and environments of their own."""
 
 import dataclasses
-import datetime
 import json
 import os
 import pathlib
-import platform
 import subprocess
 import sys
 import threading
+
+from benchmarks.results import report
 
 _HERE = pathlib.Path(__file__).parent
 _LIMIT = 1800  # Seconds until a contender that does not answer is ended.
@@ -93,7 +93,7 @@ def _interpreter(contender):
 
 
 def _environments():
-    default = _HERE / ".environments"
+    default = _HERE.parent / ".environments"
     return pathlib.Path(os.environ.get("BENCHMARK_ENVIRONMENTS", default))
 
 
@@ -110,54 +110,3 @@ def set_up_environments():
             )
         install = ["-m", "pip", "install", "--quiet", "-r", requirements]
         subprocess.run([python, *install], check=True)
-
-
-def report(text):
-    """Prints a line at once."""
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
-
-
-def markdown(titles, rows):
-    """A Markdown table."""
-    rows = [titles, ["---"] * len(titles), *rows]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def keep(title, table, **details):
-    """Puts a result into results.json and results.md, over an older one.
-
-    Args:
-        title: Heading of the table.
-        table: The table in Markdown.
-        **details: What else results.json shall hold.
-    """
-    path = _HERE / "results.json"
-    results = json.loads(path.read_text()) if path.exists() else {}
-    today = datetime.date.today().isoformat()
-    machine = _machine()
-    results[title] = {
-        "date": today,
-        "machine": machine,
-        **details,
-        "table": table,
-    }
-    path.write_text(json.dumps(results, indent=1) + "\n")
-    text = "\n\n".join(
-        f"### {title}\n\n{result['table']}\n\n{result['machine']['cpu']}, "
-        f"{result['machine']['cores']} cores, {result['date']}"
-        for title, result in results.items()
-    )
-    path.with_suffix(".md").write_text(text + "\n")
-    report(f"\n### {title}\n\n{table}\n")
-
-
-def _machine():
-    info = pathlib.Path("/proc/cpuinfo").read_text()
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {
-        "cpu": info.split("model name")[1].split("\n")[0].strip("\t :"),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(memory / 2**30, 1),
-        "system": platform.system(),
-    }

@@ -1,14 +1,16 @@
 """keras_simclr, as its README uses it."""
 
+import dataclasses
 import pathlib
 
 import keras
 import numpy as np
 import tensorflow as tf
-from images import parts_of_epochs, smooth_noise
 
 import keras_simclr as simclr
+from benchmarks.speed.images import parts_of_epochs, smooth_noise
 from keras_simclr import decoding, fit_data, folders, scanning
+from keras_simclr.recipe import Recipe
 
 
 def augmentation(source, size, batch_size):
@@ -159,44 +161,30 @@ def optimizer(name):
 class Pretraining:
     """Half an epoch of pretraining per unit of work, for time to accuracy."""
 
-    def __init__(
-        self,
-        data,
-        epochs=3,
-        batch_size=256,
-        learning_rate=1.0,
-        temperature=0.2,
-        smallest_crop=0.2,
-        precision="mixed_bfloat16",
-        seed=0,
-    ):
-        keras.config.set_dtype_policy(precision)
-        keras.utils.set_random_seed(seed)
+    def __init__(self, data, **changed):
+        recipe = Recipe(
+            **{
+                "width_multiplier": 0.25,
+                "epochs": 3,
+                "precision": "mixed_bfloat16",
+                **changed,
+            }
+        )
+        keras.config.set_dtype_policy(recipe.precision)
+        keras.utils.set_random_seed(recipe.seed)
         arrays = np.load(data)
         self.images, self.test_images = arrays["images"], arrays["test_images"]
-        self.batch_size = batch_size
-        self.parts = parts_of_epochs(len(self.images), epochs, seed)
-        steps = epochs * 2 * (len(self.images) // 2 // batch_size)
-        encoder = simclr.ResNet(
-            10, width_multiplier=0.25, stem="cifar", input_shape=(28, 28, 1)
+        self.batch_size = recipe.batch_size
+        self.parts = parts_of_epochs(
+            len(self.images), recipe.epochs, recipe.seed
         )
-        self.model = simclr.SimCLRModel(
-            encoder,
-            augmentation=simclr.SimCLRAugmentation(
-                28, scale=(smallest_crop, 1.0)
-            ),
-            seed=seed,
+        steps = 2 * (len(self.images) // 2 // recipe.batch_size)
+        # As many steps as the peers': a tenth of all, rounded down.
+        recipe = dataclasses.replace(
+            recipe, warmup_epochs=recipe.epochs * steps // 10 / steps
         )
-        schedule = simclr.warmup_cosine(
-            learning_rate, steps, warmup_steps=steps // 10
-        )
-        self.model.compile(
-            simclr.LARS(
-                keras.optimizers.SGD(schedule, momentum=0.9),
-                trust_coefficient=0.02,
-            ),
-            simclr.NTXent(temperature),
-        )
+        spec = tf.TensorSpec((None, *self.images.shape[1:]))
+        self.model = recipe.build(spec, steps)
 
     def __call__(self):
         part = next(self.parts)

@@ -4,9 +4,10 @@ import os
 
 import numpy as np
 import tensorflow as tf
-from images import smooth_noise
 from tensorflow_similarity.augmenters import SimCLRAugmenter
 from tensorflow_similarity.losses import SimCLRLoss
+
+from benchmarks.speed.images import smooth_noise
 
 
 def augmentation(source, size, batch_size):

@@ -21,6 +21,8 @@ import re
 import sys
 import time
 
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
+
 _PACKAGES = (
     "albumentations",
     "keras",
@@ -46,7 +48,8 @@ def main(cores, name, arguments):
     os.environ["OMP_NUM_THREADS"] = str(len(cpus))
     try:
         module, function = name.split(":")
-        make = getattr(importlib.import_module(module), function)
+        module = importlib.import_module(f"benchmarks.speed.{module}")
+        make = getattr(module, function)
         work = make(**json.loads(arguments))
         print(json.dumps({"versions": _versions()}), file=answers)
         for line in sys.stdin:
@@ -82,11 +85,9 @@ def _obey(work, command):
 
 
 def _memory(name):
-    """Resident memory in MiB: `VmRSS` now, `VmHWM` at its peak.
-
-    `resource.getrusage` will not do: its peak cannot be reset, and a child
-    inherits its parent's.
-    """
+    """Resident memory in MiB: `VmRSS` now, `VmHWM` at its peak."""
+    # `resource.getrusage` will not do: its peak cannot be reset, and a child
+    # inherits its parent's.
     status = pathlib.Path("/proc/self/status").read_text()
     return int(status.split(f"{name}:")[1].split()[0]) / 1024
 

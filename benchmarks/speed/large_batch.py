@@ -1,33 +1,56 @@
 """Memory and time of a training step, by batch size and with micro-batches.
 
-    python benchmarks/large_batch.py [--width=1.0] [--largest=8192]
+    python benchmarks/speed/large_batch.py [--width=1.0] [--largest=8192]
 
 ResNet-18 on 32 px images, two cores. Each contender has a fresh process, and
 one unit of work is a whole step, augmentation included. A plain batch of 64
 works for some seconds before and after each unit: ratios compare what saw the
-same machine.
+same machine. 25 minutes.
 """
 
 import argparse
+import dataclasses
+import pathlib
 import statistics
+import sys
 
-import processes
-from processes import Contender, ContenderError, Worker
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
+
+from benchmarks.results import keep_table, markdown, report
+from benchmarks.speed.processes import (
+    Contender,
+    ContenderError,
+    Worker,
+    set_up_environments,
+)
 
 _BATCH_SIZES = (64, 256, 1024, 4096, 8192)
 _LIMIT = 16  # GiB.
-# What a plain step holds, MiB per image at full width, as measured here.
+
+
+@dataclasses.dataclass(frozen=True)
+class _Way:
+    """Somebody's training step.
+
+    Attributes:
+        work: As in `Contender`.
+        arguments: Of that function, but for width, steps and batch size.
+        mib_per_image: What it holds at full width, as measured here.
+    """
+
+    work: str
+    arguments: dict
+    mib_per_image: float
+
+
+_OURS = {"precision": "mixed_bfloat16"}
 _WAYS = {
-    "keras_simclr": ("contenders_ours:training", {}, 9.0),
-    "keras_simclr, micro-batches of 64": (
-        "contenders_ours:training",
-        {"micro_batch_size": 64},
-        0.0,
+    "keras_simclr": _Way("contenders_ours:training", _OURS, 9.0),
+    "keras_simclr, micro-batches of 64": _Way(
+        "contenders_ours:training", {**_OURS, "micro_batch_size": 64}, 0.0
     ),
-    "lightly, tuned": (
-        "contenders_torch:training",
-        {"is_tuned": True, "workers": 1},
-        4.9,
+    "lightly, tuned": _Way(
+        "contenders_torch:training", {"is_tuned": True, "workers": 1}, 4.9
     ),
 }
 
@@ -38,7 +61,7 @@ def main():
     parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--largest", type=int, default=_BATCH_SIZES[-1])
     arguments = parser.parse_args()
-    processes.set_up_environments()
+    set_up_environments()
     run(arguments.width, [x for x in _BATCH_SIZES if x <= arguments.largest])
 
 
@@ -49,22 +72,22 @@ def run(width, batch_sizes):
     base = [plain.ask(0.0)]  # Warms up.
     rows = []
     for batch_size in batch_sizes:
-        for way, (_, _, mib) in _WAYS.items():
-            row = {"batch_size": batch_size, "way": way}
+        for name, way in _WAYS.items():
+            row = {"batch_size": batch_size, "way": name}
             rows.append(row)
-            needed = mib * width * batch_size / 1024
+            needed = way.mib_per_image * width * batch_size / 1024
             if needed > _LIMIT:
                 row["failed"] = f"needs about {needed:.0f} GiB"
                 continue
-            worker = _worker(way, width, batch_size)
+            worker = _worker(name, width, batch_size)
             try:
                 _measure(worker, plain, base, row)
             except ContenderError as error:
                 row["failed"] = f"failed: {error}"
             worker.close()
-            processes.report(str(row))
+            report(str(row))
     plain.close()
-    processes.keep(
+    keep_table(
         f"Batches of 64 to {batch_sizes[-1]:,}, ResNet-18 of width {width:g}",
         _table(rows, max(x["peak_mib"] for x in base)),
         rows=rows,
@@ -72,19 +95,14 @@ def run(width, batch_sizes):
     )
 
 
-def _worker(way, width, batch_size):
-    work, arguments, _ = _WAYS[way]
-    arguments = {**arguments, "width": width, "batch_size": batch_size}
-    if work.startswith("contenders_ours"):
-        arguments["precision"] = "mixed_bfloat16"
-    return Worker(Contender(way, work, {**arguments, "steps": 1}), cores=2)
+def _worker(name, width, batch_size):
+    way = _WAYS[name]
+    size = {"width": width, "batch_size": batch_size, "steps": 1}
+    return Worker(Contender(name, way.work, {**way.arguments, **size}), cores=2)
 
 
 def _measure(worker, plain, base, row):
-    """Turns between those of the plain batch of 64.
-
-    The first one warms up, unless it takes minutes: then it is the only one.
-    """
+    """Turns between those of the plain batch of 64."""
     row["versions"] = worker.ask()["versions"]
     turns = []
     base.append(plain.ask(5.0))
@@ -96,6 +114,7 @@ def _measure(worker, plain, base, row):
             for x in (base[-2], turns[-1], base[-1])
         )
         turns[-1].update(ms=now, ratio=2 * now / (before + after))
+        # The first warms up, unless it takes minutes: then it is the only one.
         first = turns[0]["seconds"]
         if len(turns) == (1 if first > 100 else 2 if first > 20 else 6):
             break
@@ -120,7 +139,7 @@ def _table(rows, peak):
         lines.append([f"{row['batch_size']:,}", row["way"], *cells])
     titles = ["batch", "", "ms an image", "to a plain 64"]
     titles += ["peak MiB", "to a plain 64"]
-    return processes.markdown(titles, lines)
+    return markdown(titles, lines)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Scripts that measure, by kind; README.md says how to run them."""

@@ -1,0 +1,1 @@
+"""Values of the package beside those of another library."""

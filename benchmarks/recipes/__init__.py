@@ -1,0 +1,1 @@
+"""What the recipe of `keras-simclr pretrain` reaches."""

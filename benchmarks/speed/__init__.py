@@ -1,0 +1,1 @@
+"""What the package takes, beside its peers."""
