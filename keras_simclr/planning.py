@@ -61,9 +61,7 @@ class Encoder(typing.NamedTuple):
         layers = resnet_layers(
             self.depth, self.width_multiplier, stem_for(self.image_size)
         )
-        costs = [
-            layer.cost(self.image_size) for layer in layers.convolutions()
-        ]
+        costs = [layer.cost(self.image_size) for layer in layers.convolutions()]
         return np.sum(costs, axis=0, dtype="float64")
 
 
