@@ -5,6 +5,10 @@ import os
 import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # As many processes as cores: more threads would only wait for each other.
+    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_configure():
@@ -17,7 +21,7 @@ def pytest_configure():
 
 
 @pytest.fixture(autouse=True)
-def _names_of_examples(doctest_namespace):
+def _names_of_examples(request, doctest_namespace):
     import keras
     import numpy as np
     import tensorflow as tf
@@ -25,3 +29,31 @@ def _names_of_examples(doctest_namespace):
     import keras_simclr as simclr
 
     doctest_namespace.update(keras=keras, np=np, tf=tf, simclr=simclr)
+    is_example = isinstance(request.node, pytest.DoctestItem)
+    # Fine-tuning takes many steps, which graphs are faster at.
+    if is_example and "finetuning" not in request.node.name:
+        request.getfixturevalue("eagerly")
+
+
+@pytest.fixture(scope="module")
+def eagerly():
+    """Runs functions as they are: tracing few steps takes longer than these.
+
+    For tests of what is around training. What is traced and compiled is tried
+    by those of the model, the layers and replicas.
+    """
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
+@pytest.fixture
+def in_graphs():
+    """Traces functions again, in a module that runs them eagerly."""
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(False)
+    yield
+    tf.config.run_functions_eagerly(True)

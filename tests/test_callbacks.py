@@ -10,6 +10,8 @@ from helpers.replicas import mirrored
 import keras_simclr as simclr
 from keras_simclr import callbacks, collapse
 
+pytestmark = pytest.mark.usefixtures("eagerly")
+
 
 def tiny_model(**compile_arguments):
     keras.utils.set_random_seed(0)
@@ -101,6 +103,7 @@ def counted(callback):
     return callback
 
 
+@pytest.mark.usefixtures("in_graphs")
 def test_first_every_kth_and_last_epoch_are_probed(tmp_path):
     model, path = tiny_model(run_eagerly=True), tmp_path / "log.csv"
     probe = counted(callbacks.KNNProbe(TRAIN, TEST, every=3))
@@ -150,6 +153,7 @@ def test_other_losses_have_no_chance():
     assert "loss_over_chance" not in fit(model, callbacks.Measures(IMAGES))
 
 
+@pytest.mark.usefixtures("in_graphs")
 def test_replicas_train_as_they_do_without_callbacks():
     weights = []
     for more in ([], every_callback()):

@@ -7,6 +7,8 @@ import keras_simclr as simclr
 from keras_simclr import evaluation, features, finetuning, sampling
 from keras_simclr.evaluation import Evaluation
 
+pytestmark = pytest.mark.usefixtures("eagerly")
+
 
 @pytest.fixture(scope="module")
 def model():

@@ -7,6 +7,8 @@ from helpers import standins
 import keras_simclr as simclr
 from keras_simclr import copies, finetuning, fit_data
 
+pytestmark = pytest.mark.usefixtures("eagerly")
+
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
@@ -148,6 +150,7 @@ def test_from_scratch_forgets_what_was_learned(model, images):
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.usefixtures("in_graphs")
 def test_a_tuner_forgets_its_last_training(model, images):
     examples = {"images": images[0], "labels": images[1]}
     tuner = finetuning.Tuner(model, np.array(["cat", "dog"]))

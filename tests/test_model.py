@@ -6,6 +6,8 @@ from helpers import oracles
 
 import keras_simclr as simclr
 
+pytestmark = pytest.mark.usefixtures("eagerly")
+
 
 @keras.saving.register_keras_serializable(package="test_model")
 class Shake(keras.layers.Layer):
@@ -103,6 +105,7 @@ def bare_model():
     return model
 
 
+@pytest.mark.usefixtures("in_graphs")
 def test_bare_compile_trains_with_lars_and_nt_xent(bare_model):
     before = state(bare_model)
     history = fit(bare_model, batches(random_images(16), size=8), epochs=2)
@@ -115,6 +118,7 @@ def test_bare_compile_trains_with_lars_and_nt_xent(bare_model):
     assert differs(before, state(bare_model))
 
 
+@pytest.mark.usefixtures("in_graphs")
 def test_the_step_is_traced_once(monkeypatch):
     model = tiny_model(run_eagerly=False)
     traces, contrast = [], model._contrast
@@ -335,6 +339,7 @@ def test_config_keeps_seed_name_and_second_augmentation():
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.usefixtures("in_graphs")
 def test_mixed_precision_trains_and_predicts_float32(policy):
     keras.config.set_dtype_policy(policy)
     try:
@@ -366,6 +371,7 @@ def test_regularization_is_added_to_the_loss():
     np.testing.assert_allclose(fit(model, data)["loss"], [expected], rtol=1e-5)
 
 
+@pytest.mark.usefixtures("in_graphs")
 def test_encoder_of_keras_applications_trains():
     encoder = keras.applications.MobileNetV2(
         (32, 32, 3), alpha=0.35, weights=None, include_top=False, pooling="avg"
@@ -456,6 +462,7 @@ def test_steps_are_the_same_however_they_are_run():
     assert int(model.optimizer.iterations) == 4
 
 
+@pytest.mark.usefixtures("in_graphs")
 def test_compiled_by_xla_it_trains_and_says_what_is_lost():
     model = tiny_model()
     with pytest.warns() as record:
@@ -472,6 +479,7 @@ def test_compiled_by_xla_it_trains_and_says_what_is_lost():
     assert differs(before, state(model))
 
 
+@pytest.mark.usefixtures("in_graphs")
 def test_arrays_warn_once_about_the_remainder():
     model = tiny_model()
     with pytest.warns() as record:
@@ -639,6 +647,7 @@ def refusal(model, data, **kwargs):
     return str(error.value)
 
 
+@pytest.mark.usefixtures("in_graphs")
 def test_floats_up_to_255_are_refused(model):
     images = random_images(4)
     images[1, 0, 0, 0] = 255.0
@@ -651,6 +660,7 @@ def test_floats_up_to_255_are_refused(model):
     )
 
 
+@pytest.mark.usefixtures("in_graphs")
 def test_negative_floats_are_refused(model):
     images = random_images(4)
     images[[0, 3], 0, 0, 0] = -1.0
@@ -703,6 +713,7 @@ def test_one_image_in_a_batch_is_refused_before_the_first_step(model):
     )
 
 
+@pytest.mark.usefixtures("in_graphs")
 def test_one_image_in_the_last_batch_is_refused_in_its_step(model):
     data = tf.data.Dataset.from_tensor_slices(random_images(9)).batch(4)
     states = StatesAfterSteps()
@@ -749,6 +760,7 @@ def test_dataset_without_end_needs_steps_per_epoch(model):
     )
 
 
+@pytest.mark.usefixtures("in_graphs")
 def test_bare_pair_of_views_is_refused(model):
     images = random_images(4)
     assert refusal(model, batches(images, images)) == (
@@ -859,6 +871,7 @@ def test_views_and_tables_may_lie_outside_the_unit_range():
         ),
     ],
 )
+@pytest.mark.usefixtures("in_graphs")
 def test_sizes_and_groups_of_another_form_are_refused(others, message):
     model = tiny_model(augmentation=simclr.RandomResizedCrop(8, 8))
     with pytest.raises(ValueError) as info:
@@ -866,6 +879,7 @@ def test_sizes_and_groups_of_another_form_are_refused(others, message):
     assert str(info.value) == message
 
 
+@pytest.mark.usefixtures("in_graphs")
 def test_sizes_need_an_augmentation_that_takes_them():
     images = {"images": random_images(), "sizes": np.full((8, 2), 8)}
     crop = simclr.RandomResizedCrop(8, 8)
@@ -883,6 +897,7 @@ def test_sizes_need_an_augmentation_that_takes_them():
     )
 
 
+@pytest.mark.usefixtures("in_graphs")
 def test_groups_need_a_loss_that_takes_them():
     images = {"images": random_images(), "groups": np.zeros(8, int)}
     model = tiny_model()

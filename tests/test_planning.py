@@ -15,6 +15,9 @@ import keras_simclr_cli as cli
 from keras_simclr import devices, planning, recipe, replicas
 from keras_simclr.planning import Encoder, Plan
 
+pytestmark = pytest.mark.usefixtures("eagerly")
+
+
 GIVEN = {
     "data": "my photos",
     "epochs": 10,

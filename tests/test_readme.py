@@ -3,11 +3,15 @@ import re
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from helpers import standins
 from helpers.replicas import mirrored
 
 from keras_simclr import finetuning
+
+pytestmark = pytest.mark.usefixtures("eagerly")
+
 
 README = pathlib.Path(__file__).parents[1] / "README.md"
 # The same programs, as small as they can be.

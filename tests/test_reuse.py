@@ -17,12 +17,7 @@ from keras_simclr.networks import FusedBatchNormalization
 IGNORED = ("-W", "ignore:__array__ implementation doesn't:DeprecationWarning")
 
 
-@pytest.fixture(autouse=True)
-def _fast():
-    """Spares the time of compiling, which is not the question."""
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
+pytestmark = pytest.mark.usefixtures("eagerly")
 
 
 def network(norm=keras.layers.BatchNormalization):

@@ -9,6 +9,8 @@ from helpers.replicas import mirrored
 import keras_simclr as simclr
 from keras_simclr import callbacks, recipe, runs
 
+pytestmark = pytest.mark.usefixtures("eagerly")
+
 
 def tiny_model(run_eagerly=True):
     """A model to train. Few steps are faster without a graph."""
@@ -222,6 +224,7 @@ def cut(path):
     path.write_bytes(content[: len(content) // 2])
 
 
+@pytest.mark.usefixtures("in_graphs")
 def test_damaged_checkpoint_is_passed_over(tmp_path):
     whole = tiny_model()
     runs.pretrain(whole, numbered(8), tmp_path / "whole", epochs=3)

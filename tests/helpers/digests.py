@@ -36,6 +36,7 @@ def machine():
     lines = [x for x in info.split("\n\n")[0].splitlines()]
     facts = [x.split(":")[1].strip() for x in lines if x.startswith(names)]
     threads = f"{len(os.sched_getaffinity(0))} of {os.cpu_count()} cores"
+    threads += f", threads {os.environ.get('TF_NUM_INTRAOP_THREADS', 'all')}"
     versions = f"tensorflow {tf.__version__}, keras {keras.version()}"
     return "; ".join([*facts, threads, versions])
 
@@ -57,12 +58,10 @@ def _encoder(channels=1):
     )
 
 
-def _model(channels=1, **kwargs):
+def _model(crops=False, **kwargs):
     keras.utils.set_random_seed(0)
-    crop = simclr.RandomResizedCrop(8, 8)
-    return simclr.SimCLRModel(
-        _encoder(channels), augmentation=[crop, simclr.RandomFlip()], **kwargs
-    )
+    layers = [simclr.RandomResizedCrop(8, 8)] * crops + [simclr.RandomFlip()]
+    return simclr.SimCLRModel(_encoder(), augmentation=layers, **kwargs)
 
 
 def _trained(model, *args, **kwargs):
@@ -92,59 +91,49 @@ def recipe(directory):
 
 
 def demonstration(_):
-    """The demo's model after a few steps."""
+    """The demo's model before its first step, and the views of that."""
     from keras_simclr import demo
 
     model = demo.build_model(880, seed=1)
     (images, _), _ = demo.digits()
-    yield "weights", _trained(model, images[:96], batch_size=32)
+    yield "weights", [x.numpy() for x in model.variables]
+    yield "views", [x.numpy() for x in model.views(images[:8], step=3)]
 
 
 def training(_):
-    """The ways in which `fit` is used."""
-    images = _noise(24, 10, 1)
-    model = _model()
+    """The ways in which `fit` is used; all but the first without a graph."""
+    model = _model(crops=True)
     model.compile()
     data = {"batch_size": 8, "epochs": 2, "validation_split": 0.35}
-    yield "plain", _trained(model, images, **data)
+    yield "plain", _trained(model, _noise(24, 10, 1), **data)
+    images = _noise(24, 8, 1)
     model = _model(micro_batch_size=3)
-    model.compile("sgd", simclr.NTXent(0.5, block_size=5))
-    element = {
-        "images": images,
-        "sizes": 4 + np.arange(48, dtype="int32").reshape(24, 2) % 7,
-        "groups": np.arange(24) // 2,
-    }
+    loss = simclr.NTXent(0.5, block_size=5)
+    model.compile("sgd", loss, run_eagerly=True)
+    element = {"images": images, "groups": np.arange(24) // 2}
     batches = simclr.dataset_from_arrays(element, batch_size=8)
     yield "micro-batches", _trained(model, batches, epochs=2)
-    model = _model(second_augmentation=simclr.RandomResizedCrop(8, 8))
-    model.compile("adam", lambda z_1, z_2: tf.reduce_mean((z_1 - z_2) ** 2))
+    model = _model(second_augmentation=simclr.RandomFlip("vertical"))
+    model.compile("adam", _distance, run_eagerly=True)
     yield "own loss", _trained(model, images, batch_size=8)
     both = images, np.arange(24) % 3
     probe = simclr.callbacks.KNNProbe(both, both)
     callbacks = [probe, simclr.callbacks.Measures(images)]
     model = _model()
-    model.compile("sgd")
+    model.compile("sgd", run_eagerly=True)
     yield (
         "callbacks",
         _trained(model, images, batch_size=12, callbacks=callbacks),
     )
     keras.config.set_dtype_policy("mixed_bfloat16")
     model = _model()
-    model.compile()
+    model.compile(run_eagerly=True)
     yield "bfloat16", _trained(model, images, batch_size=8)
     keras.config.set_dtype_policy("float32")
 
 
-def replicas(_):
-    """Two devices, as far as this process has them."""
-    devices = [x.name for x in tf.config.list_logical_devices("CPU")]
-    strategy = tf.distribute.MirroredStrategy(
-        devices[:2], cross_device_ops=tf.distribute.ReductionToOneDevice()
-    )
-    with strategy.scope():
-        model = _model()
-        model.compile()
-    yield "weights", _trained(model, _noise(24, 10, 1), batch_size=8)
+def _distance(z_1, z_2):
+    return tf.reduce_mean((z_1 - z_2) ** 2)
 
 
 def folder(directory):
@@ -205,7 +194,7 @@ def losses(_):
         yield name, [loss.numpy(), tape.gradient(loss, rows).numpy()]
 
 
-CASES = (recipe, demonstration, training, replicas, folder, worth, losses)
+CASES = (recipe, demonstration, training, folder, worth, losses)
 
 
 def compute():
@@ -235,9 +224,6 @@ def size(arrays):
 
 def main():
     """Stores the digests of this machine."""
-    (cpu,) = tf.config.list_physical_devices("CPU")
-    parts = [tf.config.LogicalDeviceConfiguration() for _ in range(4)]
-    tf.config.set_logical_device_configuration(cpu, parts)
     stored = json.loads(PATH.read_text()) if PATH.exists() else {}
     stored["machines"] = stored.get("machines", {})
     stored["sizes"], ours = {}, {}
