@@ -57,3 +57,13 @@ def in_graphs():
     tf.config.run_functions_eagerly(False)
     yield
     tf.config.run_functions_eagerly(True)
+
+
+@pytest.fixture
+def float32_afterwards():
+    """Lets a test set the policy and the type of floats."""
+    import keras
+
+    yield
+    keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy("float32")

@@ -20,12 +20,7 @@ from helpers.training import (
 import keras_simclr as simclr
 from keras_simclr import micro_batches
 
-
-@pytest.fixture(autouse=True)
-def _policy():
-    yield
-    keras.config.set_floatx("float32")
-    keras.config.set_dtype_policy("float32")
+pytestmark = pytest.mark.usefixtures("float32_afterwards")
 
 
 def groups():

@@ -24,14 +24,9 @@ from helpers.training import (
 )
 
 import keras_simclr as simclr
-from keras_simclr import replicas
+from keras_simclr import copies, elements, replicas
 
-
-@pytest.fixture(autouse=True)
-def _policy():
-    yield
-    keras.config.set_floatx("float32")
-    keras.config.set_dtype_policy("float32")
+pytestmark = pytest.mark.usefixtures("float32_afterwards")
 
 
 def adamw():
@@ -405,3 +400,52 @@ def test_two_workers_equal_one_device(tmp_path):
         logs.append(np.genfromtxt(path / "log.csv", delimiter=",")[1:])
     np.testing.assert_allclose(*logs, rtol=1e-9)
     assert names[0] == names[1]
+
+
+class Replica:
+    """Replica 1 of 2 as a TPU presents it: its number is a tensor."""
+
+    num_replicas_in_sync = 2
+
+    def __init__(self):
+        self.replica_id_in_sync_group = tf.constant(1)
+
+    def all_gather(self, rows, axis):
+        return tf.concat([rows, rows], axis)
+
+    def all_reduce(self, how, value):
+        return value if how == tf.distribute.ReduceOp.MEAN else 2 * value
+
+
+def test_whole_step_of_a_replica_compiles_with_static_shapes(monkeypatch):
+    model = simclr.SimCLRModel(
+        network(), augmentation=simclr.SimCLRAugmentation(8)
+    )
+    model.compile(lars())
+    model.optimizer.build(model.trainable_variables)
+    for layer in copies.nested_layers(model):
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.synchronized = True
+
+    def step(images):
+        replica = Replica()
+        monkeypatch.setattr(
+            tf.distribute, "get_replica_context", lambda: replica
+        )
+        element = elements.unpack(images)
+        with model._checked(element):
+            gradients, loss, _ = model.replica_gradients(element)
+        monkeypatch.undo()
+        model.optimizer.apply(gradients, model.trainable_variables)
+        return loss
+
+    compiled = tf.function(step, jit_compile=True)
+    assert np.isfinite(compiled(tf.constant(IMAGES[:8])))
+    graphs = [compiled.get_concrete_function(tf.constant(IMAGES[:8])).graph]
+    names = set()
+    for graph in graphs:
+        names |= {operation.type for operation in graph.get_operations()}
+        graphs += [
+            f.graph for f in graph._functions.values() if hasattr(f, "graph")
+        ]
+    assert not {name for name in names if "PyFunc" in name}

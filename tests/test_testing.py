@@ -4,39 +4,12 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.training import IMAGES, flip, linear_head, network
 
 import keras_simclr as simclr
 from keras_simclr.networks import FusedBatchNormalization
 
-IMAGES = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3), "uint8")
-
-
-@pytest.fixture(autouse=True)
-def _policy():
-    yield
-    keras.config.set_floatx("float32")
-    keras.config.set_dtype_policy("float32")
-
-
-def network(norm=FusedBatchNormalization, **kwargs):
-    return keras.Sequential(
-        [
-            keras.Input((8, 8, 3)),
-            keras.layers.Conv2D(8, 3, use_bias=False, **kwargs),
-            norm(),
-            keras.layers.ReLU(),
-            keras.layers.Conv2D(16, 3, use_bias=False),
-            keras.layers.GlobalAveragePooling2D(),
-        ]
-    )
-
-
-def flip():
-    return simclr.RandomFlip()
-
-
-def linear_head():
-    return keras.layers.Dense(8, use_bias=False)
+pytestmark = pytest.mark.usefixtures("float32_afterwards")
 
 
 @pytest.mark.parametrize(
