@@ -254,6 +254,8 @@ class Recipe(_Checked):
         from keras_simclr import elements
 
         element = elements.unpack(element_spec)
+        # In words of images: those of the first layer would not help.
+        elements.Rules(sees_images=True).check(element)
         *sides, channels = element["images"].shape[1:]
         if self.image_size or "sizes" in element:
             sides = [self.image_size or _IMAGE_SIZE] * 2

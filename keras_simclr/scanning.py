@@ -22,7 +22,6 @@ from keras_simclr.duplicates import SMALL, perceptual_keys
 
 _CHUNK = 1024  # Files that are read before their rows are stored.
 
-
 _ADVICE = {
     "empty": "Copy or download it again.",
     "truncated": "Copy or download it again.",

@@ -109,6 +109,16 @@ def test_limit_of_unreadable_files_is_a_share():
     )
 
 
+def test_images_without_channels_are_refused_with_the_cure():
+    with pytest.raises(ValueError) as error:
+        Recipe().build(tf.TensorSpec((16, 8, 8), "uint8"), steps=1)
+    assert str(error.value) == (
+        "Images must have the shape (batch, height, width, channels). "
+        "Received: images of shape (16, 8, 8). Add the channels: "
+        "images[..., None]."
+    )
+
+
 def test_flags_come_back_from_their_text():
     recipe = Recipe(image_size=32, micro_batch_size="8", weight_decay=1e-5)
     texts = read_flags(as_flags(vars(recipe)))
