@@ -103,13 +103,15 @@ class LARS(keras.optimizers.Optimizer):
 
     def update_step(self, gradient, variable, learning_rate):
         if self._is_adapted[self._get_variable_index(variable)]:
-            decay = tf.cast(self.coupled_weight_decay, gradient.dtype)
-            variable_now = tf.cast(variable, gradient.dtype)
-            gradient += decay * variable_now
-            ratio = self.trust_coefficient * tf.math.divide_no_nan(
-                _norm(variable_now), _norm(gradient)
-            )
-            gradient *= tf.where(ratio > 0.0, ratio, 1.0)
+            dtype = gradient.dtype
+            decay = tf.cast(self.coupled_weight_decay, dtype)
+            gradient += decay * tf.cast(variable, dtype)
+            values, scale = _with_safe_squares(variable)
+            length = _norm(values) / scale
+            values, _ = _with_safe_squares(gradient)
+            ratio = tf.math.divide_no_nan(length, _norm(values))
+            adapted = values * (self.trust_coefficient * ratio)
+            gradient = tf.where(ratio > 0.0, tf.cast(adapted, dtype), gradient)
         self.optimizer.update_step(gradient, variable, learning_rate)
 
     def exclude_from_weight_decay(self, var_list=None, var_names=None):
@@ -164,6 +166,18 @@ class LARS(keras.optimizers.Optimizer):
             config["optimizer"], custom_objects=custom_objects
         )
         return cls(**{**config, "optimizer": optimizer})
+
+
+def _with_safe_squares(values):
+    """Values times a power of two whose squares can be summed, and that."""
+    values = tf.convert_to_tensor(values)
+    if values.dtype in (tf.float16, tf.bfloat16):
+        values = tf.cast(values, tf.float32)
+    largest = tf.reduce_max(tf.abs(values))
+    scale = tf.where(largest > 2.0**48, 2.0**-96, 1.0)
+    scale = tf.where(largest < 2.0**-48, 2.0**96, scale)
+    scale = tf.cast(scale, values.dtype)
+    return values * scale, scale
 
 
 def _norm(values):

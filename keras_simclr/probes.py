@@ -119,8 +119,11 @@ def knn_probe(
         similarities = test @ train.T  # (rows, N)
         nearest = np.argpartition(-similarities, k - 1, axis=1)[:, :k]
         nearby = np.take_along_axis(similarities, nearest, axis=1)
-        # The largest similarity is at most 1: the weights cannot overflow.
-        weights = np.exp((nearby.astype("float64") - 1.0) / temperature)
+        # Relative to the nearest one's: the weights neither overflow nor all
+        # become 0.
+        nearby = nearby.astype("float64")
+        nearby -= nearby.max(axis=1, keepdims=True)
+        weights = np.exp(nearby / temperature)
         votes = np.zeros((len(test), len(classes)))
         rows = np.arange(len(test))[:, None]
         np.add.at(votes, (rows, places[nearest]), weights)
@@ -279,7 +282,12 @@ def _check_probe(train_features, train_labels, test_features, test_labels):
 
 
 def _normalize(features):
-    features = np.asarray(features, "float32")
+    # A power of two for each row brings its squares into range, exactly.
+    features = np.asarray(features)
+    if features.dtype.kind != "f" or features.dtype.itemsize < 4:
+        features = features.astype("float32")
+    _, exponents = np.frexp(np.abs(features).max(axis=1, keepdims=True))
+    features = np.ldexp(features, -exponents).astype("float32", copy=False)
     norms = np.linalg.norm(features, axis=1, keepdims=True)
     return features / np.maximum(norms, np.finfo("float32").tiny)
 

@@ -165,6 +165,36 @@ def test_length_of_the_gradient_does_not_matter_without_decay(scale):
     np.testing.assert_allclose(*runs, rtol=1e-6)
 
 
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("weight_scale", [1e-20, 1.0, 1e10])
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1.0, 1e19, 1e30, 1e37])
+def test_steps_are_right_at_extremes(weight_scale, scale, jit_compile):
+    weight, gradients = random_steps(steps=1)
+    weight, gradients = weight_scale * weight, scale * gradients
+    optimizer = simclr.LARS(keras.optimizers.SGD(1.0), weight_decay=0.0)
+    variable = keras.Variable(weight)
+    optimizer.build([variable])
+    apply = tf.function(
+        lambda gradient: optimizer.apply([gradient], [variable]),
+        jit_compile=jit_compile,
+    )
+    apply(tf.constant(gradients[0]))
+    lengths = [
+        np.linalg.norm(np.asarray(x, "float64")) for x in (weight, gradients)
+    ]
+    expected = weight - 0.001 * gradients[0] * (lengths[0] / lengths[1])
+    np.testing.assert_allclose(variable.numpy(), expected, rtol=1e-6)
+
+
+def test_norms_of_float16_do_not_overflow():
+    kernel = keras.Variable(np.full((4, 4), 300.0), dtype="float16")
+    optimizer = simclr.LARS(
+        keras.optimizers.SGD(1.0), weight_decay=0.0, trust_coefficient=0.1
+    )
+    optimizer.apply([tf.fill((4, 4), tf.constant(500.0, "float16"))], [kernel])
+    np.testing.assert_allclose(kernel.numpy(), 270.0)
+
+
 def test_weight_decay_is_applied_once():
     weight, gradients = random_steps(steps=1)
     inner = keras.optimizers.SGD(1.0)

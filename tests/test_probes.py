@@ -61,6 +61,27 @@ def test_knn_probe_survives_zero_features_and_small_temperatures():
     assert result.accuracy == 0.5
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e19, 1e30, 1e200])
+def test_knn_probe_does_not_depend_on_the_length_of_features(blobs, scale):
+    features, labels = blobs
+    expected = simclr.knn_probe(features, labels, features, labels, k=5)
+    if scale < 1e38:
+        features = features.astype("float32")
+    result = simclr.knn_probe(scale * features, labels, features, labels, k=5)
+    assert result.predictions.tolist() == expected.predictions.tolist()
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-6])
+def test_at_small_temperatures_the_nearest_decides(temperature):
+    angles = np.radians([0, 40, 80, 120])
+    train = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    test = np.array([[np.cos(1.1), np.sin(1.1)]])  # 63 degrees.
+    result = simclr.knn_probe(
+        train, np.arange(4), test, [2], k=4, temperature=temperature
+    )
+    assert result.predictions.tolist() == [2]
+
+
 def test_linear_probe_returns_the_classifier_that_reached_its_accuracy(blobs):
     features, labels = blobs
     probe = simclr.linear_probe(
