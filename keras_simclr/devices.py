@@ -16,6 +16,13 @@ def only_cpus():
     return all(device.device_type == "CPU" for device in devices)
 
 
+def cores():
+    """CPU cores that this process may use, in a container too."""
+    import joblib
+
+    return joblib.cpu_count()
+
+
 def make_strategy(name):
     """Makes the strategy that the command line calls by a name.
 

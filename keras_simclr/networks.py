@@ -363,8 +363,9 @@ class ProjectionHead(keras.layers.Layer):
 
     def __init__(self, layers=2, *, units=128, hidden_units=None, **kwargs):
         super().__init__(**kwargs)
-        self.layers = _checks.integer("layers", layers, minimum=0)
-        _checks.choice("layers", self.layers, (0, 1, 2, 3))
+        # Not `layers`: of that, Keras's `summary` expects a list.
+        self.depth = _checks.integer("layers", layers, minimum=0)
+        _checks.choice("layers", self.depth, (0, 1, 2, 3))
         self.units = _checks.integer("units", units, minimum=1)
         if hidden_units is not None:
             _checks.integer("hidden_units", hidden_units, minimum=1)
@@ -374,8 +375,8 @@ class ProjectionHead(keras.layers.Layer):
     def build(self, input_shape):
         hidden_units = self.hidden_units or input_shape[-1]
         shape = tuple(input_shape)
-        for number in range(1, self.layers + 1):
-            is_last = number == self.layers
+        for number in range(1, self.depth + 1):
+            is_last = number == self.depth
             stage = keras.Sequential(name=f"stage{number}")
             stage.add(
                 keras_layers.Dense(
@@ -408,14 +409,14 @@ class ProjectionHead(keras.layers.Layer):
         return representations
 
     def compute_output_shape(self, input_shape):
-        if self.layers == 0:
+        if self.depth == 0:
             return tuple(input_shape)
         return (*input_shape[:-1], self.units)
 
     def get_config(self):
         return {
             **super().get_config(),
-            "layers": self.layers,
+            "layers": self.depth,
             "units": self.units,
             "hidden_units": self.hidden_units,
         }

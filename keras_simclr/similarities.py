@@ -19,8 +19,6 @@ counts for both of its rows. On the diagonal only places below it count, so that
 each pair of rows is met once, and none with itself.
 """
 
-import os
-
 import numpy as np
 import tensorflow as tf
 
@@ -54,7 +52,7 @@ def log_sum_exp(rows, scale, *, groups=None, block_size=None):
     scale = tf.constant(scale, rows.dtype)
     forward, backward = _forward, _backward
     # Each core works at pairs of blocks of its own.
-    count = (os.cpu_count() or 1) if devices.only_cpus() else 1
+    count = devices.cores() if devices.only_cpus() else 1
     if rows.shape[0] is not None:
         blocks = -(-rows.shape[0] // block_size)
         count = min(count, blocks * (blocks + 1) // 2)

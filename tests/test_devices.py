@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import tensorflow as tf
 
@@ -45,3 +47,12 @@ def test_precision_is_one_of_keras():
 def test_devices_are_described():
     text = devices.describe_devices(tf.distribute.get_strategy())
     assert text == "4 x CPU found; training on 1"
+
+
+def test_only_cores_that_this_process_may_use_count():
+    allowed = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert devices.cores() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)

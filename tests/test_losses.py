@@ -1,5 +1,4 @@
 import functools
-import os
 import re
 
 import keras
@@ -9,7 +8,7 @@ import tensorflow as tf
 from helpers import oracles
 
 import keras_simclr as simclr
-from keras_simclr import losses
+from keras_simclr import devices, losses
 from keras_simclr.losses import per_anchor
 
 
@@ -297,9 +296,9 @@ def test_blocks_in_a_graph_equal_blocks_run_eagerly(count, jit_compile):
 @pytest.mark.parametrize("block_size", [1, 3, 4])
 def test_number_of_cores_does_not_matter(monkeypatch, cores, block_size):
     z, weights = noisy_pairs(5)
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(devices, "cores", lambda: 1)
     expected = weighted(z, weights, block_size)
-    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(devices, "cores", lambda: cores)
     actual = weighted(z, weights, block_size)
     for ours, right in zip(actual, expected, strict=True):
         np.testing.assert_allclose(ours, right, rtol=1e-9, atol=1e-12)
@@ -400,7 +399,7 @@ def test_as_many_groups_as_images_are_needed_while_running():
 def test_blocks_take_less_than_three_products_and_no_matrix_of_all_pairs(
     monkeypatch,
 ):
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(devices, "cores", lambda: 1)
     count, size, block_size = 40, 8, 16
     z, weights = noisy_pairs(count, size)
     compiled = tf.function(

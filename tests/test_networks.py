@@ -463,7 +463,7 @@ def test_head_comes_back_from_its_config():
     config = keras.saving.serialize_keras_object(head)
     copy = keras.saving.deserialize_keras_object(config)
     assert copy.get_config() == head.get_config()
-    assert (copy.layers, copy.units, copy.hidden_units) == (3, 5, 7)
+    assert (copy.depth, copy.units, copy.hidden_units) == (3, 5, 7)
 
 
 @pytest.mark.parametrize(
@@ -544,3 +544,11 @@ def test_all_of_a_selective_network_is_trained(selective):
     gradients = tape.gradient(loss, selective.trainable_variables)
     assert all(gradient is not None for gradient in gradients)
     assert all(np.isfinite(gradient).all() for gradient in gradients)
+
+
+def test_head_is_part_of_an_expanded_summary():
+    head = simclr.ProjectionHead()
+    model = keras.Sequential([keras.Input((4,)), head])
+    lines = []
+    model.summary(expand_nested=True, print_fn=lines.append)
+    assert head.name in "".join(lines)

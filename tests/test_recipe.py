@@ -52,7 +52,7 @@ def test_recipe_is_what_it_builds():
     assert model.encoder.input_shape == (None, 12, 10, 3)
     assert model.encoder.name == "resnet18"
     assert model.encoder.layers[1].strides == (1, 1)  # Stem for small images.
-    assert model.projection_head.layers == 1
+    assert model.projection_head.depth == 1
     assert (model.micro_batch_size, model.seed) == (8, 7)
     assert model.loss.temperature == 0.3
     config = model.augmentation.get_config()
