@@ -380,7 +380,11 @@ def _layers(model, projection_layer):
     if not isinstance(model, SimCLRModel):
         stages, encoder = [], model
     else:
-        stages, encoder = model.projection_head.stages, model.encoder
+        head, encoder = model.projection_head, model.encoder
+        # Of other heads, those of Keras have layers.
+        stages = getattr(head, "stages", None) or getattr(head, "layers", None)
+        if stages is None:
+            stages = [head]
     if projection_layer > len(stages):
         raise ValueError(
             "`projection_layer` must be a layer of the projection head. "

@@ -252,3 +252,29 @@ def test_what_plain_layers_cannot_do_is_refused_before_training(
     monkeypatch.delattr(finetuning.Tuner, "fit")
     with pytest.raises(ValueError, match="must leave images of the encoder's"):
         simclr.fine_tune(halving_model(), images)
+
+
+@pytest.mark.parametrize(
+    ("head", "layers", "width"),
+    [
+        (lambda: keras.layers.Dense(5), 0, 6),
+        (lambda: keras.layers.Dense(5), 1, 5),
+        (lambda: keras.Sequential([keras.layers.Dense(4)]), 0, 6),
+        (
+            lambda: keras.Sequential(
+                [keras.layers.Dense(7), keras.layers.Dense(4)]
+            ),
+            1,
+            7,
+        ),
+        (lambda: simclr.ProjectionHead(0), 0, 6),
+    ],
+)
+def test_head_may_be_any_layer(images, head, layers, width):
+    model = simclr.SimCLRModel(
+        standins.encoder(),
+        head(),
+        augmentation=simclr.SimCLRAugmentation(8),
+    )
+    result = simclr.fine_tune(model, images, projection_layer=layers)
+    assert result.classifier.get_layer("probabilities").kernel.shape[0] == width
