@@ -41,11 +41,12 @@ class Evaluation:
             `"knn"`, `"finetune"`, `"scratch"`), `labels` (an integer per
             class, a share such as `"1%"`, or `"all"`), `accuracy` (mean, 0 to
             1), `std` (over the draws of the labelled set, None for a single
-            one), `interval` (95 %, as from `interval`) and `draws` (each
-            accuracy).
+            one), `interval` (95 %, as from `sampling.interval`) and `draws`
+            (each accuracy).
         gains: Dictionaries with `labels`; `best` and `baseline`, the best of
             SimCLR and of the others; `gain`, the difference of their
-            accuracies; and its 95 % `interval`, paired.
+            accuracies; and its 95 % `interval`, paired, which is corrected
+            for their being the best (`sampling.gain_interval`).
         left_out: What the labels could not fill, in words.
         settings: What was fixed: the probes' settings, sizes and the seed.
     """
@@ -70,7 +71,11 @@ class Evaluation:
 
     @property
     def verdict(self):
-        """Whether pretraining was worth it, in a sentence."""
+        """Whether pretraining was worth it, in a sentence.
+
+        Where it was not, the chance to be called so is at most 2.5 % for each
+        number of labels.
+        """
         worth = [gain for gain in self.gains if gain["interval"][0] > 0]
         others = [gain for gain in self.gains if gain["interval"][0] <= 0]
         sentences = []
@@ -89,12 +94,12 @@ class Evaluation:
         for row in sorted(self.rows, key=lambda row: order.index(row["probe"])):
             name = f"{row['features']}, {row['probe']}"
             cells.setdefault(name, {})[row["labels"]] = _cell(row)
-        table = {"accuracy, % ± 95 %": map(sampling.amount_in_words, columns)}
+        table = {"accuracy, % (95 %)": map(sampling.amount_in_words, columns)}
         for name, found in cells.items():
             table[name] = [found.get(amount, "") for amount in columns]
         width = max(24, *map(len, table))
         lines = [
-            f"{name:{width}}" + "".join(f"{text:>15}" for text in texts)
+            f"{name:{width}}" + "".join(f"{text:>20}" for text in texts)
             for name, texts in table.items()
         ]
         lines.append(self.settings["examples"])
@@ -107,7 +112,7 @@ class Evaluation:
 
 def _cell(row):
     low, high = row["interval"]
-    return f"{100 * row['accuracy']:.1f} ± {50 * (high - low):.1f}"
+    return f"{100 * row['accuracy']:.1f} ({100 * low:.1f}-{100 * high:.1f})"
 
 
 def _gain_in_words(gain):
@@ -452,14 +457,15 @@ def _gain(job, results, correction):
     ours = [result for result in results if result.features == "simclr"]
     others = [result for result in results if result.features != "simclr"]
     best, baseline = (max(x, key=lambda y: y.mean) for x in (ours, others))
-    differences = [
-        mine - theirs
-        for mine, theirs in zip(best.scores, baseline.scores, strict=True)
-    ]
     return {
         "labels": job.amount,
         "best": best.probe,
         "baseline": f"{baseline.features}, {baseline.probe}",
         "gain": best.mean - baseline.mean,
-        "interval": sampling.interval(differences, correction),
+        "interval": sampling.gain_interval(
+            best.scores,
+            baseline.scores,
+            correction,
+            choices=(len(ours), len(others)),
+        ),
     }

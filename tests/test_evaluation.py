@@ -148,15 +148,69 @@ def test_gain_is_the_paired_difference_of_the_best():
         evaluation.Result("pixels", "knn", two, targets),
     ]
     gain = evaluation._gain(one, results, 0.0)
-    # Both draws gain the same image of four.
-    half = 1.959964 * np.sqrt(0.25 / 4)
-    assert gain.pop("interval") == pytest.approx((0.25 - half, 0.25 + half))
+    # Both draws gain the same image of four; chosen of two probes, and two.
+    image = [np.array([0.0, 0.0, 0.0, 1.0])] * 2
+    expected = sampling.gain_interval(image, [np.zeros(4)] * 2, choices=(2, 2))
+    assert gain.pop("interval") == expected
     assert gain == {
         "labels": 1,
         "best": "knn",
         "baseline": "pixels, knn",
         "gain": 0.25,
     }
+
+
+def verdict_of(found, baselines, targets):
+    """Of what was found by probes on SimCLR's representation, and others."""
+    job = sampling.Job("all", (), targets)
+    results = [
+        evaluation.Result(name, str(probe), job, predictions)
+        for name, each in (("simclr", found), ("pixels", baselines))
+        for probe, predictions in enumerate(each)
+    ]
+    gain = evaluation._gain(job, results, 0.0)
+    return Evaluation((), (gain,), (), {}).verdict.startswith("Worth it")
+
+
+@pytest.mark.parametrize(
+    ("more", "is_worth"), [(3, False), (5, False), (6, True)]
+)
+@pytest.mark.parametrize("draws", [1, 3])
+def test_few_images_are_worth_what_an_exact_test_says(more, is_worth, draws):
+    targets = np.ones(10)
+    found = np.ones(10)
+    others = np.arange(10) >= more
+    verdict = verdict_of(
+        [[found] * draws], [[others] * draws], [targets] * draws
+    )
+    assert verdict is is_worth
+
+
+@pytest.mark.parametrize(("draws", "images"), [(1, 100), (1, 400), (5, 100)])
+def test_the_best_of_equals_is_seldom_called_worth_it(draws, images):
+    rng = np.random.default_rng(0)
+    targets = [np.ones(images)] * draws
+    count, worth = 300, 0
+    for _ in range(count):
+        rates = rng.beta(3.0, 1.0, images)  # Some images are hard for all.
+        contenders = rng.random((4, draws, images)) < rates
+        worth += verdict_of(contenders[:3], contenders[3:], targets)
+    # Without the correction for the choice of three it is up to 6.6 %.
+    assert worth / count <= 0.03
+
+
+def test_what_is_better_is_called_worth_it():
+    rng = np.random.default_rng(0)
+    targets = [np.ones(400)] * 5
+    worth = [
+        verdict_of(
+            rng.random((3, 5, 400)) < 0.9,
+            rng.random((2, 5, 400)) < 0.85,
+            targets,
+        )
+        for _ in range(40)
+    ]
+    assert np.mean(worth) > 0.6
 
 
 def test_verdict_says_what_was_worth_it():
