@@ -435,7 +435,6 @@ def _evaluate(values):
         "data": sources.fingerprint(source, data_dir=data.data_dir),
         "split": data.split,
         "test_split": test_split,
-        "encoders": values.encoders,
     }
     result = evaluation.evaluate(
         model,
@@ -551,7 +550,7 @@ def _export(values):
         model,
         values.output_dir,
         formats=values.formats,
-        about=runs.about(values.run_dir),
+        about=runs.about(values.run_dir, model),
     )
     print(f"{path} holds {', '.join(sorted(x.name for x in path.iterdir()))}.")
 

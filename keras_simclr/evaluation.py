@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import time
 
 import numpy as np
@@ -10,7 +11,7 @@ import tensorflow as tf
 from keras_simclr import _checks, finetuning, sampling
 from keras_simclr._files import valid_names
 from keras_simclr.augmentations import to_float
-from keras_simclr.copies import untrained_copy
+from keras_simclr.copies import untrained_copy, weights_digest
 from keras_simclr.devices import duration
 from keras_simclr.features import (
     PIXEL_SETTINGS,
@@ -48,7 +49,10 @@ class Evaluation:
             accuracies; and its 95 % `interval`, paired, which is corrected
             for their being the best (`sampling.gain_interval`).
         left_out: What the labels could not fill, in words.
-        settings: What was fixed: the probes' settings, sizes and the seed.
+        settings: What was fixed: the probes' settings, sizes and the seed; and
+            what all this describes, by digests (SHA-256): `weights` of the
+            model and of further `encoders`, as from `copies.weights_digest`,
+            and `data_digest`, of images and labels.
     """
 
     rows: tuple
@@ -229,6 +233,9 @@ def evaluate(
         "train_examples": len(splits[0].train),
         "test_examples": len(splits[0].test),
         "draws": draws,
+        "weights": weights_digest(model),
+        "encoders": {k: weights_digest(x) for k, x in (encoders or {}).items()},
+        "data_digest": _digest(examples),
         "seed": seed,
         "seconds": round(time.perf_counter() - start),
     }
@@ -280,6 +287,15 @@ def _on_canvas(images, height, width):
     missing = (height - images.shape[1], width - images.shape[2])
     margins = [(0, 0), (0, missing[0]), (0, missing[1]), (0, 0)]
     return np.pad(images, margins)
+
+
+def _digest(examples):
+    """Names what was learned from and tested on."""
+    digest = hashlib.sha256()
+    for name in ("images", "labels"):
+        array = np.ascontiguousarray(examples[name])
+        digest.update(array.ravel().view("uint8"))
+    return digest.hexdigest()
 
 
 def _examples_in_words(splits):
