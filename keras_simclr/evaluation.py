@@ -19,6 +19,7 @@ from keras_simclr.features import (
     pixels_of,
     representation,
     resized_representation,
+    settle_batch_norm,
 )
 from keras_simclr.fit_data import load_labelled
 from keras_simclr.probes import KINDS
@@ -150,9 +151,10 @@ def evaluate(
     """Compares what can be learned from few and many labels, and from what.
 
     Every probe is trained on the representations of the encoder, and beside it
-    on raw pixels, on those of the same encoder untrained, and of other
-    encoders. Beside fine-tuning, the same encoder is trained from scratch.
-    All are given the same labels and tested on the same images.
+    on raw pixels, on those of the same encoder untrained (whose batch norm is
+    shown images to learn from), and of other encoders. Beside fine-tuning, the
+    same encoder is trained from scratch. All are given the same labels and
+    tested on the same images.
 
     Args:
         model: A `SimCLRModel`, or a Keras model from images to
@@ -212,7 +214,8 @@ def evaluate(
     jobs, left_out = sampling.plan_jobs(
         examples["labels"], splits, amounts, draws, seed, class_names
     )
-    functions = _feature_functions(model, encoders, baselines, seed)
+    untrained = _untrained(model, examples, splits, seed) if baselines else None
+    functions = _feature_functions(model, untrained, encoders)
     features = Features(functions, examples)
     contenders = _contenders(
         model, features, probes, baselines, projection_layer
@@ -309,14 +312,21 @@ def _examples_in_words(splits):
     return f"{images} to learn from, {test:,} to test on."
 
 
-def _feature_functions(model, encoders, baselines, seed):
+def _untrained(model, examples, splits, seed):
+    """A copy of the model that knows no more than where images lie."""
+    copy = untrained_copy(model, seed)
+    settle_batch_norm(copy, examples, splits[0].train, seed)
+    return copy
+
+
+def _feature_functions(model, untrained, encoders):
     """Functions of images and sizes, by what the table calls them."""
     functions = {"simclr": representation(model)}
-    if not baselines:
+    if untrained is None:
         return functions
     return {
         "pixels": pixels_of(model),
-        "untrained": representation(untrained_copy(model, seed)),
+        "untrained": representation(untrained),
         **{k: resized_representation(x) for k, x in (encoders or {}).items()},
         **functions,
     }
