@@ -211,8 +211,12 @@ def write_predictions(directory, dataset, path, names=None):
 
 def input_shape(directory):
     """Height, width and channels of what a written classifier sees."""
-    path = _checked(directory) / "classifier.keras"
-    return keras.models.load_model(path).input_shape[1:]
+    return load_classifier(directory).input_shape[1:]
+
+
+def load_classifier(directory):
+    """The Keras model of a directory that `train_classifier` wrote."""
+    return keras.models.load_model(_checked(directory) / "classifier.keras")
 
 
 def _checked(directory):
