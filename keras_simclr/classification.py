@@ -31,8 +31,8 @@ class Classifier:
 
     Attributes:
         recipe: `"linear"`, on the frozen encoder, or `"finetune"`.
-        accuracy: Cross-validated, 0 to 1.
-        interval: 95 % interval of it.
+        accuracy: Cross-validated, 0 to 1, on the images that chose the recipe.
+        interval: 95 % interval of it, as from `sampling.interval`.
         class_names: Name of each probability.
         evaluation: The `Evaluation` that chose between the recipes.
     """

@@ -428,7 +428,7 @@ class Result:
 
     @property
     def scores(self):
-        """Of each split, an array whose mean is the measure of success."""
+        """Of each split, an array in [0, 1]; its mean measures success."""
         return [
             (found == target).astype(float)  # The measure is the accuracy.
             for found, target in zip(

@@ -198,6 +198,9 @@ def interval(scores, correction=0.0):
     Returns:
         Pair of floats in [0, 1].
 
+    Raises:
+        ValueError: If a score is out of range.
+
     Example:
 
     >>> low, high = interval([np.ones(20)])
@@ -212,6 +215,12 @@ def interval(scores, correction=0.0):
         - Nadeau and Bengio 2003, doi:10.1023/A:1024068626366 (correction).
     """
     values = [2.0 * np.asarray(each) - 1.0 for each in scores]
+    if np.abs(np.concatenate(values)).max() > 1.0:
+        raise ValueError(
+            "`scores` must lie in [0, 1]. Received: scores between "
+            f"{min(map(np.min, scores))} and {max(map(np.max, scores))}. Of "
+            "differences, use `gain_interval`"
+        )
     low, high = _interval(values, correction, (1, 1))
     return (1.0 + low) / 2.0, (1.0 + high) / 2.0
 

@@ -105,6 +105,15 @@ def test_splits_of_unequal_sizes_have_an_interval():
     assert 0.3 < low < np.mean([0.75, 0.8, 0.75]) < high < 1.0
 
 
+def test_scores_are_shares():
+    with pytest.raises(ValueError) as error:
+        sampling.interval([np.array([0.0, 1.0]), np.array([-1.0, 1.0])])
+    assert str(error.value) == (
+        "`scores` must lie in [0, 1]. Received: scores between -1.0 and 1.0. "
+        "Of differences, use `gain_interval`"
+    )
+
+
 def test_gain_of_few_images_is_as_sure_as_the_exact_sign_test():
     shown = set()
     for differing in range(1, 60):
