@@ -23,6 +23,7 @@ _ARCHIVE = "encoder.tar.gz"
 # `evaluation`, the others in `weights`, each with a digest.
 EVALUATED = ("rows", "gains", "evaluation")
 TRAINED = ("official", "epochs_trained", "steps_trained")
+_MADE_OF = ("recipe", "data")  # Where nothing tells otherwise.
 
 _README = """\
 # {name}
@@ -108,16 +109,12 @@ def of_weights(about, weights):
     >>> of_weights({"data": {}, **result}, "a7") == {"data": {}, **result}
     True
     """
-    evaluated = about.get("evaluation", {}).get("weights")
-    left_out = {
-        name
-        for names, found in (
-            (EVALUATED, evaluated),
-            (TRAINED, about.get("weights")),
-        )
-        for name in names
-        if name in about and found != weights
+    described = {
+        **dict.fromkeys(EVALUATED, about.get("evaluation", {}).get("weights")),
+        **dict.fromkeys(TRAINED, about.get("weights")),
+        **dict.fromkeys(_MADE_OF, about.get("weights", weights)),
     }
+    left_out = {k for k in about.keys() & described if described[k] != weights}
     if left_out:
         warnings.warn(
             "What is known of a run must be of the weights at hand. Received: "
@@ -125,7 +122,8 @@ def of_weights(about, weights):
             "ones; they are left out. `keras-simclr evaluate` makes new rows.",
             stacklevel=3,
         )
-    return {k: v for k, v in about.items() if k not in left_out}
+    kept = {k: v for k, v in about.items() if k not in left_out}
+    return {k: v for k, v in kept.items() if k != "weights" or v == weights}
 
 
 def takes_files(image_shape, view_shape):

@@ -176,7 +176,7 @@ def pretrain(model, dataset, run_dir, *, epochs, flags="", summary=None):
         run_dir.mkdir(parents=True, exist_ok=True)
         _write_text(run_dir / _FLAGS, flags)
         update_summary(run_dir, summary or {})
-        _sort_evaluations(run_dir, None)  # Training makes other weights.
+        _forget_weights(run_dir)
         callbacks.insert(0, _csv_logger(run_dir / _LOG, first))
     keeper.epochs = first
     try:
@@ -225,13 +225,12 @@ def about(run_dir, model=None):
     recipe = recorded_flags(run_dir)
     recipe.pop("output_dir", None)
     summary = read_summary(run_dir)
-    known = (*cards.TRAINED, *cards.EVALUATED, "weights")
+    known = ("data", "weights", *cards.TRAINED, *cards.EVALUATED)
     found = {k: summary[k] for k in known if k in summary}
-    if found:
+    if found.keys() - {"data"}:
         weights = weights_digest(model or load_model(run_dir))
-        found = cards.of_weights(found, weights)
-    data = {k: summary[k] for k in ("data",) if k in summary}
-    return {"recipe": recipe, **data, **found}
+        return cards.of_weights({"recipe": recipe, **found}, weights)
+    return {"recipe": recipe, **found}
 
 
 def check_can_run(run_dir, flags=None):
@@ -303,6 +302,15 @@ def load_model(run_dir):
 def update_summary(run_dir, entries):
     """Adds entries to `summary.json` in one step."""
     _write_summary(run_dir, {**read_summary(run_dir), **entries})
+
+
+def _forget_weights(run_dir):
+    """Has `summary.json` say nothing of weights: training makes others."""
+    summary = read_summary(run_dir)
+    for name in (*cards.TRAINED, "weights"):
+        summary.pop(name, None)
+    _write_summary(run_dir, summary)
+    _sort_evaluations(run_dir, None)
 
 
 def _sort_evaluations(run_dir, weights):

@@ -252,3 +252,19 @@ def test_what_plain_layers_cannot_do_is_refused_before_training(
     monkeypatch.delattr(finetuning.Tuner, "fit")
     with pytest.raises(ValueError, match="must leave images of the encoder's"):
         simclr.fine_tune(halving_model(), images)
+
+
+def test_batch_norm_from_scratch_begins_with_the_images():
+    """Its averages move too slowly for few steps."""
+    keras.utils.set_random_seed(0)
+    norm = keras.layers.BatchNormalization(momentum=0.999)
+    layers = [keras.Input((8, 8, 1)), norm, standins.encoder()]
+    encoder = keras.Sequential(layers)
+    tuner = finetuning.Tuner(encoder, np.arange(2), from_scratch=True)
+    images, labels = standins.labelled_images()
+    images = 0.5 + images / 10
+    tuner.fit({"images": images, "labels": labels}, 0)
+    copy = tuner._network.layers_below[0].layers[0]
+    np.testing.assert_allclose(copy.moving_mean, [images.mean()], rtol=1e-2)
+    np.testing.assert_allclose(copy.moving_variance, [images.var()], rtol=0.1)
+    np.testing.assert_array_equal(norm.moving_variance, [1.0])

@@ -347,8 +347,7 @@ def test_rows_are_not_shown_while_training_goes_on(tmp_path, dataset):
     resumed.train_step = watched
     runs.pretrain(resumed, dataset, run_dir, epochs=2)
     assert len(seen) == 2
-    assert not RESULTS & seen[0].keys()
-    assert seen[0]["epochs_trained"] == 1
+    assert not (RESULTS | {"epochs_trained", "weights"}) & seen[0].keys()
 
 
 def test_rows_stay_where_nothing_was_trained(tmp_path, dataset):
@@ -382,10 +381,12 @@ def test_results_of_other_weights_are_not_shown(change, tmp_path, dataset):
         runs.save_model(model, run_dir)
     with pytest.warns(UserWarning, match="they are left out") as record:
         about = runs.about(run_dir)
-    assert "epochs_trained, evaluation, gains, rows, steps_trained of" in str(
-        record[-1].message
-    )
-    assert about.keys() <= {"recipe", "data", "weights"}
+    text = str(record[-1].message)
+    assert "epochs_trained, evaluation, gains" in text
+    # Version 0.1 may be right of the rest; another file is of another recipe.
+    is_unknown = change == "version 0.1"
+    assert ("recipe" in text) is not is_unknown
+    assert about.keys() == ({"recipe"} if is_unknown else set())
 
 
 def test_evaluation_that_ends_after_more_training_is_of_its_weights(
