@@ -23,7 +23,7 @@ _ARCHIVE = "encoder.tar.gz"
 # `evaluation`, the others in `weights`, each with a digest.
 EVALUATED = ("rows", "gains", "evaluation")
 TRAINED = ("official", "epochs_trained", "steps_trained")
-_MADE_OF = ("recipe", "data")  # Where nothing tells otherwise.
+_MADE_OF = ("recipe", "data")  # Believed where `weights` are not recorded.
 
 _README = """\
 # {name}
