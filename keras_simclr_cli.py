@@ -435,7 +435,6 @@ def _evaluate(values):
         "data": sources.fingerprint(source, data_dir=data.data_dir),
         "split": data.split,
         "test_split": test_split,
-        "encoders": values.encoders,
     }
     result = evaluation.evaluate(
         model,
@@ -498,6 +497,8 @@ def _predict(values):
             values.model, images, path, names
         ),
     )
+    network = classification.load_classifier(values.model)
+    _record(values, source, network)
 
 
 def _embed(values):
@@ -517,6 +518,20 @@ def _embed(values):
             model, images, path, names
         ),
     )
+    _record(values, source, model)
+
+
+def _record(values, source, model):
+    """Says beside a table of which weights and of which images it is."""
+    from keras_simclr import cards, copies, runs, sources
+
+    found = sources.fingerprint(source, data_dir=values.data_dir)
+    about = {
+        "weights": copies.weights_digest(model),
+        "data": {**found, "split": values.split},
+        **cards.versions(),
+    }
+    runs.update_summary(values.output_dir, about)
 
 
 def _write_table(source, output_dir, name, what, write):
@@ -551,7 +566,7 @@ def _export(values):
         model,
         values.output_dir,
         formats=values.formats,
-        about=runs.about(values.run_dir),
+        about=runs.about(values.run_dir, model),
     )
     print(f"{path} holds {', '.join(sorted(x.name for x in path.iterdir()))}.")
 

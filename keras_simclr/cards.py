@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import tarfile
+import warnings
 
 import keras
 import tensorflow as tf
@@ -18,6 +19,11 @@ _LICENSE_NOTE = (
     "licence of your choice, as far as that of your images allows."
 )
 _ARCHIVE = "encoder.tar.gz"
+# Entries of a run's summary that describe weights. The first say which in
+# `evaluation`, the others in `weights`, each with a digest.
+EVALUATED = ("rows", "gains", "evaluation")
+TRAINED = ("official", "epochs_trained", "steps_trained")
+_MADE_OF = ("recipe", "data")  # Believed where `weights` are not recorded.
 
 _README = """\
 # {name}
@@ -84,6 +90,40 @@ def describe(network, image_shape, view_shape):
         "license": _LICENSE_NOTE,
         "versions": versions(),
     }
+
+
+def of_weights(about, weights):
+    """What is known of a run, without what describes other weights.
+
+    Args:
+        about: Dictionary, entries of `summary.json`.
+        weights: Digest, as from `copies.weights_digest`.
+
+    Returns:
+        Dictionary. A warning names what describes other weights, or does not
+        say which, as in version 0.1.
+
+    Example:
+
+    >>> result = {"rows": [], "evaluation": {"weights": "a7"}}
+    >>> of_weights({"data": {}, **result}, "a7") == {"data": {}, **result}
+    True
+    """
+    described = {
+        **dict.fromkeys(EVALUATED, about.get("evaluation", {}).get("weights")),
+        **dict.fromkeys(TRAINED, about.get("weights")),
+        **dict.fromkeys(_MADE_OF, about.get("weights", weights)),
+    }
+    left_out = {k for k in about.keys() & described if described[k] != weights}
+    if left_out:
+        warnings.warn(
+            "What is known of a run must be of the weights at hand. Received: "
+            f"{', '.join(sorted(left_out))} of other weights, or of unknown "
+            "ones; they are left out. `keras-simclr evaluate` makes new rows.",
+            stacklevel=3,
+        )
+    kept = {k: v for k, v in about.items() if k not in left_out}
+    return {k: v for k, v in kept.items() if k != "weights" or v == weights}
 
 
 def takes_files(image_shape, view_shape):
@@ -178,6 +218,11 @@ def _origin(card):
     if card.get("recipe"):
         flags = shlex.join(f"--{k}={v}" for k, v in card["recipe"].items())
         yield f"## Recipe\n\n```shell\nkeras-simclr pretrain {flags}\n```\n\n"
+    if card.get("weights"):
+        yield (
+            f"## Weights\n\n{card['weights']} (SHA-256, as from "
+            "`keras_simclr.copies.weights_digest` of the model)\n\n"
+        )
     for name in ("data", "versions"):
         if card.get(name):
             pairs = ", ".join(f"{k} {v}" for k, v in card[name].items())

@@ -31,8 +31,8 @@ class Classifier:
 
     Attributes:
         recipe: `"linear"`, on the frozen encoder, or `"finetune"`.
-        accuracy: Cross-validated, 0 to 1.
-        interval: 95 % interval of it.
+        accuracy: Cross-validated, 0 to 1, on the images that chose the recipe.
+        interval: 95 % interval of it, as from `sampling.interval`.
         class_names: Name of each probability.
         evaluation: The `Evaluation` that chose between the recipes.
     """
@@ -211,8 +211,12 @@ def write_predictions(directory, dataset, path, names=None):
 
 def input_shape(directory):
     """Height, width and channels of what a written classifier sees."""
-    path = _checked(directory) / "classifier.keras"
-    return keras.models.load_model(path).input_shape[1:]
+    return load_classifier(directory).input_shape[1:]
+
+
+def load_classifier(directory):
+    """The Keras model of a directory that `train_classifier` wrote."""
+    return keras.models.load_model(_checked(directory) / "classifier.keras")
 
 
 def _checked(directory):

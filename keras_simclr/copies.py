@@ -1,5 +1,6 @@
 """Copies of networks: plain, untrained, and those that a file brings back."""
 
+import hashlib
 import random
 import warnings
 
@@ -162,3 +163,31 @@ def nested_layers(layer):
 
     visit(layer)
     return list(found.values())
+
+
+def weights_digest(model):
+    """Names the weights of a model, so that a result can say what it is of.
+
+    Args:
+        model: A `keras.Model` that is built.
+
+    Returns:
+        String of 64 hexadecimal digits, the SHA-256 of all weights (batch
+        norm's averages and an adapted layer's statistics among them, an
+        optimizer's state not). It is the same after saving and loading, in
+        other processes, and under other names of the layers.
+
+    Example:
+
+    >>> dense = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    >>> before = weights_digest(dense)
+    >>> dense.set_weights([x + 1.0 for x in dense.get_weights()])
+    >>> len(before), weights_digest(dense) == before
+    (64, False)
+    """
+    digest = hashlib.sha256()
+    for weight in model.weights:
+        array = keras.ops.convert_to_numpy(weight)
+        digest.update(f"{weight.name} {array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

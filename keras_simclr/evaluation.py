@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import time
 
 import numpy as np
@@ -10,7 +11,7 @@ import tensorflow as tf
 from keras_simclr import _checks, finetuning, sampling
 from keras_simclr._files import valid_names
 from keras_simclr.augmentations import to_float
-from keras_simclr.copies import untrained_copy
+from keras_simclr.copies import untrained_copy, weights_digest
 from keras_simclr.devices import duration
 from keras_simclr.features import (
     PIXEL_SETTINGS,
@@ -18,6 +19,7 @@ from keras_simclr.features import (
     pixels_of,
     representation,
     resized_representation,
+    settle_batch_norm,
 )
 from keras_simclr.fit_data import load_labelled
 from keras_simclr.probes import KINDS
@@ -41,13 +43,17 @@ class Evaluation:
             `"knn"`, `"finetune"`, `"scratch"`), `labels` (an integer per
             class, a share such as `"1%"`, or `"all"`), `accuracy` (mean, 0 to
             1), `std` (over the draws of the labelled set, None for a single
-            one), `interval` (95 %, as from `interval`) and `draws` (each
-            accuracy).
+            one), `interval` (95 %, as from `sampling.interval`) and `draws`
+            (each accuracy).
         gains: Dictionaries with `labels`; `best` and `baseline`, the best of
             SimCLR and of the others; `gain`, the difference of their
-            accuracies; and its 95 % `interval`, paired.
+            accuracies; and its 95 % `interval`, paired, which is corrected
+            for their being the best (`sampling.gain_interval`).
         left_out: What the labels could not fill, in words.
-        settings: What was fixed: the probes' settings, sizes and the seed.
+        settings: What was fixed: the probes' settings, sizes and the seed; and
+            what all this describes, by digests (SHA-256): `weights` of the
+            model and of further `encoders`, as from `copies.weights_digest`,
+            and `data_digest`, of images and labels.
     """
 
     rows: tuple
@@ -70,7 +76,11 @@ class Evaluation:
 
     @property
     def verdict(self):
-        """Whether pretraining was worth it, in a sentence."""
+        """Whether pretraining was worth it, in a sentence.
+
+        Where it was not, the chance to be called so is at most 2.5 % for each
+        number of labels.
+        """
         worth = [gain for gain in self.gains if gain["interval"][0] > 0]
         others = [gain for gain in self.gains if gain["interval"][0] <= 0]
         sentences = []
@@ -89,12 +99,12 @@ class Evaluation:
         for row in sorted(self.rows, key=lambda row: order.index(row["probe"])):
             name = f"{row['features']}, {row['probe']}"
             cells.setdefault(name, {})[row["labels"]] = _cell(row)
-        table = {"accuracy, % ± 95 %": map(sampling.amount_in_words, columns)}
+        table = {"accuracy, % (95 %)": map(sampling.amount_in_words, columns)}
         for name, found in cells.items():
             table[name] = [found.get(amount, "") for amount in columns]
         width = max(24, *map(len, table))
         lines = [
-            f"{name:{width}}" + "".join(f"{text:>15}" for text in texts)
+            f"{name:{width}}" + "".join(f"{text:>20}" for text in texts)
             for name, texts in table.items()
         ]
         lines.append(self.settings["examples"])
@@ -107,7 +117,7 @@ class Evaluation:
 
 def _cell(row):
     low, high = row["interval"]
-    return f"{100 * row['accuracy']:.1f} ± {50 * (high - low):.1f}"
+    return f"{100 * row['accuracy']:.1f} ({100 * low:.1f}-{100 * high:.1f})"
 
 
 def _gain_in_words(gain):
@@ -141,9 +151,10 @@ def evaluate(
     """Compares what can be learned from few and many labels, and from what.
 
     Every probe is trained on the representations of the encoder, and beside it
-    on raw pixels, on those of the same encoder untrained, and of other
-    encoders. Beside fine-tuning, the same encoder is trained from scratch.
-    All are given the same labels and tested on the same images.
+    on raw pixels, on those of the same encoder untrained (whose batch norm is
+    shown images to learn from), and of other encoders. Beside fine-tuning, the
+    same encoder is trained from scratch. All are given the same labels and
+    tested on the same images.
 
     Args:
         model: A `SimCLRModel`, or a Keras model from images to
@@ -203,7 +214,8 @@ def evaluate(
     jobs, left_out = sampling.plan_jobs(
         examples["labels"], splits, amounts, draws, seed, class_names
     )
-    functions = _feature_functions(model, encoders, baselines, seed)
+    untrained = _untrained(model, examples, splits, seed) if baselines else None
+    functions = _feature_functions(model, untrained, encoders)
     features = Features(functions, examples)
     contenders = _contenders(
         model, features, probes, baselines, projection_layer
@@ -224,6 +236,9 @@ def evaluate(
         "train_examples": len(splits[0].train),
         "test_examples": len(splits[0].test),
         "draws": draws,
+        "weights": weights_digest(model),
+        "encoders": {k: weights_digest(x) for k, x in (encoders or {}).items()},
+        "data_digest": _digest(examples),
         "seed": seed,
         "seconds": round(time.perf_counter() - start),
     }
@@ -277,6 +292,15 @@ def _on_canvas(images, height, width):
     return np.pad(images, margins)
 
 
+def _digest(examples):
+    """Names what was learned from and tested on."""
+    digest = hashlib.sha256()
+    for name in ("images", "labels"):
+        array = np.ascontiguousarray(examples[name])
+        digest.update(array.ravel().view("uint8"))
+    return digest.hexdigest()
+
+
 def _examples_in_words(splits):
     train, test = len(splits[0].train), len(splits[0].test)
     images = f"{train:,} labelled images"
@@ -288,14 +312,21 @@ def _examples_in_words(splits):
     return f"{images} to learn from, {test:,} to test on."
 
 
-def _feature_functions(model, encoders, baselines, seed):
+def _untrained(model, examples, splits, seed):
+    """A copy of the model that knows no more than where images lie."""
+    copy = untrained_copy(model, seed)
+    settle_batch_norm(copy, examples, splits[0].train, seed)
+    return copy
+
+
+def _feature_functions(model, untrained, encoders):
     """Functions of images and sizes, by what the table calls them."""
     functions = {"simclr": representation(model)}
-    if not baselines:
+    if untrained is None:
         return functions
     return {
         "pixels": pixels_of(model),
-        "untrained": representation(untrained_copy(model, seed)),
+        "untrained": representation(untrained),
         **{k: resized_representation(x) for k, x in (encoders or {}).items()},
         **functions,
     }
@@ -397,7 +428,7 @@ class Result:
 
     @property
     def scores(self):
-        """Of each split, an array whose mean is the measure of success."""
+        """Of each split, an array in [0, 1]; its mean measures success."""
         return [
             (found == target).astype(float)  # The measure is the accuracy.
             for found, target in zip(
@@ -452,14 +483,15 @@ def _gain(job, results, correction):
     ours = [result for result in results if result.features == "simclr"]
     others = [result for result in results if result.features != "simclr"]
     best, baseline = (max(x, key=lambda y: y.mean) for x in (ours, others))
-    differences = [
-        mine - theirs
-        for mine, theirs in zip(best.scores, baseline.scores, strict=True)
-    ]
     return {
         "labels": job.amount,
         "best": best.probe,
         "baseline": f"{baseline.features}, {baseline.probe}",
         "gain": best.mean - baseline.mean,
-        "interval": sampling.interval(differences, correction),
+        "interval": sampling.gain_interval(
+            best.scores,
+            baseline.scores,
+            correction,
+            choices=(len(ours), len(others)),
+        ),
     }

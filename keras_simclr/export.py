@@ -20,7 +20,7 @@ from keras_simclr.augmentations import (
     takes_sizes,
     to_float,
 )
-from keras_simclr.copies import plain_copy
+from keras_simclr.copies import plain_copy, weights_digest
 from keras_simclr.decoding import canvas_for, decode_jpeg_or_png
 from keras_simclr.model import SimCLRModel
 
@@ -58,8 +58,10 @@ def export_encoder(
         model: A `SimCLRModel`.
         directory: Directory to write, new or empty. It is complete or absent.
         formats: Names of formats, as above.
-        about: Dictionary, further entries of `model_card.json`, or None. Of
-            these, `rows` as `evaluate` has them become a table in `README.md`.
+        about: Dictionary, further entries of `model_card.json`, or None, as
+            from `runs.about`. Its `rows` become a table in `README.md`. What
+            describes other weights than the model's is left out, with a
+            warning: `Evaluation.summary` says which it describes.
 
     Returns:
         `pathlib.Path` of the directory.
@@ -89,7 +91,7 @@ def export_encoder(
             f"`model` must be a SimCLRModel. Received: model={model!r}"
         )
     formats = check_formats(formats)
-    network = plain_copy(model.encoder)
+    network, weights = plain_copy(model.encoder), weights_digest(model)
     with staging(directory) as staged:
         parts = _parts(model, network)
         view = parts.view
@@ -112,7 +114,8 @@ def export_encoder(
                 "largest_value": float(np.abs(expected).max()),
                 "max_difference": differences,
             },
-            **(about or {}),
+            **cards.of_weights(about or {}, weights),
+            "weights": weights,
         }
         text = cards.readme(card, _uses(card))
         (staged / "README.md").write_text(text, encoding="utf-8")

@@ -3,17 +3,19 @@
 import functools
 import time
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_simclr import fit_data
 from keras_simclr.augmentations import RandomResizedCrop, to_float
-from keras_simclr.copies import plain_copy
+from keras_simclr.copies import nested_layers, plain_copy
 from keras_simclr.elements import images_and_sizes, unpack
 from keras_simclr.model import SimCLRModel
 
 _PIXELS = 32  # Larger images are averaged to this size for the baseline.
 FEW_IMAGES = 256  # To measure on how long all of them will take.
+_SETTLED_ON = 1_024  # Images that batch norm is shown before it is trained.
 PIXEL_SETTINGS = f"at most {_PIXELS} x {_PIXELS}"
 
 
@@ -108,6 +110,37 @@ def pixels_of(model):
         return tf.reshape(view, (tf.shape(view)[0], -1))
 
     return tf.function(pixels, reduce_retracing=True)
+
+
+def settle_batch_norm(model, examples, places, seed):
+    """Shows images to the batch norm of a model with weights drawn anew.
+
+    Its averages become those of batches of the examples at these places, as
+    training would make them; at rest it would else divide by 1 what may be of
+    any size. Of many places, some are drawn.
+    """
+    encoder = model.encoder if isinstance(model, SimCLRModel) else model
+    norms = [
+        layer
+        for layer in nested_layers(encoder)
+        if isinstance(layer, keras.layers.BatchNormalization)
+    ]
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    prepare, seen = view_of(model), 0
+    places = np.random.default_rng(seed).permutation(places)[:_SETTLED_ON]
+    drawn = {key: array[places] for key, array in examples.items()}
+    for element in map(unpack, fit_data.in_order(drawn)):
+        images, sizes = images_and_sizes(element)
+        count = images.shape[0]
+        for norm in norms:
+            norm.trainable = True  # Else it would stay at rest.
+            norm.momentum = seen / (seen + count)  # Makes it a plain mean.
+        encoder(prepare(images, sizes), training=True)
+        seen += count
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
 
 
 def extract(functions, elements):

@@ -11,7 +11,7 @@ import tensorflow as tf
 from keras_simclr import _checks, copies, fit_data
 from keras_simclr.augmentations import SimCLRAugmentation, as_list
 from keras_simclr.export import plain_view, with_evaluation_view
-from keras_simclr.features import FEW_IMAGES, view_of
+from keras_simclr.features import FEW_IMAGES, settle_batch_norm, view_of
 from keras_simclr.model import SimCLRModel
 from keras_simclr.probes import fit_logistic
 
@@ -204,6 +204,7 @@ class Tuner:
         source = self.model
         if self.from_scratch:
             source = copies.untrained_copy(source, seed)
+            settle_batch_norm(source, images, np.arange(len(places)), seed)
         for copy, layer in zip(
             self._network.layers_below,
             _layers(source, self.projection_layer),

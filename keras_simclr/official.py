@@ -16,7 +16,7 @@ from tensorflow.core.protobuf import trackable_object_graph_pb2
 from keras_simclr import _checks, cards, classification, runs
 from keras_simclr._files import check_is_free, staging
 from keras_simclr.architectures import resnet_layers
-from keras_simclr.copies import plain_copy
+from keras_simclr.copies import plain_copy, weights_digest
 from keras_simclr.export import export_encoder
 from keras_simclr.model import SimCLRModel
 from keras_simclr.networks import ProjectionHead, ResNet
@@ -248,10 +248,9 @@ def import_official(path, output_dir, *, projection_layer=None):
     with staging(output_dir) as staged:
         runs.save_model(model, staged)
         summary = {"command": "import-official", **cards.versions()}
-        runs.update_summary(staged, {**summary, "official": official.info})
-        export_encoder(
-            model, staged / "export", about={"official": official.info}
-        )
+        about = {"official": official.info, "weights": weights_digest(model)}
+        runs.update_summary(staged, {**summary, **about})
+        export_encoder(model, staged / "export", about=about)
         if official.classifier is not None:
             network = keras.Sequential(
                 [plain_copy(official.classifier), keras.layers.Softmax()],

@@ -9,18 +9,11 @@ import keras
 from keras_simclr import cards, devices, recipe as recipes, sources
 from keras_simclr._files import check_is_free, path_beside, replacing
 from keras_simclr.callbacks import MODEL, Checkpoints, restore, save_model
+from keras_simclr.copies import weights_digest
 from keras_simclr.replicas import check_agreement
 
 _LOG, _SUMMARY, _FLAGS = "log.csv", "summary.json", "flags.txt"
-# Entries of summary.json that describe the weights in model.keras, and are
-# wrong of any others.
-_OF_WEIGHTS = (
-    "official",
-    "epochs_trained",
-    "steps_trained",
-    "rows",
-    "evaluation",
-)
+_EARLIER = "earlier_evaluations"  # Of other weights than model.keras has.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,6 +176,7 @@ def pretrain(model, dataset, run_dir, *, epochs, flags="", summary=None):
         run_dir.mkdir(parents=True, exist_ok=True)
         _write_text(run_dir / _FLAGS, flags)
         update_summary(run_dir, summary or {})
+        _forget_weights(run_dir)
         callbacks.insert(0, _csv_logger(run_dir / _LOG, first))
     keeper.epochs = first
     try:
@@ -198,9 +192,11 @@ def pretrain(model, dataset, run_dir, *, epochs, flags="", summary=None):
         "epochs_trained": keeper.epochs,
         "steps_trained": int(model.optimizer.iterations.numpy()),
         "finished": keeper.epochs == epochs,
+        "weights": weights_digest(model),
     }
     if is_chief:
         update_summary(run_dir, entries)
+        _sort_evaluations(run_dir, entries["weights"])
     return keeper.epochs
 
 
@@ -219,18 +215,22 @@ def recorded_flags(run_dir):
     return recipes.read_flags(path.read_text() if path.exists() else "")
 
 
-def about(run_dir):
+def about(run_dir, model=None):
     """What the model card of a run's encoder says about the run.
 
     `recipe`, the flags without the place where the run is; and of
     `summary.json`, as far as it has them, `data` and what describes the
-    weights.
+    weights of the model, by default that of the run directory.
     """
     recipe = recorded_flags(run_dir)
     recipe.pop("output_dir", None)
     summary = read_summary(run_dir)
-    kept = ("data", *_OF_WEIGHTS)
-    return {"recipe": recipe, **{k: summary[k] for k in kept if k in summary}}
+    known = ("data", "weights", *cards.TRAINED, *cards.EVALUATED)
+    found = {k: summary[k] for k in known if k in summary}
+    if found.keys() - {"data"}:
+        weights = weights_digest(model or load_model(run_dir))
+        return cards.of_weights({"recipe": recipe, **found}, weights)
+    return {"recipe": recipe, **found}
 
 
 def check_can_run(run_dir, flags=None):
@@ -301,7 +301,38 @@ def load_model(run_dir):
 
 def update_summary(run_dir, entries):
     """Adds entries to `summary.json` in one step."""
-    summary = {**read_summary(run_dir), **entries}
+    _write_summary(run_dir, {**read_summary(run_dir), **entries})
+
+
+def _forget_weights(run_dir):
+    """Has `summary.json` say nothing of weights: training makes others."""
+    summary = read_summary(run_dir)
+    for name in (*cards.TRAINED, "weights"):
+        summary.pop(name, None)
+    _write_summary(run_dir, summary)
+    _sort_evaluations(run_dir, None)
+
+
+def _sort_evaluations(run_dir, weights):
+    """Has `summary.json` say what these weights are worth, or nothing.
+
+    Evaluations of all others, and those that do not say of which weights they
+    are, are set aside.
+    """
+    summary = read_summary(run_dir)
+    latest = {k: summary.pop(k) for k in cards.EVALUATED if k in summary}
+    earlier = []
+    for each in [*summary.pop(_EARLIER, []), latest]:
+        if weights and each.get("evaluation", {}).get("weights") == weights:
+            summary |= each
+        elif each:
+            earlier.append(each)
+    if earlier:
+        summary[_EARLIER] = earlier
+    _write_summary(run_dir, summary)
+
+
+def _write_summary(run_dir, summary):
     path = pathlib.Path(run_dir) / _SUMMARY
     _write_text(path, json.dumps(summary, indent=2) + "\n")
 

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 
 _CONFIDENCE = 0.95
+_PSEUDO_EXAMPLES = 0.5  # No variance is 0.
 _TEST_SHARE = 0.2  # Of the examples, where there is no test set.
 
 
@@ -174,42 +175,120 @@ def correction_of(splits):
 
 
 def interval(scores, correction=0.0):
-    """95 % interval of a mean.
+    """95 % interval of the accuracy that a method is expected to have.
 
-    Of one test set, what another draw of labels would change (Student's t) and
-    what other test examples would change (normal) are added as squares. Of
-    random splits the draws vary in both.
+    That is: learned from another labelled set of that size, tested on other
+    images. Of one test set, what another draw of labels would change
+    (Student's t) and what other test images would change (normal) are added
+    as squares. Of random splits the draws vary in both, and are taken to vary
+    by no less than the test images alone make them. Of a single draw nothing
+    tells what other labels would change.
+
+    The interval is Wilson's, which lies in [0, 1] and whose ends differ where
+    the mean is near one, of as many images as would give this variance, with
+    a continuity correction. By simulation (`tests/test_sampling.py`) it holds
+    the truth in at least 93 of 100 cases, from 20 images to 2,000.
 
     Args:
-        scores: One array of values of test examples for each draw, of the same
-            examples each time unless there is a correction.
+        scores: One array of values in [0, 1] of test examples for each draw,
+            of the same examples each time unless there is a correction.
         correction: Examples to test on by examples to learn from, where the
             draws are splits of one set; else 0.
 
     Returns:
-        Pair of floats.
+        Pair of floats in [0, 1].
+
+    Raises:
+        ValueError: If a score is out of range.
 
     Example:
 
-    >>> low, high = interval([np.array([1.0]), np.array([0.5])])
+    >>> low, high = interval([np.ones(20)])
     >>> round(low, 2), round(high, 2)
-    (-2.43, 3.93)
+    (0.8, 1.0)
 
     References:
+        - Wilson 1927, doi:10.1080/01621459.1927.10502953; with a continuity
+          correction, Newcombe 1998, PMID 9595616.
+        - Korn and Graubard 1998, Survey Methodology 24 (effective number of
+          images).
         - Nadeau and Bengio 2003, doi:10.1023/A:1024068626366 (correction).
     """
-    from scipy import stats
+    values = [2.0 * np.asarray(each) - 1.0 for each in scores]
+    if np.abs(np.concatenate(values)).max() > 1.0:
+        raise ValueError(
+            "`scores` must lie in [0, 1]. Received: scores between "
+            f"{min(map(np.min, scores))} and {max(map(np.max, scores))}. Of "
+            "differences, use `gain_interval`"
+        )
+    low, high = _interval(values, correction, (1, 1))
+    return (1.0 + low) / 2.0, (1.0 + high) / 2.0
 
-    tail = 0.5 + _CONFIDENCE / 2
-    means = np.array([np.mean(each) for each in scores])
-    square = 0.0
-    if len(means) > 1:
-        quantile = stats.t.ppf(tail, len(means) - 1)
-        variance = np.var(means, ddof=1) * (1 / len(means) + correction)
-        square += quantile**2 * variance
-    examples = len(scores[0])
-    if not correction and examples > 1:
-        variance = np.var(np.mean(scores, axis=0), ddof=1) / examples
-        square += stats.norm.ppf(tail) ** 2 * variance
-    half = np.sqrt(square)
-    return float(means.mean() - half), float(means.mean() + half)
+
+def gain_interval(scores, others, correction=0.0, choices=(1, 1)):
+    """95 % interval of the difference of two accuracies, paired.
+
+    As `interval`. Of a single draw it excludes 0 only where the exact sign
+    test does, of the examples in which the two differ.
+
+    Args:
+        scores: As in `interval`.
+        others: The same of another method, of the same examples.
+        correction: As in `interval`.
+        choices: How many methods the first is the best of, and the second.
+            The lower end is corrected for the first number, the upper end for
+            the second (Bonferroni).
+
+    Returns:
+        Pair of floats in [-1, 1].
+
+    Example:
+
+    >>> low, high = gain_interval([np.repeat([1, 0], [3, 7])], [np.zeros(10)])
+    >>> round(low, 2), round(high, 2)
+    (-0.15, 0.53)
+    """
+    values = [
+        np.subtract(mine, theirs, dtype="float64")
+        for mine, theirs in zip(scores, others, strict=True)
+    ]
+    return _interval(values, correction, choices)
+
+
+def _interval(values, correction, choices):
+    """Of values in [-1, 1]."""
+    from scipy import special
+
+    draws, examples = len(values), np.mean([len(each) for each in values])
+    means = np.array([np.mean(each) for each in values])
+    mean, share = means.mean(), 1 / draws + correction
+    square = _smoothed(np.mean([np.mean(x**2) for x in values]), examples)
+    centre = mean * examples / (examples + _PSEUDO_EXAMPLES)
+    variance = square - centre**2  # Of one value.
+    if correction:
+        of_examples = share / examples
+    else:
+        ours = _smoothed(np.mean(np.mean(values, axis=0) ** 2), examples)
+        of_examples = (ours - centre**2) / variance / examples
+    ends = []
+    for side, count in zip((-1, 1), choices, strict=True):
+        tail = 1 - (1 - _CONFIDENCE) / 2 / count
+        spread = special.ndtri(tail) ** 2 * of_examples
+        if draws > 1:
+            of_draws = np.var(means, ddof=1) / variance * share
+            of_draws *= special.stdtrit(draws - 1, tail) ** 2
+            if correction:
+                spread = max(spread, of_draws)
+            else:
+                spread += of_draws
+        near = np.clip(mean + side * of_examples, -1, 1)
+        rest = max(0.0, spread * (square * (1 + spread) - near**2))
+        end = (near + side * np.sqrt(rest)) / (1 + spread)
+        ends.append(float(np.clip(end, -1, 1)))
+    return min(ends[0], float(mean)), max(ends[1], float(mean))
+
+
+def _smoothed(square, examples):
+    """A mean of squares, with half an example that is 1 or -1 in all draws."""
+    total = examples + _PSEUDO_EXAMPLES
+    return (square * examples + _PSEUDO_EXAMPLES) / total

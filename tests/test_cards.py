@@ -1,3 +1,5 @@
+import pytest
+
 from keras_simclr import cards
 
 CARD = {
@@ -36,6 +38,7 @@ def test_readme_shows_evaluation_recipe_and_data():
         "interval": (0.85, 0.95),
     }
     run = {
+        "weights": "a7b8",
         "rows": [row],
         "recipe": {"data": "my photos", "epochs": "100"},
         "data": {"images": 24},
@@ -43,7 +46,28 @@ def test_readme_shows_evaluation_recipe_and_data():
     text = cards.readme({**CARD, **run}, [])
     assert "| simclr | linear | 10 | 90.0 | 85.0 to 95.0 |\n" in text
     assert "keras-simclr pretrain '--data=my photos' --epochs=100\n" in text
+    assert "## Weights\n\na7b8 (SHA-256" in text
     assert "## Data\n\nimages 24\n" in text
+
+
+def test_what_describes_other_weights_is_left_out_and_said():
+    trained = {"weights": "a", "official": {}, "epochs_trained": 3}
+    evaluated = {"rows": [1], "gains": [], "evaluation": {"weights": "b"}}
+    about = {"data": {}, **trained, **evaluated}
+    with pytest.warns(UserWarning) as record:
+        kept = cards.of_weights(about, "a")
+    assert kept == {"data": {}, **trained}
+    assert str(record[0].message) == (
+        "What is known of a run must be of the weights at hand. Received: "
+        "evaluation, gains, rows of other weights, or of unknown ones; they "
+        "are left out. `keras-simclr evaluate` makes new rows."
+    )
+    with pytest.warns(UserWarning, match="data, epochs_trained, official of"):
+        kept = cards.of_weights(about, "b")
+    assert kept == evaluated
+    with pytest.warns(UserWarning, match="Received: rows of other"):
+        assert cards.of_weights({"rows": [1]}, "a") == {}
+    assert cards.of_weights({"data": {}}, "a") == {"data": {}}
 
 
 def test_contract_says_which_sizes_are_taken():

@@ -11,7 +11,14 @@ from helpers import standins
 from helpers.replicas import mirrored
 
 import keras_simclr_cli as cli
-from keras_simclr import devices, finetuning, micro_batches, replicas, runs
+from keras_simclr import (
+    copies,
+    devices,
+    finetuning,
+    micro_batches,
+    replicas,
+    runs,
+)
 
 COMMANDS = [
     "demo",
@@ -192,6 +199,8 @@ def test_evaluate_prints_and_stores_its_table(run_dir, data, capsys):
     assert summary["data"]["images_per_epoch"] == 32
     assert len(summary["data"]["sha256"]) == 64
     assert summary["evaluation"]["test_examples"] == 16
+    assert summary["evaluation"]["weights"] == summary["weights"]
+    assert summary["evaluation"]["data"]["sha256"] == summary["data"]["sha256"]
     assert {row["labels"] for row in summary["rows"]} == {5, "all"}
     assert set(summary["rows"][0]) >= {
         "features",
@@ -231,8 +240,12 @@ def test_embed_writes_what_the_model_predicts(run_dir, data, tmp_path):
     assert cli.main(["embed", *arguments]) == 0
     found = np.load(out / "embeddings.npz")["representations"]
     images = np.load(data.removeprefix("--data="))["images"]
-    expected = runs.load_model(run_dir).predict(images, verbose=0)
+    model = runs.load_model(run_dir)
+    expected = model.predict(images, verbose=0)
     np.testing.assert_allclose(found, expected, atol=1e-6)
+    summary = runs.read_summary(out)
+    assert summary["weights"] == copies.weights_digest(model)
+    assert len(summary["data"]["sha256"]) == 64
 
 
 def test_export_writes_formats_and_a_card_of_the_run(run_dir, tmp_path, capsys):

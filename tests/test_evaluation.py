@@ -1,10 +1,11 @@
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import standins
 
 import keras_simclr as simclr
-from keras_simclr import evaluation, features, finetuning, sampling
+from keras_simclr import copies, evaluation, features, finetuning, sampling
 from keras_simclr.evaluation import Evaluation
 
 pytestmark = pytest.mark.usefixtures("eagerly")
@@ -58,7 +59,7 @@ def test_evaluation_has_a_row_for_every_combination(model, images):
     assert len(words) == 1
     assert words[0].startswith("This will take about ")
     lines = str(result).splitlines()
-    assert lines[0].split()[:3] == ["accuracy,", "%", "±"]
+    assert lines[0].split()[:4] == ["accuracy,", "%", "(95", "%)"]
     assert lines[11] == "24 labelled images to learn from, 24 to test on."
     for line in ("linear: logistic regression, ", "finetune: from a logistic "):
         assert sum(x.startswith(line) for x in lines) == 1
@@ -148,15 +149,69 @@ def test_gain_is_the_paired_difference_of_the_best():
         evaluation.Result("pixels", "knn", two, targets),
     ]
     gain = evaluation._gain(one, results, 0.0)
-    # Both draws gain the same image of four.
-    half = 1.959964 * np.sqrt(0.25 / 4)
-    assert gain.pop("interval") == pytest.approx((0.25 - half, 0.25 + half))
+    # Both draws gain the same image of four; chosen of two probes, and two.
+    image = [np.array([0.0, 0.0, 0.0, 1.0])] * 2
+    expected = sampling.gain_interval(image, [np.zeros(4)] * 2, choices=(2, 2))
+    assert gain.pop("interval") == expected
     assert gain == {
         "labels": 1,
         "best": "knn",
         "baseline": "pixels, knn",
         "gain": 0.25,
     }
+
+
+def verdict_of(found, baselines, targets):
+    """Of what was found by probes on SimCLR's representation, and others."""
+    job = sampling.Job("all", (), targets)
+    results = [
+        evaluation.Result(name, str(probe), job, predictions)
+        for name, each in (("simclr", found), ("pixels", baselines))
+        for probe, predictions in enumerate(each)
+    ]
+    gain = evaluation._gain(job, results, 0.0)
+    return Evaluation((), (gain,), (), {}).verdict.startswith("Worth it")
+
+
+@pytest.mark.parametrize(
+    ("more", "is_worth"), [(3, False), (5, False), (6, True)]
+)
+@pytest.mark.parametrize("draws", [1, 3])
+def test_few_images_are_worth_what_an_exact_test_says(more, is_worth, draws):
+    targets = np.ones(10)
+    found = np.ones(10)
+    others = np.arange(10) >= more
+    verdict = verdict_of(
+        [[found] * draws], [[others] * draws], [targets] * draws
+    )
+    assert verdict is is_worth
+
+
+@pytest.mark.parametrize(("draws", "images"), [(1, 100), (1, 400), (5, 100)])
+def test_the_best_of_equals_is_seldom_called_worth_it(draws, images):
+    rng = np.random.default_rng(0)
+    targets = [np.ones(images)] * draws
+    count, worth = 300, 0
+    for _ in range(count):
+        rates = rng.beta(3.0, 1.0, images)  # Some images are hard for all.
+        contenders = rng.random((4, draws, images)) < rates
+        worth += verdict_of(contenders[:3], contenders[3:], targets)
+    # Without the correction for the choice of three it is up to 6.6 %.
+    assert worth / count <= 0.03
+
+
+def test_what_is_better_is_called_worth_it():
+    rng = np.random.default_rng(0)
+    targets = [np.ones(400)] * 5
+    worth = [
+        verdict_of(
+            rng.random((3, 5, 400)) < 0.9,
+            rng.random((2, 5, 400)) < 0.85,
+            targets,
+        )
+        for _ in range(40)
+    ]
+    assert np.mean(worth) > 0.6
 
 
 def test_verdict_says_what_was_worth_it():
@@ -284,3 +339,51 @@ def test_canvases_of_different_sizes_are_joined():
     joined = evaluation._joined(*parts)
     assert joined["images"].shape == (4, 6, 7, 1)
     assert joined["images"][:2].sum() == 2 * 4 * 5
+
+
+def test_untrained_encoder_has_seen_images_to_learn_from_only(monkeypatch):
+    """It is the baseline, and batch norm alone may not make it worse."""
+    keras.utils.set_random_seed(0)
+    norm = keras.layers.BatchNormalization()
+    model = simclr.SimCLRModel(standins.encoder(norm))
+    images, labels = standins.labelled_images()
+    copies_made = []
+    copy_of = evaluation.untrained_copy
+
+    def watched(*args):
+        copies_made.append(copy_of(*args))
+        return copies_made[-1]
+
+    monkeypatch.setattr(evaluation, "untrained_copy", watched)
+    results = [
+        simclr.evaluate(
+            model,
+            (images, labels),
+            (test_images, labels),
+            probes=["knn"],
+            labels=["all"],
+        )
+        for test_images in (images, images / 2)
+    ]
+    first, second = (copy.encoder.layers[1] for copy in copies_made)
+    assert not np.allclose(first.moving_variance, 1.0)
+    np.testing.assert_array_equal(first.moving_mean, second.moving_mean)
+    np.testing.assert_array_equal(norm.moving_mean, np.zeros(6))
+    assert {row["features"] for row in results[0].rows} >= {"untrained"}
+
+
+def test_result_names_the_weights_and_the_data_it_describes(model, images):
+    options = {"probes": ["knn"], "labels": [4], "draws": 2}
+    other = standins.encoder()
+    first = simclr.evaluate(model, images, encoders={"other": other}, **options)
+    found = first.summary["evaluation"]
+    assert found["weights"] == copies.weights_digest(model)
+    assert found["encoders"] == {"other": copies.weights_digest(other)}
+    again = simclr.evaluate(model, images, **options)
+    assert again.settings["data_digest"] == found["data_digest"]
+    changed = images[0].copy()
+    changed[3, 0, 0, 0] += 0.01
+    for data in ((changed, images[1]), (images[0], images[1][::-1])):
+        result = simclr.evaluate(model, data, **options)
+        assert result.settings["data_digest"] != found["data_digest"]
+        assert result.settings["weights"] == found["weights"]

@@ -16,7 +16,7 @@ import tensorflow as tf
 from helpers import standins
 
 import keras_simclr as simclr
-from keras_simclr import _files, cards, decoding, export
+from keras_simclr import _files, cards, copies, decoding, export
 
 RUNTIMES = pathlib.Path(__file__).with_name("helpers") / "runtimes.py"
 
@@ -370,3 +370,30 @@ def test_a_new_or_empty_directory_is_free(tmp_path):
     _files.check_is_free(tmp_path / "new")
     _files.check_is_free(tmp_path)
     assert not pathlib.Path(tmp_path / "new").exists()
+
+
+def test_card_holds_rows_of_its_own_weights_only(tmp_path):
+    model = small_model(8)
+    row = {
+        "features": "simclr",
+        "probe": "knn",
+        "labels": 10,
+        "accuracy": 0.9,
+        "interval": (0.8, 0.95),
+    }
+    digest = copies.weights_digest(model)
+    about = {"rows": [row], "evaluation": {"weights": digest}}
+    export.export_encoder(model, tmp_path / "a", formats=["keras"], about=about)
+    card = json.loads((tmp_path / "a" / "model_card.json").read_text())
+    assert (card["weights"], card["evaluation"]["weights"]) == (digest, digest)
+    readme = (tmp_path / "a" / "README.md").read_text()
+    assert "90.0 | 80.0 to 95.0" in readme
+    model.encoder.set_weights([x + 1.0 for x in model.encoder.get_weights()])
+    with pytest.warns(UserWarning, match="evaluation, rows of other weights"):
+        export.export_encoder(
+            model, tmp_path / "b", formats=["keras"], about=about
+        )
+    card = json.loads((tmp_path / "b" / "model_card.json").read_text())
+    assert not {"rows", "evaluation"} & card.keys()
+    assert card["weights"] == copies.weights_digest(model) != digest
+    assert "90.0" not in (tmp_path / "b" / "README.md").read_text()

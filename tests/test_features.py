@@ -7,7 +7,7 @@ import tensorflow as tf
 from helpers import standins
 
 import keras_simclr as simclr
-from keras_simclr import copies
+from keras_simclr import copies, features
 from keras_simclr.features import Features, extract, pixels_of
 
 
@@ -106,3 +106,63 @@ def test_features_of_examples_have_names_and_widths(images):
     np.testing.assert_array_equal(
         features.arrays["pixels"], images[0].reshape(24, 64)
     )
+
+
+def batch_norms(model):
+    return [
+        layer
+        for layer in copies.nested_layers(model)
+        if isinstance(layer, keras.layers.BatchNormalization)
+    ]
+
+
+@pytest.mark.parametrize("is_frozen", [False, True])
+@pytest.mark.parametrize(
+    "norm",
+    [keras.layers.BatchNormalization, simclr.networks.FusedBatchNormalization],
+)
+def test_batch_norm_is_shown_the_images_and_nothing_else(norm, is_frozen):
+    inner = standins.encoder(norm(momentum=0.99, name="inner"))
+    inner.trainable = not is_frozen
+    layers = [keras.Input((8, 8, 1)), norm(name="first"), inner]
+    model = simclr.SimCLRModel(keras.Sequential(layers))
+    rng = np.random.default_rng(0)
+    images = 0.2 + 0.3 * rng.random((300, 8, 8, 1), "float32")
+    images[200:] = 1.0  # Which are not to be learned from.
+    weights = [x.numpy() for x in model.projection_head.weights]
+    features.settle_batch_norm(model, {"images": images}, np.arange(200), 0)
+    norms = {layer.name: layer for layer in batch_norms(model)}
+    seen = images[:200]
+    np.testing.assert_allclose(norms["first"].moving_mean, [seen.mean()], 1e-4)
+    np.testing.assert_allclose(
+        norms["first"].moving_variance, [seen.var()], 1e-3
+    )
+    assert norms["inner"].momentum == 0.99
+    # What stands behind them at rest is normalised, at any depth.
+    before = keras.Model(inner.inputs, norms["inner"].output)
+    values = before(norms["first"](seen, training=False), training=False)
+    np.testing.assert_allclose(np.mean(values, (0, 1, 2)), 0.0, atol=0.02)
+    np.testing.assert_allclose(np.std(values, (0, 1, 2)), 1.0, atol=0.02)
+    for old, new in zip(weights, model.projection_head.weights, strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_averages_of_batch_norm_are_those_of_all_batches():
+    encoder = keras.Sequential(
+        [keras.Input((2,)), keras.layers.BatchNormalization()]
+    )
+    rows = np.random.default_rng(0).normal(3.0, 2.0, (300, 2))
+    features.settle_batch_norm(
+        encoder, {"images": rows.astype("float32")}, np.arange(300), 0
+    )
+    (norm,) = batch_norms(encoder)
+    np.testing.assert_allclose(norm.moving_mean, rows.mean(axis=0), rtol=1e-4)
+    np.testing.assert_allclose(norm.moving_variance, rows.var(axis=0), rtol=0.1)
+
+
+def test_a_network_without_batch_norm_stays_as_it_is():
+    encoder = standins.encoder()
+    before = copies.weights_digest(encoder)
+    images = {"images": np.ones((4, 8, 8, 1), "float32")}
+    features.settle_batch_norm(encoder, images, np.arange(4), 0)
+    assert copies.weights_digest(encoder) == before

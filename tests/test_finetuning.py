@@ -278,3 +278,19 @@ def test_head_may_be_any_layer(images, head, layers, width):
     )
     result = simclr.fine_tune(model, images, projection_layer=layers)
     assert result.classifier.get_layer("probabilities").kernel.shape[0] == width
+
+
+def test_batch_norm_from_scratch_begins_with_the_images():
+    """Its averages move too slowly for few steps."""
+    keras.utils.set_random_seed(0)
+    norm = keras.layers.BatchNormalization(momentum=0.999)
+    layers = [keras.Input((8, 8, 1)), norm, standins.encoder()]
+    encoder = keras.Sequential(layers)
+    tuner = finetuning.Tuner(encoder, np.arange(2), from_scratch=True)
+    images, labels = standins.labelled_images()
+    images = 0.5 + images / 10
+    tuner.fit({"images": images, "labels": labels}, 0)
+    copy = tuner._network.layers_below[0].layers[0]
+    np.testing.assert_allclose(copy.moving_mean, [images.mean()], rtol=1e-2)
+    np.testing.assert_allclose(copy.moving_variance, [images.var()], rtol=0.1)
+    np.testing.assert_array_equal(norm.moving_variance, [1.0])

@@ -7,7 +7,7 @@ from helpers import standins
 from helpers.replicas import mirrored
 
 import keras_simclr as simclr
-from keras_simclr import callbacks, recipe, runs
+from keras_simclr import callbacks, copies, recipe, runs
 
 pytestmark = pytest.mark.usefixtures("eagerly")
 
@@ -58,6 +58,7 @@ def test_run_directory_holds_all_that_a_run_was(tmp_path, dataset):
         "epochs_trained": 2,
         "steps_trained": 4,
         "finished": True,
+        "weights": copies.weights_digest(model),
     }
     loaded = runs.load_model(run_dir)
     for ours, theirs in zip(model.variables, loaded.variables, strict=True):
@@ -86,6 +87,7 @@ def test_interrupted_run_keeps_the_model_as_it_is_then(tmp_path, dataset):
         "epochs_trained": 1,
         "steps_trained": 3,
         "finished": False,
+        "weights": copies.weights_digest(runs.load_model(tmp_path / "run")),
     }
     loaded = runs.load_model(tmp_path / "run")
     assert int(loaded.optimizer.iterations) == 3
@@ -291,6 +293,115 @@ def test_summary_keeps_what_it_had(tmp_path):
     runs.update_summary(tmp_path, {"a": 1, "b": 2})
     runs.update_summary(tmp_path, {"b": 3})
     assert summary_of(tmp_path) == {"a": 1, "b": 3}
+
+
+def evaluate(run_dir, model=None):
+    """What the command `evaluate` does: its rows, stored."""
+    images, labels = standins.labelled_images()
+    result = simclr.evaluate(
+        model or runs.load_model(run_dir),
+        (images, labels),
+        probes=["knn"],
+        labels=[4],
+        draws=2,
+    )
+    runs.update_summary(run_dir, result.summary)
+    return list(result.rows)
+
+
+RESULTS = {"rows", "gains", "evaluation"}
+
+
+def test_rows_of_earlier_weights_are_set_aside(tmp_path, dataset):
+    run_dir, model = tmp_path / "run", tiny_model()
+    interrupt(model, after=3)
+    runs.pretrain(model, dataset, run_dir, epochs=3)
+    evaluate(run_dir)
+    earlier = {name: summary_of(run_dir)[name] for name in RESULTS}
+    assert runs.about(run_dir)["rows"] == earlier["rows"]
+    runs.pretrain(tiny_model(), dataset, run_dir, epochs=3)
+    summary = summary_of(run_dir)
+    assert not RESULTS & summary.keys()
+    assert summary["earlier_evaluations"] == [earlier]
+    about = runs.about(run_dir)
+    assert not RESULTS & about.keys()
+    assert about["epochs_trained"] == 3
+    evaluate(run_dir)
+    assert runs.about(run_dir)["evaluation"]["weights"] == about["weights"]
+    assert about["weights"] != earlier["evaluation"]["weights"]
+
+
+def test_rows_are_not_shown_while_training_goes_on(tmp_path, dataset):
+    """Which may end without a word."""
+    run_dir, model = tmp_path / "run", tiny_model()
+    interrupt(model, after=2)
+    runs.pretrain(model, dataset, run_dir, epochs=2)
+    evaluate(run_dir)
+    resumed, seen = tiny_model(), []
+    step = resumed.train_step
+
+    def watched(element):
+        seen.append(summary_of(run_dir))
+        return step(element)
+
+    resumed.train_step = watched
+    runs.pretrain(resumed, dataset, run_dir, epochs=2)
+    assert len(seen) == 2
+    assert not (RESULTS | {"epochs_trained", "weights"}) & seen[0].keys()
+
+
+def test_rows_stay_where_nothing_was_trained(tmp_path, dataset):
+    run_dir = tmp_path / "run"
+    runs.pretrain(tiny_model(), dataset, run_dir, epochs=1)
+    runs.update_summary(run_dir, {"finished": False})
+    evaluate(run_dir)
+    before = summary_of(run_dir)
+    runs.pretrain(tiny_model(), dataset, run_dir, epochs=1)
+    assert summary_of(run_dir) == {**before, "finished": True}
+
+
+@pytest.mark.parametrize(
+    "change", ["other file", "more training", "version 0.1"]
+)
+def test_results_of_other_weights_are_not_shown(change, tmp_path, dataset):
+    run_dir = tmp_path / "run"
+    runs.pretrain(tiny_model(), dataset, run_dir, epochs=1)
+    evaluate(run_dir)
+    if change == "version 0.1":
+        summary = summary_of(run_dir)
+        del summary["weights"], summary["evaluation"]["weights"]
+        (run_dir / "summary.json").write_text(json.dumps(summary))
+    else:
+        model = runs.load_model(run_dir)
+        weights = model.encoder.get_weights()
+        if change == "more training":
+            model.fit(dataset, verbose=0)
+        else:
+            model.encoder.set_weights([x + 1.0 for x in weights])
+        runs.save_model(model, run_dir)
+    with pytest.warns(UserWarning, match="they are left out") as record:
+        about = runs.about(run_dir)
+    text = str(record[-1].message)
+    assert "epochs_trained, evaluation, gains" in text
+    # Version 0.1 may be right of the rest; another file is of another recipe.
+    is_unknown = change == "version 0.1"
+    assert ("recipe" in text) is not is_unknown
+    assert about.keys() == ({"recipe"} if is_unknown else set())
+
+
+def test_evaluation_that_ends_after_more_training_is_of_its_weights(
+    tmp_path, dataset
+):
+    run_dir, model = tmp_path / "run", tiny_model()
+    interrupt(model, after=2)
+    runs.pretrain(model, dataset, run_dir, epochs=2)
+    loaded = runs.load_model(run_dir)
+    runs.pretrain(tiny_model(), dataset, run_dir, epochs=2)
+    evaluate(run_dir, loaded)
+    with pytest.warns(UserWarning, match="evaluation, gains, rows of other"):
+        about = runs.about(run_dir)
+    assert about["epochs_trained"] == 2
+    assert not RESULTS & about.keys()
 
 
 @pytest.fixture

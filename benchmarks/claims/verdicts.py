@@ -4,7 +4,7 @@ import dataclasses
 import math
 import statistics
 
-from keras_simclr import sampling
+from scipy import stats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +66,9 @@ def interval(values):
     """
     if len(values) < 2:
         return values[0], math.inf
-    low, high = sampling.interval([[value] for value in values])
-    return statistics.fmean(values), (high - low) / 2
+    quantile = stats.t.ppf(0.975, len(values) - 1)
+    half = quantile * statistics.stdev(values) / math.sqrt(len(values))
+    return statistics.fmean(values), half
 
 
 def by_seed(runs, measure="accuracy", **where):
