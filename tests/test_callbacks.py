@@ -369,20 +369,20 @@ def named(images, labels, *names):
     return dataset
 
 
-def test_probes_compare_classes_by_name(caplog):
+def test_probes_compare_classes_by_name(said):
     """What is class 1 here is class 2 there."""
     train = named(IMAGES, LABELS, "dark", "bright")
     test = named(IMAGES, 2 * LABELS, "dark", "other", "bright")
     probes = callbacks.KNNProbe, callbacks.LinearProbe
     same = fit(tiny_model(), *(probe(train, train) for probe in probes))
     found = fit(tiny_model(), *(probe(train, test) for probe in probes))
-    assert not caplog.messages
+    assert not said.messages
     for name in ("knn_accuracy", "linear_accuracy"):
         assert found[name] == same[name]
         assert found[name][0] > 0.6
     other = named(IMAGES, LABELS + 1, "dark", "other", "bright")
     fit(tiny_model(), callbacks.KNNProbe(train, other), epochs=2)
-    unknown, missing = caplog.messages
+    unknown, missing = said.messages
     assert unknown == (
         "12 of 24 images to test on are of classes without images to learn "
         "from, and count as wrong: other."

@@ -304,7 +304,7 @@ def test_finetune_and_predict_say_what_they_found(grey_run, tmp_path, capsys):
 
 
 def test_what_an_npz_split_tests_on_and_cannot_learn_is_said(
-    run_dir, tmp_path, capsys, caplog
+    run_dir, tmp_path, capsys, said
 ):
     images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), "uint8")
     labels = np.repeat([0, 1, 2, 3], 10)  # Sorted by class.
@@ -317,8 +317,8 @@ def test_what_an_npz_split_tests_on_and_cannot_learn_is_said(
     assert text.count("\n10 of 15 images to test on are of classes ") == 1
     assert text.count("\nNo image to test on is of 0, 1.\n") == 1
     assert text.count("\n5 of 15 images to test on are duplicates of ") == 1
-    assert len(caplog.messages) == 3
-    assert all(f"\n{message}\n" in text for message in caplog.messages)
+    assert len(said.messages) == 3
+    assert all(f"\n{message}\n" in text for message in said.messages)
     splits = ["--split=train[:20]", "--test_split=train[20:]"]
     assert cli.main([*command, *splits]) == 1
     assert "Received: 2, 3 in `test` and 0, 1 in `train`" in (

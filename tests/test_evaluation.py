@@ -286,7 +286,7 @@ def grey_folder(directory, names, shift=0):
     ],
 )
 def test_classes_of_folders_are_compared_by_name(
-    tmp_path, others, accuracy, remarks, caplog
+    tmp_path, others, accuracy, remarks, said
 ):
     encoder = keras.Sequential(
         [keras.Input((8, 8, 3)), keras.layers.GlobalAveragePooling2D()]
@@ -298,7 +298,7 @@ def test_classes_of_folders_are_compared_by_name(
     options = {"probes": ["linear"], "labels": ["all"], "baselines": False}
     result = simclr.evaluate(model, train, test, **options)
     assert result.rows[0]["accuracy"] == accuracy
-    assert caplog.messages == result.settings["remarks"] == remarks
+    assert said.messages == result.settings["remarks"] == remarks
     assert all(remark in str(result) for remark in remarks)
     # The other way round, images of unknown classes cannot be right.
     result = simclr.evaluate(model, test, train, **options)
@@ -332,7 +332,7 @@ def test_images_without_a_label_are_no_class(model, images):
 QUICK = {"probes": ["knn"], "labels": ["all"], "draws": 2, "baselines": False}
 
 
-def test_random_pictures_that_are_there_twice_teach_nothing(caplog):
+def test_random_pictures_that_are_there_twice_teach_nothing(said):
     """Random labels: the truth is 50 %, and with leaks 90 % and more."""
     rng = np.random.default_rng(0)
     order = rng.permutation(np.tile(np.arange(60), 2))
@@ -348,7 +348,7 @@ def test_random_pictures_that_are_there_twice_teach_nothing(caplog):
         "60 of 120 images are duplicates of others, from which they are not "
         "divided."
     )
-    assert caplog.messages == [remark]
+    assert said.messages == [remark]
     parts = [
         (images[rows], labels[rows]) for rows in (slice(80), slice(80, 120))
     ]
@@ -361,10 +361,10 @@ def test_random_pictures_that_are_there_twice_teach_nothing(caplog):
     )
 
 
-def test_unknown_duplicates_are_said_to_be(model, images, monkeypatch, caplog):
+def test_unknown_duplicates_are_said_to_be(model, images, monkeypatch, said):
     monkeypatch.setattr(duplicates, "_MOST_IN_MEMORY", 23)
     simclr.evaluate(model, images, **QUICK)
-    (message,) = caplog.messages
+    (message,) = said.messages
     assert message == (
         "Near duplicates unknown: only equal images were looked for among 24"
     )

@@ -224,7 +224,7 @@ def test_bad_input_is_refused(model, images):
     )
 
 
-def test_classes_are_compared_by_name(model, images, caplog):
+def test_classes_are_compared_by_name(model, images, said):
     pixels, numbers = images[0], np.arange(24) % 2
     train, same, other = (
         tf.data.Dataset.from_tensor_slices((pixels, labels)).batch(9)
@@ -237,9 +237,9 @@ def test_classes_are_compared_by_name(model, images, caplog):
     assert found.accuracy == right.accuracy
     assert found.classes == ("bright", "dark")
     assert set(found.predictions) <= set(found.classes)
-    assert not caplog.messages
+    assert not said.messages
     simclr.fine_tune(model, train, other)
-    assert caplog.messages[0].endswith("count as wrong: other.")
+    assert said.messages[0].endswith("count as wrong: other.")
     with pytest.raises(ValueError, match="must both have names of classes"):
         simclr.fine_tune(model, train, (pixels, numbers))
     # Half of the labels are negative: only one class is left.

@@ -60,11 +60,11 @@ def load(labels, class_names=()):
         np.array([[1], [-1], [0], [-1], [2], [-5]], "int8"),
     ],
 )
-def test_images_without_a_label_are_left_out(labels, caplog):
+def test_images_without_a_label_are_left_out(labels, said):
     examples = load(labels)
     assert examples["labels"].tolist() == [1, 0, 2]
     np.testing.assert_array_equal(examples["images"], IMAGES[[0, 2, 4]])
-    (message,) = caplog.messages
+    (message,) = said.messages
     assert message == (
         "3 of 6 images of `train` are left out: their labels are negative, "
         "which means that there is none"
