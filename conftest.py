@@ -1,5 +1,6 @@
 """What the tests and the examples in docstrings share."""
 
+import logging
 import os
 
 import pytest
@@ -67,3 +68,13 @@ def float32_afterwards():
     yield
     keras.config.set_floatx("float32")
     keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture
+def said(caplog):
+    """What is logged, but for what TensorFlow has to say of tracing."""
+    logger = logging.getLogger("tensorflow")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    yield caplog
+    logger.setLevel(level)

@@ -139,6 +139,11 @@ _COMMANDS = {
                 None,
                 "Images to test on; by default TFDS's test, or random fifths.",
             ),
+            "test_data": _Flag(
+                "string",
+                None,
+                "Where these are, if elsewhere: as data. Classes go by name.",
+            ),
             "labels": _Flag(
                 "list",
                 ["1", "5", "10", "50", "1%", "10%", "all"],
@@ -425,16 +430,26 @@ def _evaluate(values):
     side = max(model.encoder.input_shape[1:3])
     data = _data(values)
     source, train = data.open_in_order(side)
-    test_split, test = values.test_split, None
-    if test_split is None:
-        test_split = sources.own_test_split(data.data, data_dir=data.data_dir)
+    print(f"To learn from: {data.in_words(source)}.")
+    test_data, test = values.test_data or data.data, None
+    test_split = (
+        values.test_split
+        or sources.own_test_split(test_data, data_dir=data.data_dir)
+        or ("train" if values.test_data else None)
+    )
     if test_split:
-        held_out = dataclasses.replace(data, split=test_split)
-        _, test = held_out.open_in_order(side)
+        # A manifest is of the files in one place.
+        manifest = None if values.test_data else data.manifest
+        held_out = dataclasses.replace(
+            data, data=test_data, split=test_split, manifest=manifest
+        )
+        test_source, test = held_out.open_in_order(side)
+        print(f"To test on: {held_out.in_words(test_source)}.")
     about = {
         "data": sources.fingerprint(source, data_dir=data.data_dir),
         "split": data.split,
         "test_split": test_split,
+        "test_data": values.test_data,
     }
     result = evaluation.evaluate(
         model,
@@ -447,7 +462,6 @@ def _evaluate(values):
             path: keras.models.load_model(path) for path in values.encoders
         },
         projection_layer=values.projection_layer,
-        class_names=_class_names(source),
         seed=values.seed,
         report=print,
     )
@@ -457,23 +471,18 @@ def _evaluate(values):
     print(result)
 
 
-def _class_names(source):
-    return getattr(source, "class_names", ())
-
-
 def _finetune(values):
     from keras_simclr import _files, classification, runs
 
     _files.check_is_free(values.output_dir)
     model = runs.load_model(values.run_dir)
-    source, train = _data(values).open_in_order(
-        max(model.encoder.input_shape[1:3])
-    )
+    data = _data(values)
+    source, train = data.open_in_order(max(model.encoder.input_shape[1:3]))
+    print(f"To learn from: {data.in_words(source)}.")
     result = classification.train_classifier(
         model,
         train,
         values.output_dir,
-        class_names=_class_names(source),
         projection_layer=values.projection_layer,
         seed=values.seed,
         report=print,
@@ -487,7 +496,9 @@ def _predict(values):
 
     _files.check_is_free(values.output_dir)
     *sides, _ = classification.input_shape(values.model)
-    source, images = _data(values).open_in_order(max(sides))
+    data = _data(values)
+    source, images = data.open_in_order(max(sides))
+    print(f"Found: {data.in_words(source)}.")
     _write_table(
         source,
         values.output_dir,
@@ -506,9 +517,9 @@ def _embed(values):
 
     _files.check_is_free(values.output_dir)
     model = runs.load_model(values.run_dir)
-    source, images = _data(values).open_in_order(
-        max(model.encoder.input_shape[1:3])
-    )
+    data = _data(values)
+    source, images = data.open_in_order(max(model.encoder.input_shape[1:3]))
+    print(f"Found: {data.in_words(source)}.")
     _write_table(
         source,
         values.output_dir,
@@ -546,7 +557,7 @@ def _write_table(source, output_dir, name, what, write):
     path = output_dir / name
     is_folder = not isinstance(source, str)
     with _files.replacing(path) as staged:
-        count = write(staged, source.readable() if is_folder else None)
+        count = write(staged, source.paths if is_folder else None)
     print(f"{path} holds {count} {what}.")
     if is_folder:
         others = output_dir / "skipped.csv"

@@ -104,6 +104,15 @@ def readable_directory(directory):
     return directory
 
 
+def state(path):
+    """What changes when a file does: its size and time; None without one."""
+    try:
+        status = os.stat(path)  # noqa: PTH116 - in a loop over all files.
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
 def walk(directory, report, is_wanted):
     """Yields paths of regular files; reports those that cannot be opened.
 

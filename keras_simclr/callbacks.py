@@ -1,6 +1,7 @@
 """What rides along in `fit`: probes, measures, checkpoints."""
 
 import itertools
+import logging
 import math
 import pathlib
 import re
@@ -23,6 +24,8 @@ from keras_simclr import (
 from keras_simclr.features import extract
 from keras_simclr.model import SimCLRModel
 from keras_simclr.probes import knn_probe, linear_probe
+
+_logger = logging.getLogger("keras_simclr")
 
 MODEL = "model.keras"
 _CHECKPOINT = "epoch-{:06d}.weights.h5"
@@ -75,25 +78,53 @@ class _Probe(_Periodic):
 
     def __init__(self, train, test, *, every=1):
         super().__init__(every)
-        self._train = fit_data.in_order_with_labels("train", train)
-        self._test = fit_data.in_order_with_labels("test", test)
-        for dataset in (self._train, self._test):
-            _check_has_batches(dataset)
+        self._sets = {"train": train, "test": test}
+        self._names = {
+            name: fit_data.names_of_classes(name, images)
+            for name, images in self._sets.items()
+        }
+        for name, images in self._sets.items():
+            self._sets[name] = fit_data.in_order_with_labels(name, images)
+            _check_has_batches(self._sets[name])
 
     def on_train_begin(self, logs=None):
         super().on_train_begin(logs)
         # What cannot be probed is refused now, not after an epoch.
-        for dataset in (self._train, self._test):
+        for dataset in self._sets.values():
             for element in itertools.islice(_first(dataset, _MOST_TO_PROBE), 1):
                 self._outputs(*elements.images_and_sizes(element))
-        _check_has_classes(_first(self._train, _MOST_TO_PROBE))
+        train, test = (
+            self._first_labels(*x) for x in (("train", 2), ("test", 1))
+        )
+        fit_data.check_comparable(train, test)
+
+    def _first_labels(self, name, fewest):
+        """Reads until so many classes have been seen; raises if it is never."""
+        labels = np.array([], "int64")
+        for element in _first(self._sets[name], _MOST_TO_PROBE):
+            found = self._known_labels(name, element["labels"])[0]
+            labels = np.union1d(labels, found) if len(labels) else found
+            if len(np.unique(labels)) >= fewest:
+                return labels
+        words = {1: "one class", 2: "two classes"}
+        raise ValueError(
+            f"The first {_MOST_TO_PROBE:,} images of `{name}` must be of at "
+            f"least {words[fewest]}. Received: {np.unique(labels).tolist()}. "
+            "Shuffle what is sorted by class."
+        )
+
+    def _known_labels(self, name, labels):
+        return fit_data.known_labels(name, labels, self._names[name])
 
     def measure(self):
         start = time.perf_counter()
-        train, test = map(self._features_and_labels, (self._train, self._test))
+        (train, groups), (test, _) = map(self._features_and_labels, self._sets)
+        if self._latest is None:
+            for remark in fit_data.compare_classes(train[1], test[1]):
+                _logger.warning(remark)
         accuracy = math.nan  # Of a model that has diverged.
         if np.isfinite(train[0]).all() and np.isfinite(test[0]).all():
-            accuracy = self.probe(*train, *test).accuracy
+            accuracy = self.probe(train, test, groups).accuracy
         seconds = time.perf_counter() - start
         return {
             f"{self.prefix}_accuracy": accuracy,
@@ -106,10 +137,14 @@ class _Probe(_Periodic):
     def outputs(self, images, sizes):
         return self.represent(self.model.evaluation_view(images, sizes))
 
-    def _features_and_labels(self, dataset):
-        elements = _first(dataset, _MOST_TO_PROBE)
-        (features,), labels = extract([self._outputs], elements)
-        return features, labels
+    def _features_and_labels(self, name):
+        """Pair of features and labels, and the groups of duplicates."""
+        elements = _first(self._sets[name], _MOST_TO_PROBE)
+        (features,), others = extract([self._outputs], elements)
+        labels, rows = self._known_labels(name, others["labels"])
+        groups = others.get("groups")
+        groups = None if groups is None else groups[rows]
+        return (features[rows], labels), groups
 
 
 class KNNProbe(_Probe):
@@ -128,7 +163,10 @@ class KNNProbe(_Probe):
             dataset of batches of them. The first 10,000 are used, whatever
             their classes: shuffle what is sorted by class before. Of datasets,
             not the one that `fit` trains on: every pass would move its shuffle.
-        test: The same, to test on; the first 10,000 here, too.
+            Where one has `class_names`, labels are these; images with a
+            negative label are left out.
+        test: The same, to test on; the first 10,000 here, too. Classes are
+            compared by name.
         every: Epochs from one probe to the next.
 
     Raises:
@@ -158,7 +196,10 @@ class KNNProbe(_Probe):
         - Wu et al. 2018, arXiv:1805.01978, section 3.4.
     """
 
-    prefix, probe = "knn", staticmethod(knn_probe)
+    prefix = "knn"
+
+    def probe(self, train, test, groups):
+        return knn_probe(*train, *test)
 
 
 class LinearProbe(_Probe):
@@ -185,7 +226,10 @@ class LinearProbe(_Probe):
         - Chen et al. 2020, arXiv:2002.05709, section 2.3.
     """
 
-    prefix, probe = "linear", staticmethod(linear_probe)
+    prefix = "linear"
+
+    def probe(self, train, test, groups):
+        return linear_probe(*train, *test, groups=groups)
 
 
 class Measures(_Periodic):
@@ -426,20 +470,6 @@ def save_model(model, run_dir):
 
 def _check_has_batches(dataset):
     fit_data.check_length(dataset, steps_per_epoch=1)  # We take the first ones.
-
-
-def _check_has_classes(elements):
-    """Reads until two classes have been seen."""
-    classes = set()
-    for element in elements:
-        classes.update(np.ravel(element["labels"]).tolist())
-        if len(classes) > 1:
-            return
-    raise ValueError(
-        f"The first {_MOST_TO_PROBE:,} images of `train` must be of at least "
-        f"two classes. Received: {sorted(classes)}. Shuffle what is sorted by "
-        "class."
-    )
 
 
 def _first(dataset, most):

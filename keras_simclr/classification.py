@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import itertools
 import json
 import pathlib
 
@@ -14,7 +13,7 @@ from keras_simclr import elements, fit_data
 from keras_simclr._files import check_is_free, valid_names
 from keras_simclr.augmentations import to_float
 from keras_simclr.copies import plain_copy
-from keras_simclr.evaluation import Evaluation, evaluate
+from keras_simclr.evaluation import Evaluation, evaluate, with_groups
 from keras_simclr.export import plain_view, write_network
 from keras_simclr.features import extract_features
 from keras_simclr.finetuning import Tuner
@@ -72,10 +71,9 @@ def train_classifier(
 
     Args:
         model: A `SimCLRModel`.
-        train: Labelled images: `(images, labels)` arrays, or a dataset of
-            batches of them.
+        train: Labelled images, as `evaluate`.
         directory: Directory to write, new or empty. It is complete or absent.
-        class_names: Names, where the labels are places in them.
+        class_names: As `evaluate`.
         projection_layer: As `fine_tune`.
         seed: Integer.
         report: As `evaluate`.
@@ -91,18 +89,15 @@ def train_classifier(
     Example:
 
     ```python
-    folder = simclr.folders.ImageFolder("labelled")
     dataset = simclr.dataset_from_directory(
-        folder, shuffle=False, drop_remainder=False
+        "labelled", shuffle=False, drop_remainder=False
     )
-    print(train_classifier(
-        model, dataset, "my_classifier", class_names=folder.class_names
-    ))
+    print(train_classifier(model, dataset, "my_classifier"))
     ```
     """
     check_is_free(directory)
     plain_view(model)  # Refuses now what has no plain layers.
-    examples = load_labelled("train", train)
+    examples = with_groups(load_labelled("train", train, class_names))
     result = evaluate(
         model,
         examples,
@@ -110,7 +105,6 @@ def train_classifier(
         labels=("all",),
         baselines=False,
         projection_layer=projection_layer,
-        class_names=class_names,
         seed=seed,
         report=report,
     )
@@ -123,15 +117,16 @@ def train_classifier(
         network = tuner.network()
     else:
         features = extract_features(model, examples)
-        probe = linear_probe(features, labels, features, labels, seed=seed)
+        groups = examples["groups"]
+        probe = linear_probe(
+            features, labels, features, labels, groups=groups, seed=seed
+        )
         encoder = plain_copy(model.encoder)
         network = keras.Sequential(
             [keras.Input(encoder.input_shape[1:]), encoder, probe.classifier],
             name="classifier",
         )
-    names = valid_names(
-        str(class_names[x] if class_names else x) for x in classes
-    )
+    names = [str(x) for x in classes]
     write_classifier(model, network, directory, names)
     return Classifier(
         recipe=best["probe"],
@@ -159,7 +154,7 @@ def write_predictions(directory, dataset, path, names=None):
         directory: What `train_classifier` wrote.
         dataset: `tf.data.Dataset` of batches of images.
         path: `pathlib.Path` of the CSV file to write.
-        names: Iterator over the names of the images, or None to count them.
+        names: As `write_embeddings`, or None for the places themselves.
 
     Returns:
         Number of rows.
@@ -185,7 +180,7 @@ def write_predictions(directory, dataset, path, names=None):
         )
     classes = json.loads((directory / _CLASS_NAMES).read_text("utf-8"))
     module = tf.saved_model.load(directory / "saved_model")
-    names = map(str, itertools.count()) if names is None else names
+    names = None if names is None else list(names)
     count = 0
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
@@ -197,10 +192,11 @@ def write_predictions(directory, dataset, path, names=None):
                 probabilities = module(images).numpy()
             else:
                 probabilities = module.on_canvas(images, sizes).numpy()
-            places = probabilities.argmax(axis=1)
+            places = elements.places_of(element, count)
+            named = (str(x) if names is None else names[x] for x in places)
             rows = zip(
-                valid_names(itertools.islice(names, len(places))),
-                (classes[place] for place in places),
+                valid_names(named),
+                (classes[found] for found in probabilities.argmax(axis=1)),
                 probabilities.max(axis=1),
                 strict=True,
             )

@@ -1,5 +1,7 @@
 """Duplicates and near duplicates among images."""
 
+import hashlib
+
 import numpy as np
 
 SMALL = (32, 32)  # Pixels, all that is kept of an image to be compared.
@@ -20,6 +22,9 @@ _CONTRAST = 3.0
 _NEIGHBOURS = 256
 
 _ROWS = 1024  # Pairs that are compared at a time.
+# Images in memory among which near duplicates are looked for: 6 s on one core
+# for small ones. Among more, only equal ones are.
+_MOST_IN_MEMORY = 20_000
 
 # By which duplicates are found.
 KEYS = np.dtype(
@@ -91,6 +96,56 @@ def group(keys, usable):
     )
     _, numbers = csgraph.connected_components(graph, directed=False)
     return numbers.astype("int64")
+
+
+def group_images(images, sizes=None):
+    """As `group`, of images in memory.
+
+    Those of one colour are nobody's duplicates: alike, but not copied.
+
+    Args:
+        images: Array of shape `(N, height, width, channels)`, uint8 or float in
+            [0, 1]; or `(N, ...)` of anything else.
+        sizes: Integers of shape `(N, 2)`, height and width on a canvas; or
+            None.
+
+    Returns:
+        `(groups, is_complete)`: as from `group`, and whether near duplicates
+        were looked for, and not only equal ones.
+
+    Example:
+
+    >>> images = np.random.default_rng(0).random((2, 8, 8, 1))[[0, 1, 0]]
+    >>> group_images(images)
+    (array([0, 1, 0]), True)
+    """
+    is_complete = len(images) <= _MOST_IN_MEMORY
+    looks_near = is_complete and images.ndim == 4 and images.shape[3] in (1, 3)
+    keys = np.zeros(len(images), KEYS)
+    usable = np.zeros(len(images), bool)
+    for place, image in enumerate(images):
+        if sizes is not None:
+            height, width = sizes[place]
+            image = image[:height, :width]
+        usable[place] = np.ptp(image) > 0
+        content = hashlib.blake2b(f"{image.shape}".encode(), digest_size=8)
+        content.update(np.ascontiguousarray(image))
+        digest = int.from_bytes(content.digest())
+        keys["digest"][place] = digest
+        if looks_near and usable[place]:
+            keys[place] = digest, *perceptual_keys(_small(image))
+    return group(keys, usable), is_complete
+
+
+def _small(image):
+    """An image in memory as `perceptual_keys` takes it."""
+    from PIL import Image
+
+    if image.dtype != np.uint8:
+        image = np.round(255 * np.clip(image, 0, 1)).astype("uint8")
+    image = np.broadcast_to(image, (*image.shape[:2], 3))
+    image = Image.fromarray(np.ascontiguousarray(image))
+    return image.resize(SMALL, Image.Resampling.BILINEAR)
 
 
 def _near_pairs(keys, places):

@@ -16,7 +16,7 @@ _SHOWN = 10  # Rows that an error message lists.
 # The last texts of `fail`: a graph passes no exceptions on, but their words.
 _failures = collections.deque(maxlen=16)
 
-_KEYS = ("images", "labels", "view_1", "view_2", "sizes", "groups")
+_KEYS = ("images", "labels", "view_1", "view_2", "sizes", "groups", "places")
 
 
 def unpack(element):
@@ -25,7 +25,9 @@ def unpack(element):
     Args:
         element: `images`, `(images, labels)`, or a dictionary with `images` (or
             `view_1` and `view_2`) and optionally `labels`, `sizes` (of `images`
-            on a canvas) and `groups` (of duplicates).
+            on a canvas), `groups` (of duplicates) and `places` (integers by
+            which images are told apart, such as those in `ImageFolder.paths`;
+            they only ride along).
 
     Returns:
         Such a dictionary.
@@ -183,6 +185,16 @@ class Rules:
                 "`groups` need the loss NTXent, which leaves them out of the "
                 f"negatives. Received: loss={self.without_groups}"
             )
+
+
+def places_of(element, first=0):
+    """Places of the images of an element; without any they count from `first`.
+
+    Takes a dictionary, as `unpack` returns it; returns an integer array.
+    """
+    if "places" in element:
+        return np.asarray(element["places"])
+    return first + np.arange(len(element["images"]))
 
 
 def check_shared_evenly(element, replicas):

@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import itertools
 import shutil
 import tempfile
 import zipfile
@@ -26,7 +25,9 @@ def write_embeddings(model, dataset, path, names=None):
             representations.
         dataset: A `tf.data.Dataset` of batches.
         path: `pathlib.Path` to write, which ends in .csv, .npz or .parquet.
-        names: Iterator over the names of the images, or None.
+        names: Names of the images by their `places`, such as
+            `ImageFolder.paths`, or in order where a dataset has no places; or
+            None.
 
     Returns:
         Number of rows.
@@ -42,19 +43,21 @@ def write_embeddings(model, dataset, path, names=None):
         folder, shuffle=False, drop_remainder=False
     )
     path = pathlib.Path("photos.parquet")
-    write_embeddings(model, dataset, path, folder.readable())
+    write_embeddings(model, dataset, path, folder.paths)
     ```
     """
     ending = _checks.choice("format", path.suffix[1:], _WRITERS)
     represent = representation(model)
+    names = None if names is None else list(names)
 
     def batches():
+        count = 0
         for element in fit_data.checked_elements(dataset):
             rows = represent(*elements.images_and_sizes(element)).numpy()
-            yield (
-                _files.valid_names(itertools.islice(names or (), len(rows))),
-                rows,
-            )
+            places = elements.places_of(element, count)
+            count += len(rows)
+            named = [] if names is None else [names[place] for place in places]
+            yield _files.valid_names(named), rows
 
     return _WRITERS[ending](path, batches())
 

@@ -3,16 +3,17 @@
 import dataclasses
 import functools
 import hashlib
+import logging
 import time
 
 import numpy as np
 import tensorflow as tf
 
 from keras_simclr import _checks, finetuning, sampling
-from keras_simclr._files import valid_names
 from keras_simclr.augmentations import to_float
 from keras_simclr.copies import untrained_copy, weights_digest
 from keras_simclr.devices import duration
+from keras_simclr.duplicates import group_images
 from keras_simclr.features import (
     PIXEL_SETTINGS,
     Features,
@@ -21,8 +22,15 @@ from keras_simclr.features import (
     resized_representation,
     settle_batch_norm,
 )
-from keras_simclr.fit_data import load_labelled
+from keras_simclr.fit_data import (
+    Labelled,
+    check_classes,
+    compare_classes,
+    load_labelled,
+)
 from keras_simclr.probes import KINDS
+
+_logger = logging.getLogger("keras_simclr")
 
 PROBES = (*KINDS, "finetune")
 LABELS = (1, 5, 10, 50, "1%", "10%", "all")
@@ -107,7 +115,7 @@ class Evaluation:
             f"{name:{width}}" + "".join(f"{text:>20}" for text in texts)
             for name, texts in table.items()
         ]
-        lines.append(self.settings["examples"])
+        lines += [self.settings["examples"], *self.settings.get("remarks", ())]
         for name in (*PROBES, "pixels"):
             if name in self.settings:
                 lines.append(f"{name}: {self.settings[name]}.")
@@ -160,10 +168,13 @@ def evaluate(
         model: A `SimCLRModel`, or a Keras model from images to
             representations. It is left as it is.
         train: Labelled images: `(images, labels)` arrays, or a dataset of
-            batches of them.
-        test: The same, to test on. None: a fifth of the images of `train`,
-            another one for each draw, stratified; duplicates (`groups`) are
-            not divided.
+            batches of them. Where a dataset has `class_names`, as those from
+            folders do, labels are these; images with a negative label are left
+            out.
+        test: The same, to test on. Classes are compared by name; images of
+            others than those in `train` count as wrong. None: a fifth of the
+            images of `train`, another one for each draw, stratified; duplicates
+            (`groups`, or found here) are not divided.
         probes: Some of `"linear"`, `"knn"` and `"finetune"`.
         labels: Labels to learn from: integers (per class), shares (`"1%"`) and
             `"all"`. What the classes are too small for is left out.
@@ -173,7 +184,7 @@ def evaluate(
             names `"pixels"`, `"untrained"` and `"simclr"` are taken.
         baselines: Whether to compare with anything else at all.
         projection_layer: As `fine_tune`.
-        class_names: Names, where the labels are places in them.
+        class_names: Names, where labels without their own are places in them.
         seed: Integer that everything drawn is a function of.
         report: Function that is told, in words, how long it will take.
 
@@ -209,10 +220,12 @@ def evaluate(
     amounts = list(dict.fromkeys(map(sampling.checked_amount, labels)))
     _check_names(encoders)
     start = time.perf_counter()
-    class_names = valid_names(class_names)
     examples, splits = _load(train, test, draws, seed, class_names)
+    remarks = _remarks(examples, splits)
+    for remark in remarks:
+        _logger.warning(remark)
     jobs, left_out = sampling.plan_jobs(
-        examples["labels"], splits, amounts, draws, seed, class_names
+        examples["labels"], splits, amounts, draws, seed
     )
     untrained = _untrained(model, examples, splits, seed) if baselines else None
     functions = _feature_functions(model, untrained, encoders)
@@ -230,6 +243,7 @@ def evaluate(
     gains = [_gain(job, results, correction) for job in jobs if baselines]
     settings = {
         "examples": _examples_in_words(splits),
+        "remarks": remarks,
         **{name: _SETTINGS[name] for name in probes},
         **({"pixels": _SETTINGS["pixels"]} if baselines else {}),
         "projection_layer": projection_layer,
@@ -255,17 +269,56 @@ def _check_names(encoders):
 
 
 def _load(train, test, draws, seed, class_names):
-    """All examples in memory, and the splits of them."""
-    train = load_labelled("train", train)
+    """All examples in memory with their `groups`, and the splits of them."""
+    train = load_labelled("train", train, class_names)
+    check_classes("train", train["labels"])
     if test is None:
+        train = with_groups(train)
         splits = sampling.random_splits(
-            train["labels"], train.get("groups"), draws, seed, class_names
+            train["labels"], train["groups"], draws, seed
         )
         return train, splits
-    test = load_labelled("test", test)
+    test = load_labelled("test", test, class_names)
+    compare_classes(train["labels"], test["labels"])  # Refuses others.
     places = np.arange(len(train["labels"]) + len(test["labels"]))
     split = sampling.Split(*np.split(places, [len(train["labels"])]))
-    return _joined(train, test), [split]
+    return with_groups(_joined(train, test)), [split]
+
+
+def with_groups(examples):
+    """The examples, with the `groups` of duplicates found if they have none."""
+    if "groups" in examples:
+        return examples
+    groups, is_complete = group_images(
+        examples["images"], examples.get("sizes")
+    )
+    if not is_complete:
+        _logger.warning(
+            "Near duplicates unknown: only equal images were looked for "
+            "among %d",
+            len(groups),
+        )
+    return Labelled({**examples, "groups": groups})
+
+
+def _remarks(examples, splits):
+    """What is worth knowing of classes and duplicates, in sentences."""
+    labels, groups, split = examples["labels"], examples["groups"], splits[0]
+    if len(splits) > 1:
+        count = len(groups) - len(np.unique(groups))
+        words = (
+            f"{count} of {len(groups)} images are duplicates of others, from "
+            "which they are not divided."
+        )
+        return [words] * (count > 0)
+    remarks = compare_classes(labels[split.train], labels[split.test])
+    count = int(np.isin(groups[split.test], groups[split.train]).sum())
+    if count:
+        remarks.append(
+            f"{count} of {len(split.test)} images to test on are duplicates of "
+            "images to learn from: this raises the accuracy."
+        )
+    return remarks
 
 
 def _joined(*sets):
@@ -282,7 +335,8 @@ def _joined(*sets):
         largest = np.max([each.shape[1:3] for each in images], axis=0)
         images = [_on_canvas(each, *largest) for each in images]
     sets = [{**each, "images": x} for each, x in zip(sets, images, strict=True)]
-    shared = set.intersection(*map(set, sets))
+    # Groups and places of two sources may be numbered alike.
+    shared = set.intersection(*map(set, sets)) - {"groups", "places"}
     return {key: np.concatenate([each[key] for each in sets]) for key in shared}
 
 
@@ -355,12 +409,20 @@ class _Probing:
         self.probe, self.features = probe, name
         self._kind, self._all_features = KINDS[probe], features
         self._labels = features.examples["labels"]
+        self._groups = features.examples["groups"]
         self._classes = len(np.unique(self._labels))
 
     def predict(self, split, seed):
         x, y = self._all_features.arrays[self.features], self._labels
         train, test = split.train, split.test
-        result = self._kind.run(x[train], y[train], x[test], y[test], seed=seed)
+        result = self._kind.run(
+            x[train],
+            y[train],
+            x[test],
+            y[test],
+            groups=self._groups[train],
+            seed=seed,
+        )
         return result.predictions
 
     def seconds(self, split):

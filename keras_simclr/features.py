@@ -1,5 +1,6 @@
 """Representations of many examples, and raw features beside them."""
 
+import collections
 import functools
 import time
 
@@ -19,7 +20,7 @@ _SETTLED_ON = 1_024  # Images that batch norm is shown before it is trained.
 PIXEL_SETTINGS = f"at most {_PIXELS} x {_PIXELS}"
 
 
-def extract_features(model, images, *, batch_size=256):
+def extract_features(model, images, *, batch_size=256, return_places=False):
     """Representations of images, from an encoder at rest.
 
     Args:
@@ -29,10 +30,14 @@ def extract_features(model, images, *, batch_size=256):
             in [0, 1]; or a dataset of batches of them, where labels are
             ignored.
         batch_size: Images in a batch, for arrays.
+        return_places: Whether to return the place of each image, too. Of a
+            folder, from which any pass may skip files, that is its place in
+            `ImageFolder.paths`.
 
     Returns:
         float32 array of shape `(N, features)`: before the projection head, and
-        from the float32 encoder that `export_encoder` writes.
+        from the float32 encoder that `export_encoder` writes. With
+        `return_places` also an integer array of shape `(N,)`.
 
     Raises:
         ValueError: If images are not finite, or floats not in [0, 1].
@@ -47,8 +52,10 @@ def extract_features(model, images, *, batch_size=256):
     dataset = fit_data.in_order(images, batch_size=batch_size)
     fit_data.check_length(dataset)
     elements = fit_data.checked_elements(dataset)
-    (features,), _ = extract([representation(model)], elements)
-    return features
+    (features,), others = extract([representation(model)], elements)
+    if not return_places:
+        return features
+    return features, others.get("places", np.arange(len(features)))
 
 
 def representation(model):
@@ -144,16 +151,20 @@ def settle_batch_norm(model, examples, places, seed):
 
 
 def extract(functions, elements):
-    """An array of outputs for each function of images, and labels or None."""
-    outputs, labels = [[] for _ in functions], []
+    """An array of outputs for each function of images, all from one pass.
+
+    And a dictionary of the labels, groups and places that come with them.
+    """
+    outputs = [[] for _ in functions]
+    others = collections.defaultdict(list)
     for element in elements:
         batch, sizes = images_and_sizes(element)
         for output, function in zip(outputs, functions, strict=True):
             output.append(function(batch, sizes).numpy())
-        if "labels" in element:
-            labels.append(fit_data.one_per_row(element["labels"]))
+        for name in {"labels", "groups", "places"} & element.keys():
+            others[name].append(np.asarray(element[name]))
     outputs = [np.concatenate(output) for output in outputs]
-    return outputs, np.concatenate(labels) if labels else None
+    return outputs, {k: np.concatenate(array) for k, array in others.items()}
 
 
 class Features:

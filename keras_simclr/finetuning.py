@@ -1,6 +1,7 @@
 """Training an encoder further, on labelled images."""
 
 import dataclasses
+import logging
 import math
 import time
 
@@ -14,6 +15,8 @@ from keras_simclr.export import plain_view, with_evaluation_view
 from keras_simclr.features import FEW_IMAGES, settle_batch_norm, view_of
 from keras_simclr.model import SimCLRModel
 from keras_simclr.probes import fit_logistic
+
+_logger = logging.getLogger("keras_simclr")
 
 _BATCH_SIZE = 64
 _MOMENTUM = 0.9
@@ -72,8 +75,11 @@ def fine_tune(
         model: A `SimCLRModel`, which is left as it is, or a Keras model from
             images to representations.
         train: Labelled images: `(images, labels)` arrays, or a dataset of
-            batches of them. They are kept in memory.
-        test: The same, to test on, or None.
+            batches of them. They are kept in memory. Where a dataset has
+            `class_names`, as those from folders do, labels are these; images
+            with a negative label are left out.
+        test: The same, to test on, or None. Classes are compared by name;
+            images of others than those in `train` count as wrong.
         projection_layer: Layers of the projection head that are kept between
             the encoder and the classifier.
         from_scratch: Whether to forget what pretraining learned, for
@@ -118,6 +124,12 @@ def fine_tune(
     if isinstance(model, SimCLRModel):
         plain_view(model)  # Refuses now what has no plain layers.
     examples = fit_data.load_labelled("train", train)
+    if test is not None:
+        tests = fit_data.load_labelled("test", test)
+        for remark in fit_data.compare_classes(
+            examples["labels"], tests["labels"]
+        ):
+            _logger.warning(remark)
     tuner = Tuner(
         model,
         np.unique(examples["labels"]),
@@ -127,7 +139,6 @@ def fine_tune(
     tuner.fit(examples, seed)
     accuracy, predictions = None, np.array([])
     if test is not None:
-        tests = fit_data.load_labelled("test", test)
         predictions = tuner.predict(tests)
         accuracy = float(np.mean(predictions == tests["labels"]))
     classifier = tuner.network()
@@ -171,11 +182,7 @@ class Tuner:
     def __init__(
         self, model, classes, *, projection_layer=0, from_scratch=False
     ):
-        if len(classes) < 2:
-            raise ValueError(
-                "`train` must hold at least two classes. Received: "
-                f"{classes.tolist()}"
-            )
+        fit_data.check_classes("train", classes)
         self.model = model
         self.classes = classes
         self.from_scratch = from_scratch

@@ -1,5 +1,7 @@
 """Images in a directory: finding them, reading them, skipping some."""
 
+import functools
+import hashlib
 import logging
 import os
 import pathlib
@@ -11,12 +13,21 @@ import tensorflow as tf
 from keras_simclr import _checks, _files
 from keras_simclr.decoding import EXTENSIONS, decode, promised_format
 from keras_simclr.elements import fail
-from keras_simclr.scanning import class_labels, examine, read_manifest
+from keras_simclr.scanning import (
+    class_labels,
+    duplicate_groups,
+    examine,
+    read_manifest,
+)
 
 _logger = logging.getLogger("keras_simclr")
 
 _SHOWN = 10  # Files that an error message lists.
 _END = -1  # In place of a place, after all others.
+# Files that are compared when a folder without a manifest is split: half a
+# minute for photographs of 500 pixels on two cores.
+_MOST_TO_COMPARE = 5_000
+_SHARES = 1 << 52  # In so many parts files are divided by their names.
 
 
 def find_images(directory):
@@ -75,17 +86,20 @@ class ImageFolder:
         manifest: Path of its manifest, which `scan` wrote, or None. With it,
             files with problems are left out beforehand, and duplicates of an
             image are not its negatives.
-        split: `"train"`, all images, or a part of them in TFDS's notation,
-            such as `"train[:90%]"`, taken from a random order that is always
-            the same.
+        split: `"train"`, all images, or a part of them in TFDS's notation.
+            Each file has a random share, a function of its path alone, and
+            duplicates have that of the first of them. `"train[:90%]"` are the
+            files with less than 90 %, whatever others there are, and so only
+            about that many; `"train[:100]"` are those with the smallest.
         unreadable_limit: Share of the files that may be unreadable, 0 to 1.
             With more, reading stops with a list of them.
 
     Attributes:
         paths: List of paths relative to the folder, sorted.
         labels: int64 array, the place of each file's sub-folder in
-            `class_names`; or None if files lie beside the sub-folders, or
-            there are fewer than two of them.
+            `class_names`; or None if files lie beside the sub-folders, there
+            are fewer than two of them, or they are parts, such as `train` and
+            `val`.
         class_names: Tuple of the names of the sub-folders, or empty.
         groups: int64 array, equal for duplicates; or None if there are none,
             or no manifest.
@@ -96,7 +110,7 @@ class ImageFolder:
 
     Raises:
         OSError: If there is no such folder, or it may not be read.
-        ValueError: If it holds no image, or `split` is another.
+        ValueError: If it holds no image, or `split` is another or empty.
 
     Example:
 
@@ -134,13 +148,28 @@ class ImageFolder:
                 )
             self.largest = int(max(listed.widths.max(), listed.heights.max()))
         self.labels, self.class_names = class_labels(self.paths)
-        rows = rows_of_split(split, len(self.paths))
-        if rows != slice(0, len(self.paths)):
-            shuffled = np.random.default_rng(0).permutation(len(self.paths))
-            self._keep(np.sort(shuffled[rows]))
+        if split != "train":
+            rows_of_split(split, len(self.paths))  # Refuses others early.
+            groups = self.groups
+            if manifest is None:
+                groups = self._found_duplicates()
+            self._keep(places_of_split(split, self.paths, groups))
         if self.groups is not None:
             has_duplicates = len(np.unique(self.groups)) < len(self.groups)
             self.groups = self.groups if has_duplicates else None
+
+    def _found_duplicates(self):
+        """Groups of duplicates among few files; None, and said, of many."""
+        if len(self.paths) > _MOST_TO_COMPARE:
+            _logger.warning(
+                "Duplicates unknown: %d files are too many to compare now. "
+                "Scan the folder and use its manifest, or a split may divide "
+                "them",
+                len(self.paths),
+            )
+            return None
+        states = [_files.state(self.directory / path) for path in self.paths]
+        return _groups_of(self.directory, tuple(self.paths), tuple(states))
 
     def _keep(self, places):
         self.paths = [self.paths[place] for place in places]
@@ -192,6 +221,8 @@ class ImageFolder:
 
             return order, turn, tf.cond(order[turn] == _END, nothing, image)
 
+        before_first = tf.constant(-1, tf.int64)
+
         def skip_gap(last, element):
             order, turn, image = element
             places = order[last + 1 : turn]
@@ -202,8 +233,10 @@ class ImageFolder:
                     self._skip, [places], tf.bool, stateful=False
                 ),
             )
+            is_end = order[turn] == _END
+            before_next = tf.where(is_end, before_first, turn)
             with tf.control_dependencies([is_skipped]):
-                return turn, (order[turn], image)
+                return before_next, (order[turn], image)
 
         # Not inside `flat_map`, where a pass takes twice as long to start. Nor
         # is each image a dataset of its own, whose errors could be ignored one
@@ -211,7 +244,6 @@ class ImageFolder:
         images = orders.flat_map(turns).map(
             load, num_parallel_calls=tf.data.AUTOTUNE
         )
-        before_first = tf.constant(-1, tf.int64)
         images = images.ignore_errors().scan(before_first, skip_gap)
         return images.filter(lambda place, _: place != _END)
 
@@ -228,14 +260,6 @@ class ImageFolder:
                 fail(self._complaint())
         return True
 
-    def readable(self):
-        """The paths of the images that a dataset in order has, as it goes.
-
-        Yields:
-            Strings: `paths` without those that were skipped until then.
-        """
-        return (path for path in self.paths if path not in self.skipped)
-
     def _complaint(self):
         listing = [f"{p} ({why})" for p, why in self.skipped.items()]
         more = ", ..." * (len(listing) > _SHOWN)
@@ -245,6 +269,60 @@ class ImageFolder:
             f"far: {', '.join(listing[:_SHOWN])}{more}. Scan the folder and "
             "use its manifest, or raise `unreadable_limit`"
         )
+
+
+@functools.lru_cache(maxsize=1)
+def _groups_of(directory, paths, states):
+    """Groups of the files in these states: both parts of a split ask."""
+    return duplicate_groups(directory, list(paths))
+
+
+def places_of_split(split, paths, groups=None):
+    """Places of the files of a split, by a function of each file's path.
+
+    Args:
+        split: `"train"`, or a part of it in TFDS's notation.
+        paths: List of paths relative to the folder.
+        groups: Integers, equal for duplicates, which all go where the first of
+            them goes; or None.
+
+    Returns:
+        Sorted int64 array.
+
+    Raises:
+        ValueError: If there is no such split, or nothing in it.
+
+    Example:
+
+    >>> paths = [f"{number}.png" for number in range(10)]
+    >>> places_of_split("train[:50%]", paths)
+    array([0, 1, 2, 3, 8])
+    >>> places_of_split("train[:50%]", paths[1:]) + 1
+    array([1, 2, 3, 8])
+    """
+    turns = np.array([_share_of_name(path) for path in paths])
+    if groups is not None:
+        _, firsts, numbers = np.unique(
+            groups, return_index=True, return_inverse=True
+        )
+        turns = turns[firsts][numbers]
+    part = rows_of_split(split, len(paths))
+    if "%" in split:
+        part = rows_of_split(split, _SHARES)
+    else:
+        turns = np.searchsorted(np.sort(turns), turns)
+    places = np.flatnonzero((part.start <= turns) & (turns < part.stop))
+    if not len(places):
+        raise ValueError(
+            f"`split` must hold at least one of {len(paths)} images. "
+            f"Received: split={split!r}, into which none falls by its name"
+        )
+    return places
+
+
+def _share_of_name(path):
+    digest = hashlib.blake2b(os.fsencode(path), digest_size=8).digest()
+    return int.from_bytes(digest) % _SHARES
 
 
 def rows_of_split(split, size):

@@ -8,7 +8,8 @@ import keras
 import numpy as np
 
 from keras_simclr import _checks
-from keras_simclr.fit_data import one_per_row
+from keras_simclr.fit_data import check_classes, known_labels, one_per_row
+from keras_simclr.sampling import split_groups
 
 _K = 20
 _TEMPERATURE = 0.1
@@ -85,7 +86,7 @@ def knn_probe(
 
     Args:
         train_features: Array of shape `(N, D)`.
-        train_labels: Array of shape `(N,)`, any labels.
+        train_labels: Array of shape `(N,)`, integers of 0 and more, or texts.
         test_features: Array of shape `(M, D)`.
         test_labels: Array of shape `(M,)`.
         k: Neighbours that vote, at most N.
@@ -107,8 +108,9 @@ def knn_probe(
     References:
         - Wu et al. 2018, arXiv:1805.01978, section 3.4.
     """
-    train_labels, test_labels = map(one_per_row, (train_labels, test_labels))
-    _check_probe(train_features, train_labels, test_features, test_labels)
+    train_labels, test_labels = _checked_labels(
+        train_features, train_labels, test_features, test_labels
+    )
     _checks.positive_number("temperature", temperature)
     k = min(_checks.integer("k", k, minimum=1), len(train_labels))
     classes, places = np.unique(train_labels, return_inverse=True)
@@ -134,21 +136,30 @@ def knn_probe(
 
 
 def linear_probe(
-    train_features, train_labels, test_features, test_labels, *, seed=0
+    train_features,
+    train_labels,
+    test_features,
+    test_labels,
+    *,
+    groups=None,
+    seed=0,
 ):
     """Trains a logistic regression on features and tests it.
 
     The features are standardised. C, the inverse of the L2 penalty, is the best
     of 0.001, 0.01, 0.1, 1 and 10 on a stratified validation split of 20 % (the
     mean over five splits below 1,000 labels; 10,000 examples at most to train
-    and to validate on); then all training examples are used.
+    and to validate on; duplicates are not divided); then all training examples
+    are used.
 
     Args:
         train_features: Array of shape `(N, D)`.
-        train_labels: Array of shape `(N,)`, any labels. C is 1 if a class is
-            too rare to validate on.
+        train_labels: Array of shape `(N,)`, integers of 0 and more, or texts.
+            C is 1 if a class is too rare to validate on.
         test_features: Array of shape `(M, D)`.
         test_labels: Array of shape `(M,)`.
+        groups: Integers of shape `(N,)`, equal for training examples that are
+            duplicates; None if there are none.
         seed: Integer that draws the validation split.
 
     Returns:
@@ -177,14 +188,17 @@ def linear_probe(
     from sklearn.preprocessing import StandardScaler
     from threadpoolctl import threadpool_limits
 
-    labels, test_labels = map(one_per_row, (train_labels, test_labels))
-    _check_probe(train_features, labels, test_features, test_labels)
+    labels, test_labels = _checked_labels(
+        train_features, train_labels, test_features, test_labels
+    )
     scaler = StandardScaler().fit(train_features)
     features = scaler.transform(train_features).astype("float32")
     # Threads cost more than they bring on small arrays.
     is_small = features.size < _SMALL_ARRAY
     with threadpool_limits(1 if is_small else None):
-        inverse_penalty = _choose_inverse_penalty(features, labels, seed)
+        inverse_penalty = _choose_inverse_penalty(
+            features, labels, groups, seed
+        )
         solver = fit_logistic(features, labels, inverse_penalty)
     test = scaler.transform(test_features).astype("float32")
     predictions = solver.predict(test)
@@ -197,22 +211,25 @@ def linear_probe(
     )
 
 
-def _choose_inverse_penalty(features, labels, seed):
-    from sklearn.model_selection import StratifiedShuffleSplit
-
-    _, counts = np.unique(labels, return_counts=True)
-    if counts.min() < 2:
+def _choose_inverse_penalty(features, labels, groups, seed):
+    groups = np.arange(len(labels)) if groups is None else np.asarray(groups)
+    _, firsts = np.unique(groups, return_index=True)
+    _, counts = np.unique(labels[firsts], return_counts=True)
+    classes = len(np.unique(labels))
+    if counts.min() < 2 or len(counts) < classes:
         return _UNTUNED
-    classes = len(counts)
-    held_out = max(classes, int(_VALIDATION_SHARE * len(labels)))
-    splits = StratifiedShuffleSplit(
+    size = len(firsts)
+    held_out = max(classes, int(_VALIDATION_SHARE * size))
+    splits = split_groups(
+        labels,
+        groups,
+        seed,
         n_splits=_validation_splits(len(labels)),
-        train_size=min(len(labels) - held_out, _MOST_TO_CHOOSE_ON),
+        train_size=min(size - held_out, _MOST_TO_CHOOSE_ON),
         test_size=min(held_out, _MOST_TO_CHOOSE_ON),
-        random_state=seed,
     )
     scores = np.zeros(len(_INVERSE_PENALTIES))
-    for kept, held in splits.split(features, labels):
+    for kept, held in splits:
         if len(np.unique(labels[kept])) < classes:
             return _UNTUNED
         solver = None
@@ -259,11 +276,14 @@ def _as_keras(solver, scaler):
     return model
 
 
-def _check_probe(train_features, train_labels, test_features, test_labels):
-    for name, features, labels in (
+def _checked_labels(train_features, train_labels, test_features, test_labels):
+    """Labels to learn from and to test on; refuses what does not fit them."""
+    checked = []
+    for name, features, given in (
         ("train", train_features, train_labels),
         ("test", test_features, test_labels),
     ):
+        labels = one_per_row(given)
         if np.ndim(features) != 2 or len(features) != len(labels):
             raise ValueError(
                 f"`{name}_features` must have the shape (N, D), with N labels. "
@@ -274,11 +294,17 @@ def _check_probe(train_features, train_labels, test_features, test_labels):
             raise ValueError(
                 f"`{name}_features` must be finite. Received: NaN or infinity"
             )
-    if len(np.unique(train_labels)) < 2:
-        raise ValueError(
-            "`train_labels` must hold at least two classes. Received: "
-            f"{np.unique(train_labels).tolist()}"
-        )
+        known, rows = known_labels(f"{name}_labels", labels)
+        if len(rows) < len(labels):
+            raise ValueError(
+                f"`{name}_labels` must be 0 or more: negative ones mean that "
+                f"there is none. Received: {len(labels) - len(rows)} negative "
+                f"labels. Leave these out: is_known = {name}_labels >= 0, "
+                f"{name}_features[is_known], {name}_labels[is_known]"
+            )
+        checked.append(known)
+    check_classes("train_labels", checked[0])
+    return checked
 
 
 def _normalize(features):
@@ -297,7 +323,7 @@ class ProbeKind:
     """A probe as `evaluate` uses it.
 
     Attributes:
-        run: The probe, which also takes a `seed`.
+        run: The probe, which also takes `groups` and a `seed`.
         settings: What is fixed in it, in words.
         seconds: Function that estimates how long it takes, from the numbers of
             training examples, of test examples, of features and of classes.
@@ -330,7 +356,7 @@ KINDS = {
         seconds=_linear_seconds,
     ),
     "knn": ProbeKind(
-        run=lambda *arrays, seed: knn_probe(*arrays),
+        run=lambda *arrays, groups, seed: knn_probe(*arrays),
         settings=_knn_settings(_K, _TEMPERATURE),
         seconds=_knn_seconds,
     ),

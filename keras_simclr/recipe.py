@@ -60,7 +60,8 @@ class Data(_Checked):
     )
     split: str = _told(
         "train",
-        "Images to use, as TFDS writes it: train[:90%]. Files have only train.",
+        "Images to use, as TFDS writes it: train[:90%]. Files have only train; "
+        "those of a folder are divided by their names.",
     )
     manifest: str | None = _told(
         None, "What `scan` found in the folder: problem files are left out."
@@ -107,6 +108,12 @@ class Data(_Checked):
 
         canvas_size = decoding.canvas_for(side)
         return self.open(canvas_size, shuffle=False, drop_remainder=False)
+
+    def in_words(self, source):
+        """Images and classes of a source that `open` returned, in words."""
+        from keras_simclr import sources
+
+        return sources.in_words(source, self.split, data_dir=self.data_dir)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -52,17 +52,14 @@ def amount_in_words(amount):
     return f"{amount} per class" if isinstance(amount, int) else amount
 
 
-def random_splits(labels, groups, draws, seed, class_names=()):
+def random_splits(labels, groups, draws, seed):
     """Splits examples at random, stratified, into four fifths and a fifth.
 
     `groups` tells the duplicates, which are not divided; None: there are none.
     """
-    from sklearn.model_selection import StratifiedShuffleSplit
-
-    # What is split are groups of duplicates; each goes by its first example.
     groups = np.arange(len(labels)) if groups is None else groups
-    names, firsts = np.unique(groups, return_index=True)
-    rarest, size = _rarest(labels[firsts], class_names)
+    _, firsts = np.unique(groups, return_index=True)
+    rarest, size = _rarest(labels[firsts])
     if size < 2:
         raise ValueError(
             "Without `test`, every class needs at least two images that "
@@ -70,16 +67,28 @@ def random_splits(labels, groups, draws, seed, class_names=()):
         )
     classes = len(np.unique(labels[firsts]))
     test_size = max(classes, round(_TEST_SHARE * len(firsts)))
-    shuffle = StratifiedShuffleSplit(
-        draws, test_size=test_size, random_state=seed
+    splits = split_groups(
+        labels, groups, seed, n_splits=draws, test_size=test_size
     )
-    return [
-        Split(*(np.flatnonzero(np.isin(groups, names[rows])) for rows in sides))
-        for sides in shuffle.split(firsts, labels[firsts])
-    ]
+    return [Split(*map(np.sort, sides)) for sides in splits]
 
 
-def plan_jobs(labels, splits, amounts, draws, seed, class_names=()):
+def split_groups(labels, groups, seed, **sizes):
+    """Yields pairs of places, as `StratifiedShuffleSplit` of these sizes.
+
+    What is split are groups of duplicates; each goes by its first example.
+    """
+    from sklearn.model_selection import StratifiedShuffleSplit
+
+    _, firsts, counts = np.unique(groups, return_index=True, return_counts=True)
+    order = np.argsort(groups, kind="stable")
+    members = np.split(order, np.cumsum(counts)[:-1])
+    shuffle = StratifiedShuffleSplit(**sizes, random_state=seed)
+    for sides in shuffle.split(firsts, labels[firsts]):
+        yield [np.concatenate([members[x] for x in side]) for side in sides]
+
+
+def plan_jobs(labels, splits, amounts, draws, seed):
     """Draws labelled sets of each amount out of what splits learn from.
 
     Returns a list of `Job`, and a list of what is left out and why, in words;
@@ -87,7 +96,7 @@ def plan_jobs(labels, splits, amounts, draws, seed, class_names=()):
     """
     jobs, left_out = [], []
     for amount in amounts:
-        lacks = (_lack(amount, labels[x.train], class_names) for x in splits)
+        lacks = (_lack(amount, labels[x.train]) for x in splits)
         lack = next(filter(None, lacks), None)
         if lack:
             left_out.append(f"{amount_in_words(amount)}, {lack}")
@@ -101,9 +110,9 @@ def plan_jobs(labels, splits, amounts, draws, seed, class_names=()):
     return jobs, left_out
 
 
-def _lack(amount, labels, class_names):
+def _lack(amount, labels):
     """Why there are too few labels for an amount; None if there are not."""
-    rarest, size = _rarest(labels, class_names)
+    rarest, size = _rarest(labels)
     if isinstance(amount, int) and size < amount:
         return f"class {rarest} has {size} to learn from"
     classes = len(np.unique(labels))
@@ -112,11 +121,10 @@ def _lack(amount, labels, class_names):
     return None
 
 
-def _rarest(labels, class_names):
-    """The smallest class, by name if it has one, and its size."""
+def _rarest(labels):
+    """The smallest class and its size."""
     classes, counts = np.unique(labels, return_counts=True)
-    label = classes[counts.argmin()]
-    return class_names[label] if class_names else label, counts.min()
+    return classes[counts.argmin()], counts.min()
 
 
 def _job(amount, labels, splits, draws, seed):

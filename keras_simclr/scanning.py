@@ -21,6 +21,11 @@ from keras_simclr.decoding import (
 from keras_simclr.duplicates import SMALL, perceptual_keys
 
 _CHUNK = 1024  # Files that are read before their rows are stored.
+# Names of folders that parts of a data set have, and all classes never.
+_PARTS = frozenset(
+    "train training val valid validation dev test testing eval evaluation "
+    "unlabeled unlabelled extra holdout".split()
+)
 
 _ADVICE = {
     "empty": "Copy or download it again.",
@@ -260,6 +265,27 @@ def _read_all(directory, paths, problems, progress):
     groups = duplicates.group(keys[:size], table["usable"].to_numpy())
     place = schema.get_field_index("group")
     return table.set_column(place, schema.field(place), pa.array(groups))
+
+
+def duplicate_groups(directory, paths):
+    """Groups of the duplicates among files, as their manifest would have them.
+
+    Args:
+        directory: Path of the folder.
+        paths: Sorted list of paths relative to it, as `find_images`.
+
+    Returns:
+        int64 array: equal for duplicates.
+
+    Example:
+
+    >>> from sklearn import datasets
+    >>> paths = ["images/china.jpg", "images/flower.jpg"]
+    >>> duplicate_groups(datasets.__path__[0], paths)
+    array([0, 1])
+    """
+    table = _read_all(directory, paths, {}, None)
+    return table["group"].to_numpy()
 
 
 def _as_table(rows, schema):
@@ -601,6 +627,17 @@ def _orientation(image):
     return number if number in range(1, 9) else 1
 
 
+def are_parts(names):
+    """Whether folders of these names are parts of a data set, and no classes.
+
+    Example:
+
+    >>> are_parts(["Train", "val"]), are_parts(["bus", "train"])
+    (True, False)
+    """
+    return all(name.casefold() in _PARTS for name in names)
+
+
 def class_labels(paths):
     """Numbers the top-level sub-directories of images.
 
@@ -610,7 +647,8 @@ def class_labels(paths):
     Returns:
         `(labels, class_names)`: an int64 array of the paths' length, and the
         sorted names of the sub-directories. `(None, ())` if a file lies
-        outside them, or there are fewer than two.
+        outside them, there are fewer than two, or they are parts of a data
+        set: `are_parts`.
 
     Example:
 
@@ -628,7 +666,7 @@ def class_labels(paths):
         "int64",
         len(paths),
     )
-    if len(numbers) < 2 or labels.min() < 0:
+    if len(numbers) < 2 or labels.min() < 0 or are_parts(numbers):
         return None, ()
     names = sorted(numbers)
     places = np.empty(len(names), "int64")

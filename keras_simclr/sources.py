@@ -9,12 +9,19 @@ import numpy as np
 import tensorflow as tf
 
 from keras_simclr import _checks
+from keras_simclr._files import valid_names
 from keras_simclr.decoding import SMALLEST_SIDE, fitted
-from keras_simclr.fit_data import batches_of, check_fills_a_batch
+from keras_simclr.fit_data import (
+    batches_of,
+    check_fills_a_batch,
+    one_per_row,
+)
 from keras_simclr.folders import ImageFolder, parsed_split, rows_of_split
+from keras_simclr.scanning import are_parts
 
 # Examples that wait, still encoded, to be drawn in random order.
 _SHUFFLE_BUFFER = 16_384
+_SHOWN = 10  # Classes that are listed.
 
 
 def dataset_from_arrays(
@@ -185,8 +192,13 @@ def dataset_from_directory(
         A `tf.data.Dataset` of dictionaries: `images`, uint8 of shape
         `(batch_size, canvas_size, canvas_size, 3)`; `sizes`, int32 of shape
         `(batch_size, 2)`, height and width of the image in the upper left;
-        `labels`, if the files are in sub-folders: the places of theirs in
+        `places`, int64 of shape `(batch_size,)`: those of the images in
+        `ImageFolder.paths`, by which an image is known in every pass; `labels`,
+        if the files are in sub-folders: the places of theirs in
         `ImageFolder.class_names`; `groups`, if a manifest knows of duplicates.
+        The dataset has the list `class_names`, as those from
+        `keras.utils.image_dataset_from_directory` have, by which `evaluate`,
+        `fine_tune` and the probes tell classes.
 
     Raises:
         OSError: If there is no such folder, or it may not be read.
@@ -227,7 +239,7 @@ def dataset_from_directory(
 
     def element(place, image):
         others = {k: values[place] for k, values in rides_along.items()}
-        return {**_with_size(image), **others}
+        return {**_with_size(image), "places": place, **others}
 
     dataset = _on_canvases(
         images.map(element), canvas_size, batch_size, drop_remainder
@@ -237,7 +249,9 @@ def dataset_from_directory(
         dataset = dataset.take(batches).apply(
             tf.data.experimental.assert_cardinality(batches)
         )
-    return dataset.prefetch(tf.data.AUTOTUNE)
+    dataset = dataset.prefetch(tf.data.AUTOTUNE)
+    dataset.class_names = list(folder.class_names)
+    return dataset
 
 
 def _with_size(image):
@@ -324,6 +338,83 @@ def open_dataset(
     rows = rows_of_split(split, len(arrays["images"]))
     arrays = {name: array[rows] for name, array in arrays.items()}
     return dataset_from_arrays(**arrays, **kwargs)
+
+
+def in_words(source, split="train", *, data_dir=None):
+    """What a source holds, in words: images and, where they are known, classes.
+
+    Args:
+        source: As in `open_dataset`.
+        split: As in `open_dataset`.
+        data_dir: As in `open_dataset`.
+
+    Returns:
+        String, such as `"5 images of 2 classes: cat (3), dog (2)"`.
+
+    Example:
+
+    ```python
+    print(in_words(simclr.folders.ImageFolder("labelled")))
+    ```
+    """
+    if isinstance(source, ImageFolder):
+        size, labels = len(source.paths), source.labels
+        names = source.class_names
+    elif source.startswith("tfds:"):
+        import tensorflow_datasets as tfds
+
+        builder = tfds.builder(source.removeprefix("tfds:"), data_dir=data_dir)
+        size, labels = _split_size(builder, split), None
+        features = dict(builder.info.features.items())
+        names = getattr(features.get("label"), "names", ())
+    else:
+        size, labels, names = *_size_and_labels(source, split), ()
+    images = f"{size:,} image{'s' * (size != 1)}"
+    tops = {path.partition("/")[0] for path in getattr(source, "paths", ())}
+    if labels is None and tops and are_parts(tops):
+        example = str(source.directory / min(tops))
+        example, *parts = valid_names([example, *sorted(tops)])
+        return (
+            f"{images} in {', '.join(parts)}: parts of a data set, no classes. "
+            f"Take one, such as {example}"
+        )
+    return images + _classes_in_words(labels, names)
+
+
+def _size_and_labels(path, split):
+    """Number of images of an .npz file's split, and their labels or None."""
+    with np.load(path) as arrays:
+        # Of the images the header is enough: they may be many.
+        name = "labels" if "labels" in arrays.files else "images"
+        with arrays.zip.open(f"{name}.npy") as file:
+            np.lib.format.read_magic(file)
+            (size, *_), *_ = np.lib.format.read_array_header_1_0(file)
+        labels = arrays["labels"] if name == "labels" else None
+    rows = rows_of_split(split, size)
+    return len(range(size)[rows]), None if labels is None else labels[rows]
+
+
+def _classes_in_words(labels, names):
+    """Classes that have names, or labels, or both."""
+    if labels is None:
+        found = list(names)
+    else:
+        labels = one_per_row(labels)
+        if labels.ndim != 1:
+            return ""
+        if labels.dtype.kind in "if":  # A negative one means: none.
+            labels = labels[labels >= 0]
+        classes, sizes = np.unique(labels, return_counts=True)
+        found = [
+            f"{names[x] if len(names) else x} ({size:,})"
+            for x, size in zip(classes.tolist(), sizes, strict=True)
+        ]
+    if not found:
+        return ", no classes"
+    more = ", ..." * (len(found) > _SHOWN)
+    listing = ", ".join(valid_names(found[:_SHOWN]))
+    classes = "classes" if len(found) > 1 else "class"
+    return f" of {len(found):,} {classes}: {listing}{more}"
 
 
 def own_test_split(source, *, data_dir=None):

@@ -280,7 +280,7 @@ def test_probes_refuse_other_than_one_label_per_image(probe):
         probe((IMAGES, np.eye(24)), TEST)
     assert str(error.value) == (
         "`train` must hold one label per image. Received: labels of shape "
-        "(None, 24)"
+        "(None, 24). Of one-hot labels take labels.argmax(axis=1)"
     )
     with pytest.raises(ValueError) as error:
         probe(TRAIN, TEST, every=0)
@@ -361,6 +361,74 @@ def test_a_single_class_is_refused_before_training(monkeypatch):
         "Received: [0]. Shuffle what is sorted by class."
     )
     assert int(model.optimizer.iterations) == 0
+
+
+def named(images, labels, *names):
+    dataset = tf.data.Dataset.from_tensor_slices((images, labels)).batch(6)
+    dataset.class_names = names
+    return dataset
+
+
+def test_probes_compare_classes_by_name(said):
+    """What is class 1 here is class 2 there."""
+    train = named(IMAGES, LABELS, "dark", "bright")
+    test = named(IMAGES, 2 * LABELS, "dark", "other", "bright")
+    probes = callbacks.KNNProbe, callbacks.LinearProbe
+    same = fit(tiny_model(), *(probe(train, train) for probe in probes))
+    found = fit(tiny_model(), *(probe(train, test) for probe in probes))
+    assert not said.messages
+    for name in ("knn_accuracy", "linear_accuracy"):
+        assert found[name] == same[name]
+        assert found[name][0] > 0.6
+    other = named(IMAGES, LABELS + 1, "dark", "other", "bright")
+    fit(tiny_model(), callbacks.KNNProbe(train, other), epochs=2)
+    unknown, missing = said.messages
+    assert unknown == (
+        "12 of 24 images to test on are of classes without images to learn "
+        "from, and count as wrong: other."
+    )
+    assert missing == "No image to test on is of dark."
+
+
+def test_probes_refuse_names_beside_numbers_before_training():
+    train = named(IMAGES, LABELS, "dark", "bright")
+    model = tiny_model()
+    with pytest.raises(ValueError, match="must both have names of classes"):
+        fit(model, callbacks.KNNProbe(train, TEST))
+    assert int(model.optimizer.iterations) == 0
+
+
+def test_probes_leave_out_images_without_a_label():
+    labels = np.concatenate([[-1] * 8, LABELS])
+    images = np.concatenate([1 - IMAGES[:8], IMAGES])
+    for probe in (callbacks.KNNProbe, callbacks.LinearProbe):
+        whole, part = (
+            fit(tiny_model(), probe(both, both))
+            for both in ((IMAGES, LABELS), (images, labels))
+        )
+        name = f"{probe.prefix}_accuracy"
+        assert whole[name] == part[name]
+    with pytest.raises(ValueError) as error:
+        fit(tiny_model(), callbacks.KNNProbe(TRAIN, (IMAGES, -1 - LABELS)))
+    assert str(error.value) == (
+        "The first 10,000 images of `test` must be of at least one class. "
+        "Received: []. Shuffle what is sorted by class."
+    )
+
+
+def test_linear_probe_is_told_the_duplicates(monkeypatch):
+    groups = np.arange(24) // 2
+    element = {"images": IMAGES, "labels": LABELS, "groups": groups}
+    dataset = tf.data.Dataset.from_tensor_slices(element).batch(5)
+    told = []
+
+    def linear_probe(*arrays, groups):
+        told.append(groups)
+        return simclr.linear_probe(*arrays, groups=groups)
+
+    monkeypatch.setattr(callbacks, "linear_probe", linear_probe)
+    fit(tiny_model(), callbacks.LinearProbe(dataset, TEST))
+    np.testing.assert_array_equal(*told, groups)
 
 
 def test_other_models_are_refused():

@@ -128,6 +128,55 @@ def check_predictions(out, images, expected, path):
     )
 
 
+def test_predictions_are_named_by_the_places_of_their_images(
+    model, images, tmp_path, monkeypatch
+):
+    out = tmp_path / "out"
+    monkeypatch.setattr(classification, "_RECIPES", ("linear",))
+    classification.train_classifier(model, images, out)
+    element = {"images": images[0][:6], "places": np.array([5, 0, 3, 1, 4, 9])}
+    dataset = tf.data.Dataset.from_tensor_slices(element).batch(4)
+    names = [f"{letter}.png" for letter in "abcdefghij"]
+    for given in (names, iter(names), None):
+        path = tmp_path / "classes.csv"
+        classification.write_predictions(out, dataset, path, given)
+        with path.open(encoding="utf-8") as file:
+            found = [row["path"] for row in csv.DictReader(file)]
+        places = element["places"].tolist()
+        assert found == [names[x] if given else str(x) for x in places]
+
+
+def test_classes_have_the_names_of_the_dataset(
+    model, images, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(classification, "_RECIPES", ("linear",))
+    dataset = tf.data.Dataset.from_tensor_slices(images).batch(6)
+    dataset.class_names = ["dog", "cat"]
+    result = classification.train_classifier(model, dataset, tmp_path / "out")
+    assert result.class_names == ("cat", "dog")
+    plain = classification.train_classifier(model, images, tmp_path / "plain")
+    ours, theirs = (
+        keras.models.load_model(tmp_path / name / "classifier.keras")
+        for name in ("out", "plain")
+    )
+    pixels = images[0].astype("float32") / 255
+    np.testing.assert_allclose(
+        ours.predict(pixels, verbose=0)[:, ::-1],
+        theirs.predict(pixels, verbose=0),
+        atol=1e-2,
+    )
+    assert plain.class_names == ("0", "1")
+    with pytest.raises(ValueError) as error:
+        classification.train_classifier(
+            model, dataset, tmp_path / "no", class_names=("kitten", "dog")
+        )
+    assert str(error.value) == (
+        "`class_names` must name all classes of `train`. Received: class_names="
+        "['kitten', 'dog'] for classes ['dog', 'cat']. Leave them out, or "
+        "rename the classes: dataset.class_names = [...]"
+    )
+
+
 def test_what_is_no_classifier_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError) as error:
         classification.write_predictions(tmp_path, None, tmp_path / "x.csv")

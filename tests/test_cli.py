@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from absl import flags
 from helpers import standins
+from helpers.pictures import picture
 from helpers.replicas import mirrored
 
+import keras_simclr as simclr
 import keras_simclr_cli as cli
 from keras_simclr import (
     copies,
@@ -223,6 +225,150 @@ def test_evaluate_without_a_test_set_compares_encoders(
     text = capsys.readouterr().out
     assert f"{out / 'encoder.keras'}, knn" in text
     assert "No test set: 2 random splits of 48 images" in text
+
+
+def paint(directory, shades, copies=6):
+    """A folder with pictures of a shade for each class."""
+    rng = np.random.default_rng(len(shades))
+    for name, shade in shades.items():
+        for number in range(copies):
+            path = directory / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = shade + rng.integers(0, 20, (9, 11, 1))
+            keras.utils.save_img(path, pixels, scale=False)
+
+
+SHADES = {"cat": 20, "dog": 90, "fox": 160, "owl": 230}
+
+
+@pytest.fixture(scope="module")
+def grey_run(tmp_path_factory):
+    """A run whose representation is the brightness."""
+    run_dir = tmp_path_factory.mktemp("grey")
+    encoder = keras.Sequential(
+        [keras.Input((8, 8, 3)), keras.layers.GlobalAveragePooling2D()]
+    )
+    crop = simclr.RandomResizedCrop(8, 8)
+    model = simclr.SimCLRModel(encoder, augmentation=crop)
+    model.compile()
+    model.save(run_dir / "model.keras")
+    return run_dir
+
+
+def test_evaluate_tests_on_another_folder_by_names(grey_run, tmp_path, capsys):
+    paint(tmp_path / "photos" / "train", SHADES)
+    others = {name: SHADES[name] for name in ("cat", "fox", "owl")}
+    paint(tmp_path / "photos" / "val", others)
+    command = ["evaluate", f"--run_dir={grey_run}", "--probes=linear"]
+    command += ["--labels=all", "--draws=2"]
+    # The folders are parts, and the cure can be followed.
+    photos = tmp_path / "photos"
+    assert cli.main([*command, f"--data={photos}"]) == 1
+    text = capsys.readouterr()
+    assert "42 images in train, val: parts of a data set, no cl" in text.out
+    assert "--data=DIR/train --test_data=DIR/val" in text.err
+    command += [f"--data={photos / 'train'}", f"--test_data={photos / 'val'}"]
+    assert cli.main(command) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(
+        "To learn from: 24 images of 4 classes: cat (6), dog (6), fox (6), owl "
+        "(6).\nTo test on: 18 images of 3 classes: cat (6), fox (6), owl (6).\n"
+    )
+    assert "No image to test on is of dog.\n" in text
+    (row,) = (
+        row
+        for row in runs.read_summary(grey_run)["rows"]
+        if row["features"] == "simclr"
+    )
+    assert row["accuracy"] == 1.0
+    assert cli.main([*command, "--test_split=train[:50%]"]) == 0
+    evaluation = runs.read_summary(grey_run)["evaluation"]
+    assert 0 < evaluation["test_examples"] < 18
+    assert evaluation["test_data"] == str(photos / "val")
+
+
+def test_finetune_and_predict_say_what_they_found(grey_run, tmp_path, capsys):
+    paint(tmp_path / "train", SHADES)
+    data, run = f"--data={tmp_path}", f"--run_dir={grey_run}"
+    out = f"--output_dir={tmp_path / 'out'}"
+    assert cli.main(["finetune", run, data, out]) == 1
+    assert "are no classes" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert cli.main(["finetune", run, f"{data}/train", out]) == 0
+    assert capsys.readouterr().out.startswith(
+        "To learn from: 24 images of 4 classes: cat (6), dog (6), "
+    )
+    options = [f"--model={tmp_path / 'out'}", f"{data}/train"]
+    out = tmp_path / "classes"
+    assert cli.main(["predict", *options, f"--output_dir={out}"]) == 0
+    assert capsys.readouterr().out.startswith("Found: 24 images of 4 classes: ")
+    with (out / "predictions.csv").open() as file:
+        for row in csv.DictReader(file):
+            assert row["path"].startswith(row["class"])
+    out = f"--output_dir={tmp_path / 'table'}"
+    assert cli.main(["embed", run, data, out]) == 0
+    assert capsys.readouterr().out.startswith(
+        "Found: 24 images in train: parts"
+    )
+
+
+def test_what_an_npz_split_tests_on_and_cannot_learn_is_said(
+    run_dir, tmp_path, capsys, said
+):
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), "uint8")
+    labels = np.repeat([0, 1, 2, 3], 10)  # Sorted by class.
+    np.savez(tmp_path / "a.npz", images=images, labels=labels)
+    command = ["evaluate", f"--run_dir={run_dir}", "--probes=knn"]
+    command += [f"--data={tmp_path / 'a.npz'}", "--labels=all", "--draws=2"]
+    splits = ["--split=train[:30]", "--test_split=train[25:]"]
+    assert cli.main([*command, *splits]) == 0
+    text = capsys.readouterr().out
+    assert text.count("\n10 of 15 images to test on are of classes ") == 1
+    assert text.count("\nNo image to test on is of 0, 1.\n") == 1
+    assert text.count("\n5 of 15 images to test on are duplicates of ") == 1
+    assert len(said.messages) == 3
+    assert all(f"\n{message}\n" in text for message in said.messages)
+    splits = ["--split=train[:20]", "--test_split=train[20:]"]
+    assert cli.main([*command, *splits]) == 1
+    assert "Received: 2, 3 in `test` and 0, 1 in `train`" in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    "splits", [[], ["--split=train[:60%]", "--test_split=train[60%:]"]]
+)
+@pytest.mark.parametrize("scanned", [False, True])
+def test_pictures_that_are_there_twice_do_not_leak(
+    tmp_path, splits, scanned, capsys
+):
+    """Random pictures with random labels: the truth is 50 %."""
+    encoder = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten()])
+    crop = simclr.RandomResizedCrop(8, 8)
+    model = simclr.SimCLRModel(encoder, augmentation=crop)
+    model.compile()
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    model.save(run_dir / "model.keras")
+    rng = np.random.default_rng(0)
+    names = rng.permutation(120)
+    for place, label in enumerate(rng.permutation(np.arange(60) % 2)):
+        for name in names[[place, place + 60]]:
+            path = tmp_path / "images" / ("cat", "dog")[label] / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture(place, 20, 16).save(path)
+    data = [f"--data={tmp_path / 'images'}"]
+    if scanned:
+        out = tmp_path / "scan"
+        assert cli.main(["scan", *data, f"--output_dir={out}"]) == 0
+        data.append(f"--manifest={out / 'manifest.parquet'}")
+    command = ["evaluate", f"--run_dir={run_dir}", *data, *splits]
+    command += ["--probes=linear,knn", "--labels=all"]
+    assert cli.main(command) == 0
+    for row in runs.read_summary(run_dir)["rows"]:
+        assert abs(row["accuracy"] - 0.5) < 0.17
+    text = capsys.readouterr().out
+    assert ("60 of 120 images are duplicates of others" in text) != bool(splits)
 
 
 def test_file_has_one_split(run_dir, data, capsys):

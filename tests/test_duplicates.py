@@ -1,4 +1,9 @@
+import io
+
 import numpy as np
+import PIL.Image
+import pytest
+from helpers.pictures import picture
 
 from keras_simclr import duplicates
 
@@ -34,3 +39,63 @@ def test_many_alike_are_linked_once_per_order_not_each_with_each():
     links = list(duplicates._near_pairs(keys, np.arange(3000)))
     assert sum(len(one) for one, _ in links) == 4 * 2999
     assert not duplicates.group(keys, np.ones(3000, bool)).any()
+
+
+def pairs(groups):
+    """Places of images of one group."""
+    numbers = np.unique(groups)
+    found = [np.flatnonzero(groups == x).tolist() for x in numbers]
+    return [places for places in found if len(places) > 1]
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+@pytest.mark.parametrize("shape", [(8, 8, 1), (20, 30, 3), (6, 6, 5), (50,)])
+def test_equal_images_in_memory_are_duplicates(shape, dtype):
+    images = np.random.default_rng(0).integers(0, 256, (12, *shape))
+    images = (images[[*range(12), 3, 7, 3]] / 256 ** (dtype != "uint8")).astype(
+        dtype
+    )
+    groups, is_complete = duplicates.group_images(images)
+    assert is_complete
+    assert pairs(groups) == [[3, 12, 14], [7, 13]]
+
+
+def test_images_saved_again_are_duplicates_in_memory():
+    images = []
+    for quality in (95, 60):
+        for seed in range(6):
+            file = io.BytesIO()
+            picture(seed, 160, 120).save(file, "JPEG", quality=quality)
+            images.append(np.asarray(PIL.Image.open(file)))
+    groups, _ = duplicates.group_images(np.stack(images))
+    assert pairs(groups) == [[place, place + 6] for place in range(6)]
+
+
+def test_canvases_beside_an_image_do_not_count():
+    images = np.zeros((3, 16, 16, 3), "uint8")
+    rng = np.random.default_rng(0)
+    images[:, :9, :12] = rng.integers(0, 256, (3, 9, 12, 3))
+    images[1] = images[0]
+    images[1, 9:] = 77
+    images[2, :9, :12] = images[0, :9, :12]
+    sizes = np.array([[9, 12], [9, 12], [9, 11]])
+    groups, _ = duplicates.group_images(images, sizes)
+    assert groups[0] == groups[1]
+
+
+def test_images_of_one_colour_are_nobodys_duplicates():
+    images = np.zeros((4, 8, 8, 3), "uint8")
+    assert pairs(duplicates.group_images(images)[0]) == []
+
+
+def test_among_many_only_equal_images_are_looked_for(monkeypatch):
+    monkeypatch.setattr(duplicates, "_MOST_IN_MEMORY", 3)
+    images = np.random.default_rng(0).integers(0, 250, (4, 32, 32, 3), "uint8")
+    images[3] = images[2]
+    images[1] = images[0] + 1
+    groups, is_complete = duplicates.group_images(images)
+    assert not is_complete
+    assert pairs(groups) == [[2, 3]]
+    groups, is_complete = duplicates.group_images(images[:3])
+    assert is_complete
+    assert pairs(groups) == [[0, 1]]

@@ -58,7 +58,7 @@ def test_unknown_keys_are_refused():
         elements.unpack({"image": IMAGES, "label": LABELS})
     assert str(error.value) == (
         "The keys of a dataset element are images, labels, view_1, view_2, "
-        "sizes, groups. Received: unknown 'image', 'label'"
+        "sizes, groups, places. Received: unknown 'image', 'label'"
     )
 
 

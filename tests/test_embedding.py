@@ -2,6 +2,7 @@ import csv
 
 import keras
 import numpy as np
+import PIL.Image
 import pyarrow.parquet
 import pytest
 
@@ -24,7 +25,6 @@ def write(encoder, path, names):
     dataset = simclr.dataset_from_arrays(
         IMAGES, batch_size=2, shuffle=False, drop_remainder=False
     )
-    names = names and iter(names)
     return embedding.write_embeddings(encoder, dataset, path, names)
 
 
@@ -63,3 +63,37 @@ def test_table_has_a_row_per_image(encoder, tmp_path, read, names):
 def test_other_formats_are_refused(encoder, tmp_path):
     with pytest.raises(ValueError, match="`format` must be one of 'csv', 'np"):
         write(encoder, tmp_path / "table.json", NAMES)
+
+
+@pytest.mark.parametrize("read", [read_csv, read_npz, read_parquet])
+@pytest.mark.parametrize("skipped", [[2], [0], [9], [3, 4, 5], [1, 8]])
+def test_rows_are_named_by_the_places_of_their_images(
+    encoder, tmp_path, read, skipped
+):
+    """Whatever an earlier pass could not read, and this one can."""
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(10):
+        pixels = np.full((8, 8, 3), 20 * number, "uint8")
+        PIL.Image.fromarray(pixels).save(images / f"{number}.png")
+    folder = simclr.folders.ImageFolder(images, unreadable_limit=0.5)
+    dataset = simclr.dataset_from_directory(
+        folder, batch_size=4, shuffle=False, drop_remainder=False
+    )
+    crop = simclr.RandomResizedCrop(4, 4)
+    model = simclr.SimCLRModel(encoder, augmentation=crop)
+    contents = {
+        place: (images / f"{place}.png").read_bytes() for place in skipped
+    }
+    for number, broken in enumerate([skipped, [], skipped]):
+        for place, content in contents.items():
+            part = content[: 30 if place in broken else None]
+            (images / f"{place}.png").write_bytes(part)
+        path = tmp_path / f"{number}.{read.__name__.removeprefix('read_')}"
+        embedding.write_embeddings(model, dataset, path, folder.paths)
+        names, values = read(path)
+        right = [x for x in range(10) if x not in broken]
+        assert names == [f"{x}.png" for x in right]
+        np.testing.assert_allclose(
+            values[:, 0], np.array(right) * 20 / 255, atol=1e-6
+        )

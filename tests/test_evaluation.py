@@ -1,11 +1,19 @@
 import keras
 import numpy as np
+import PIL.Image
 import pytest
 import tensorflow as tf
 from helpers import standins
 
 import keras_simclr as simclr
-from keras_simclr import copies, evaluation, features, finetuning, sampling
+from keras_simclr import (
+    copies,
+    duplicates,
+    evaluation,
+    features,
+    finetuning,
+    sampling,
+)
 from keras_simclr.evaluation import Evaluation
 
 pytestmark = pytest.mark.usefixtures("eagerly")
@@ -307,6 +315,136 @@ def test_class_names_that_are_no_text_are_escaped(model, images):
     assert result.left_out == (
         "50 per class, class caf\\xe9 has 9 to learn from",
     )
+
+
+def with_names(images, labels, names):
+    dataset = tf.data.Dataset.from_tensor_slices((images, labels)).batch(10)
+    dataset.class_names = names
+    return dataset
+
+
+def grey_folder(directory, names, shift=0):
+    """A folder with pictures of a shade for each class."""
+    shades = {"cat": 30, "dog": 90, "fox": 150, "owl": 210}
+    rng = np.random.default_rng(shift)
+    for name in names:
+        (directory / name).mkdir(parents=True)
+        for number in range(6):
+            noise = rng.integers(0, 20, (10, 12, 1))
+            pixels = (shades[name] + noise).repeat(3, -1).astype("uint8")
+            PIL.Image.fromarray(pixels).save(directory / name / f"{number}.png")
+    return simclr.dataset_from_directory(
+        directory, batch_size=5, shuffle=False, drop_remainder=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("others", "accuracy", "remarks"),
+    [
+        ("cat dog fox owl", 1.0, []),
+        ("cat fox owl", 1.0, ["No image to test on is of dog."]),
+        ("owl fox", 1.0, ["No image to test on is of cat, dog."]),
+    ],
+)
+def test_classes_of_folders_are_compared_by_name(
+    tmp_path, others, accuracy, remarks, said
+):
+    encoder = keras.Sequential(
+        [keras.Input((8, 8, 3)), keras.layers.GlobalAveragePooling2D()]
+    )
+    crop = simclr.RandomResizedCrop(8, 8)
+    model = simclr.SimCLRModel(encoder, augmentation=crop)
+    train = grey_folder(tmp_path / "train", ["cat", "dog", "fox", "owl"])
+    test = grey_folder(tmp_path / "test", others.split(), shift=1)
+    options = {"probes": ["linear"], "labels": ["all"], "baselines": False}
+    result = simclr.evaluate(model, train, test, **options)
+    assert result.rows[0]["accuracy"] == accuracy
+    assert said.messages == result.settings["remarks"] == remarks
+    assert all(remark in str(result) for remark in remarks)
+    # The other way round, images of unknown classes cannot be right.
+    result = simclr.evaluate(model, test, train, **options)
+    share = len(others.split()) / 4
+    assert result.rows[0]["accuracy"] == share
+    if share < 1:
+        assert "count as wrong: " in str(result)
+
+
+def test_names_and_numbers_of_classes_are_not_compared(model, images):
+    named = with_names(*images, ["lace", "linen"])
+    for train, test in ((named, images), (images, named)):
+        with pytest.raises(ValueError, match="must both have names of classes"):
+            simclr.evaluate(model, train, test)
+    result = simclr.evaluate(
+        model, named, images, class_names=["lace", "linen"], **QUICK
+    )
+    assert result.settings["test_examples"] == 24
+
+
+def test_images_without_a_label_are_no_class(model, images):
+    labels = np.where(np.arange(24) < 8, -1, images[1])
+    few = images[0][8:], images[1][8:]
+    expected = simclr.evaluate(model, few, images, **QUICK)
+    found = simclr.evaluate(model, (images[0], labels), images, **QUICK)
+    assert found.rows == expected.rows
+    with pytest.raises(ValueError, match="`train` must hold at least two cl"):
+        simclr.evaluate(model, (images[0], images[1] - 1), images)
+
+
+QUICK = {"probes": ["knn"], "labels": ["all"], "draws": 2, "baselines": False}
+
+
+def test_random_pictures_that_are_there_twice_teach_nothing(said):
+    """Random labels: the truth is 50 %, and with leaks 90 % and more."""
+    rng = np.random.default_rng(0)
+    order = rng.permutation(np.tile(np.arange(60), 2))
+    images = rng.integers(0, 256, (60, 8, 8, 1), "uint8")[order]
+    labels = rng.permutation(np.arange(60) % 2)[order]
+    network = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten()])
+    options = {**QUICK, "probes": ["linear", "knn"], "draws": 8}
+    result = simclr.evaluate(network, (images, labels), **options)
+    for row in result.rows:
+        assert abs(row["accuracy"] - 0.5) < 0.2
+    (remark,) = result.settings["remarks"]
+    assert remark == (
+        "60 of 120 images are duplicates of others, from which they are not "
+        "divided."
+    )
+    assert said.messages == [remark]
+    parts = [
+        (images[rows], labels[rows]) for rows in (slice(80), slice(80, 120))
+    ]
+    result = simclr.evaluate(network, *parts, **options)
+    (remark,) = result.settings["remarks"]
+    shared = np.isin(order[80:], order[:80]).sum()
+    assert remark == (
+        f"{shared} of 40 images to test on are duplicates of images to learn "
+        "from: this raises the accuracy."
+    )
+
+
+def test_unknown_duplicates_are_said_to_be(model, images, monkeypatch, said):
+    monkeypatch.setattr(duplicates, "_MOST_IN_MEMORY", 23)
+    simclr.evaluate(model, images, **QUICK)
+    (message,) = said.messages
+    assert message == (
+        "Near duplicates unknown: only equal images were looked for among 24"
+    )
+
+
+def test_groups_of_two_sources_are_not_taken_for_each_other():
+    sets = [
+        {
+            "images": np.random.default_rng(seed).random((6, 8, 8, 1)),
+            "labels": np.arange(6) % 2,
+            "groups": np.arange(6) // 2,
+            "places": np.arange(6),
+        }
+        for seed in (0, 1)
+    ]
+    datasets = [tf.data.Dataset.from_tensors(each) for each in sets]
+    examples, _ = evaluation._load(*datasets, 2, 0, ())
+    assert len(np.unique(examples["groups"])) == 12
+    assert "places" not in examples
 
 
 def test_missing_labels_are_refused(model, images):

@@ -91,9 +91,23 @@ def test_pixels_of_large_images_are_averaged():
 
 def test_outputs_and_labels_are_joined():
     elements = [{"images": tf.ones((2, 3)), "labels": tf.zeros((2, 1))}] * 2
-    (doubles,), labels = extract([lambda x, _: 2 * x], elements)
+    (doubles,), others = extract([lambda x, _: 2 * x], elements)
     np.testing.assert_array_equal(doubles, np.full((4, 3), 2))
-    assert labels.shape == (4,)
+    assert {k: array.shape for k, array in others.items()} == {"labels": (4, 1)}
+
+
+def test_features_come_with_the_places_of_their_images(model, images):
+    element = {"images": images[0], "places": np.arange(24)[::-1] * 10}
+    dataset = tf.data.Dataset.from_tensor_slices(element).batch(7)
+    features, places = simclr.extract_features(
+        model, dataset, return_places=True
+    )
+    np.testing.assert_array_equal(places, element["places"])
+    same, counted = simclr.extract_features(
+        model, images[0], return_places=True
+    )
+    np.testing.assert_array_equal(features, same)
+    np.testing.assert_array_equal(counted, np.arange(24))
 
 
 def test_features_of_examples_have_names_and_widths(images):

@@ -224,6 +224,29 @@ def test_bad_input_is_refused(model, images):
     )
 
 
+def test_classes_are_compared_by_name(model, images, said):
+    pixels, numbers = images[0], np.arange(24) % 2
+    train, same, other = (
+        tf.data.Dataset.from_tensor_slices((pixels, labels)).batch(9)
+        for labels in (numbers, 2 * numbers, numbers + 1)
+    )
+    train.class_names = ["dark", "bright"]
+    same.class_names = other.class_names = ["dark", "other", "bright"]
+    right = simclr.fine_tune(model, train, train)
+    found = simclr.fine_tune(model, train, same)
+    assert found.accuracy == right.accuracy
+    assert found.classes == ("bright", "dark")
+    assert set(found.predictions) <= set(found.classes)
+    assert not said.messages
+    simclr.fine_tune(model, train, other)
+    assert said.messages[0].endswith("count as wrong: other.")
+    with pytest.raises(ValueError, match="must both have names of classes"):
+        simclr.fine_tune(model, train, (pixels, numbers))
+    # Half of the labels are negative: only one class is left.
+    with pytest.raises(ValueError, match="at least two classes"):
+        simclr.fine_tune(model, (pixels, numbers - 1))
+
+
 def halving_model():
     return simclr.SimCLRModel(
         standins.encoder(),

@@ -1,12 +1,13 @@
 import itertools
 import logging
 import os
+import re
 
 import numpy as np
 import PIL.Image
 import pytest
 import tensorflow as tf
-from helpers.pictures import JPEG, PNG, refuse, write
+from helpers.pictures import JPEG, PNG, picture, refuse, write
 
 import keras_simclr as simclr
 from keras_simclr import fit_data, folders, scanning
@@ -163,7 +164,7 @@ def shuffled(source, **kwargs):
 def test_elements_are_images_with_their_sizes_and_labels(directory):
     write_image(directory / "cats" / "00.png", 0, size=(32, 8))
     first = next(iter(in_order(directory)))
-    assert sorted(first) == ["images", "labels", "sizes"]
+    assert sorted(first) == ["images", "labels", "places", "sizes"]
     assert first["images"].shape == (8, 16, 16, 3)
     np.testing.assert_array_equal(first["sizes"][:2], [[16, 4], [12, 10]])
     canvas = first["images"][1].numpy()
@@ -199,20 +200,123 @@ def test_orders_are_a_function_of_seed_and_epoch(directory):
 def test_files_beside_sub_folders_mean_no_labels(directory):
     write_image(directory / "00.png", 0)
     assert folders.ImageFolder(directory).labels is None
-    assert sorted(next(iter(in_order(directory)))) == ["images", "sizes"]
+    first = next(iter(in_order(directory)))
+    assert sorted(first) == ["images", "places", "sizes"]
 
 
-def test_splits_share_nothing_and_hold_all_classes(directory):
-    train = folders.ImageFolder(directory, split="train[:80%]")
-    test = folders.ImageFolder(directory, split="train[80%:]")
-    assert (len(train.paths), len(test.paths)) == (16, 4)
+@pytest.mark.parametrize("bound", ["70%", "12"])
+def test_splits_share_nothing_and_keep_their_labels(directory, bound):
+    train = folders.ImageFolder(directory, split=f"train[:{bound}]")
+    test = folders.ImageFolder(directory, split=f"train[{bound}:]")
     whole = folders.ImageFolder(directory)
     assert sorted(train.paths + test.paths) == whole.paths
+    if bound == "12":
+        assert len(train.paths) == 12
     assert train.class_names == test.class_names == ("cats", "dogs")
     for folder in (train, test):
-        assert set(folder.labels) == {0, 1}
+        assert folder.paths == sorted(folder.paths)
         expected = [["cats", "dogs"].index(p[:4]) for p in folder.paths]
         np.testing.assert_array_equal(folder.labels, expected)
+
+
+def test_splits_hold_about_their_share():
+    paths = [f"{number}.jpg" for number in range(10_000)]
+    pairs = np.arange(10_000) // 2
+    for groups in (None, pairs):
+        for split, share in (("[:80%]", 0.8), ("[80%:90%]", 0.1)):
+            places = folders.places_of_split(f"train{split}", paths, groups)
+            assert len(places) / 10_000 == pytest.approx(share, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    "split", ["train[:80%]", "train[80%:]", "train[-50%:]"]
+)
+def test_files_keep_their_side_whatever_comes_and_goes(directory, split):
+    before = set(folders.ImageFolder(directory, split=split).paths)
+    for number in range(20, 60):
+        write_image(directory / "cats" / f"{number:02}.png", number)
+    after = set(folders.ImageFolder(directory, split=split).paths)
+    old = {path for path in after if int(path[5:7]) < 20}
+    assert old == before
+    for number in range(0, 20, 3):
+        for path in directory.glob(f"*/{number:02}.png"):
+            path.unlink()
+    left = set(folders.ImageFolder(directory, split=split).paths)
+    assert left == {path for path in after if (directory / path).exists()}
+
+
+def write_copies(directory):
+    """Thirty pictures, each of them in two or three files."""
+    for number in range(30):
+        pixels = picture(number)
+        for copy in ("cats/{}.png", "dogs/b{}.bmp", "dogs/c{}.png"):
+            path = directory / copy.format(number)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if "c{}" not in copy or number % 2:
+                pixels.save(path)
+
+
+@pytest.mark.parametrize("scanned", [True, False])
+@pytest.mark.parametrize("bound", ["50%", "31"])
+def test_splits_do_not_divide_duplicates(tmp_path, scanned, bound):
+    write_copies(tmp_path / "images")
+    manifest = tmp_path / "manifest.parquet" if scanned else None
+    if scanned:
+        scanning.scan(tmp_path / "images", manifest)
+    train, test = (
+        folders.ImageFolder(
+            tmp_path / "images", split=f"train[{part}]", manifest=manifest
+        )
+        for part in (f":{bound}", f"{bound}:")
+    )
+    pictures = [
+        {re.search(r"\d+", path)[0] for path in folder.paths}
+        for folder in (train, test)
+    ]
+    assert not pictures[0] & pictures[1]
+    assert len(train.paths) + len(test.paths) == 75
+    assert min(map(len, pictures)) >= 5
+
+
+def test_duplicates_among_many_files_are_said_to_be_unknown(
+    directory, monkeypatch, caplog
+):
+    monkeypatch.setattr(folders, "_MOST_TO_COMPARE", 19)
+    folders.ImageFolder(directory)
+    assert not caplog.messages
+    folder = folders.ImageFolder(directory, split="train[:50%]")
+    assert folder.paths
+    (message,) = caplog.messages
+    assert message == (
+        "Duplicates unknown: 20 files are too many to compare now. Scan "
+        "the folder and use its manifest, or a split may divide them"
+    )
+
+
+def test_files_that_changed_are_compared_again(directory):
+    parts = "train[:50%]", "train[50%:]"
+    for part in parts:
+        assert 0 < len(folders.ImageFolder(directory, split=part).paths) < 20
+    for path in directory.glob("*/*.png"):
+        picture(1).save(path)
+    # All are alike now, and where the first of them is.
+    (side,) = (x for x in parts if is_in(directory, "cats/00.png", x))
+    assert len(folders.ImageFolder(directory, split=side).paths) == 20
+
+
+def is_in(directory, path, split):
+    paths = folders.find_images(directory)
+    return paths.index(path) in folders.places_of_split(split, paths)
+
+
+def test_empty_splits_are_refused(directory):
+    for split in ("train[:0]", "train[:0%]", "train[20:]"):
+        with pytest.raises(ValueError) as info:
+            folders.ImageFolder(directory, split=split)
+        assert str(info.value) == (
+            "`split` must hold at least one of 20 images. Received: "
+            f"split={split!r}, into which none falls by its name"
+        )
 
 
 @pytest.mark.parametrize(
@@ -246,7 +350,6 @@ def test_unreadable_files_are_skipped_and_reported_once(directory, caplog):
         "dogs/19.png": "not an image: HTML",
     }
     assert len(caplog.messages) == 2
-    assert list(folder.readable()) == [folder.paths[x] for x in expected]
 
 
 def test_an_epoch_has_its_length_whatever_is_unreadable(directory):
@@ -267,6 +370,76 @@ def test_a_file_that_vanishes_is_skipped(directory):
     assert list(folder.skipped.values()) == [
         "unreadable: No such file or directory"
     ]
+
+
+def spoil(path):
+    path.write_bytes(path.read_bytes()[:20])
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "vanish"),
+    [
+        ([3], [], False),
+        ([0], [5], True),
+        ([19], [0, 18, 19], False),
+        ([7, 8], [8, 9], True),
+        (list(range(8)), [19], False),
+    ],
+)
+def test_images_keep_their_places_in_every_pass(
+    directory, first, second, vanish
+):
+    """Files spoil, vanish and are repaired between the passes."""
+    folder = folders.ImageFolder(directory, unreadable_limit=0.9)
+    contents = [(directory / path).read_bytes() for path in folder.paths]
+    dataset = in_order(folder)
+    for broken in (first, second, first):
+        for place, content in enumerate(contents):
+            path = directory / folder.paths[place]
+            path.write_bytes(content)
+            if place in broken and vanish:
+                path.unlink()
+            elif place in broken:
+                spoil(path)
+        batches = list(dataset)
+        places = np.concatenate([batch["places"] for batch in batches])
+        np.testing.assert_array_equal(numbers(batches), places)
+        assert set(places) == set(range(20)) - set(broken)
+        labels = np.concatenate([batch["labels"] for batch in batches])
+        np.testing.assert_array_equal(labels, folder.labels[places])
+    named = {folder.paths[place] for place in {*first, *second}}
+    assert folder.skipped.keys() == named
+
+
+def test_places_are_those_of_a_part_in_that_part(directory):
+    folder = folders.ImageFolder(
+        directory, split="train[30%:]", unreadable_limit=0.5
+    )
+    spoil(directory / folder.paths[1])
+    for dataset in (in_order(folder), shuffled(folder)):
+        for batch in dataset:
+            for place, image in zip(
+                batch["places"], batch["images"], strict=True
+            ):
+                name = folder.paths[place].split("/")[1]
+                assert name == f"{int(image[0, 0, 0]):02}.png"
+
+
+def test_orders_of_several_epochs_can_be_read_as_one(directory):
+    folder = folders.ImageFolder(directory, unreadable_limit=0.5)
+    spoil(directory / folder.paths[0])
+    orders = tf.data.Dataset.from_tensors(tf.constant([0, 1, 2], tf.int64))
+    read = folder.read(orders.repeat(2), 16)
+    assert [int(place) for place, _ in read] == [1, 2, 1, 2]
+    assert list(folder.skipped) == ["cats/00.png"]
+    folder.skipped.clear()
+
+
+def test_datasets_of_folders_name_their_classes(directory):
+    assert in_order(directory).class_names == ["cats", "dogs"]
+    assert shuffled(directory).class_names == ["cats", "dogs"]
+    write_image(directory / "00.png", 0)
+    assert in_order(directory).class_names == []
 
 
 def test_too_many_unreadable_files_end_training_with_a_list(directory):

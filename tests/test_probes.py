@@ -220,3 +220,51 @@ def test_results_print_their_settings(blobs):
     assert ", C=" in str(
         simclr.linear_probe(features, labels, features, labels)
     )
+
+
+@pytest.mark.parametrize("probe", [simclr.knn_probe, simclr.linear_probe])
+@pytest.mark.parametrize("name", ["train", "test"])
+def test_probes_refuse_what_is_no_label(probe, name, blobs):
+    features, labels = blobs
+    arrays = {
+        f"{side}_{what}": array
+        for side in ("train", "test")
+        for what, array in (("features", features), ("labels", labels))
+    }
+    with pytest.raises(ValueError) as error:
+        probe(**{**arrays, f"{name}_labels": labels - 1})
+    assert str(error.value).startswith(
+        f"`{name}_labels` must be 0 or more: negative ones mean that there is "
+        "none. Received: 30 negative labels. Leave these out: "
+    )
+    for wrong in (labels + 0.5, np.where(labels, labels, np.nan)):
+        with pytest.raises(ValueError) as error:
+            probe(**{**arrays, f"{name}_labels": wrong})
+        assert str(error.value).startswith(
+            f"`{name}_labels` must hold the class of each image: an integer or "
+            "a text, and -1 where it is not known. Received: "
+        )
+
+
+def test_penalty_is_not_chosen_on_duplicates():
+    """Noise that is there twice would ask for no penalty at all."""
+    rng = np.random.default_rng(0)
+    features = np.repeat(rng.normal(size=(60, 30)), 2, axis=0)
+    labels = np.repeat(rng.permutation(np.arange(60) % 2), 2)
+    groups = np.repeat(rng.permutation(60), 2)
+    arrays = features, labels, features, labels
+    divided = simclr.linear_probe(*arrays)
+    whole = simclr.linear_probe(*arrays, groups=groups)
+    assert divided.inverse_penalty >= 1.0
+    assert whole.inverse_penalty <= 0.1
+    single = simclr.linear_probe(*arrays, groups=np.arange(120))
+    assert single.inverse_penalty == divided.inverse_penalty
+
+
+def test_penalty_is_not_chosen_where_a_class_is_of_one_group():
+    features, labels = np.eye(12), np.repeat([0, 1], 6)
+    for groups in ([0] * 6 + [*range(1, 7)], [0, 1, 2, 3, 4, 5] * 2):
+        result = simclr.linear_probe(
+            features, labels, features, labels, groups=np.array(groups)
+        )
+        assert result.inverse_penalty == 1.0

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from helpers.pictures import PNG, write
 
 import keras_simclr as simclr
 from keras_simclr import folders, sources
@@ -276,6 +277,63 @@ def test_tfds_without_images_is_refused(data_dir):
         "The dataset needs a feature `image`. Received: "
         "name='tiny_text' with features ['text']"
     )
+
+
+def test_source_is_told_in_words(data_dir, tmp_path):
+    def words(source, *split):
+        return sources.in_words(source, *split, data_dir=data_dir)
+
+    names = ", ".join(map(str, range(10)))
+    sources.open_dataset("tfds:tiny_digits", data_dir=data_dir, batch_size=2)
+    assert words("tfds:tiny_digits") == f"10 images of 10 classes: {names}"
+    assert words("tfds:tiny_digits", "train[:40%]").startswith("4 images of")
+    sources.open_dataset("tfds:tiny_unlabeled", data_dir=data_dir, batch_size=2)
+    assert words("tfds:tiny_unlabeled", "test") == "5 images, no classes"
+    path = str(tmp_path / "a.npz")
+    images = np.zeros((1200, 4, 4), "uint8")
+    np.savez(path, images=images)
+    assert words(path) == "1,200 images, no classes"
+    for labels in (
+        np.repeat([-1, 0, 7], [100, 1050, 50]),
+        np.repeat([-1.0, 0, 7], [100, 1050, 50])[:, None],
+    ):
+        np.savez(path, images=images, labels=labels)
+        found = words(path).replace(".0", "")
+        assert found == "1,200 images of 2 classes: 0 (1,050), 7 (50)"
+    assert words(path, "train[1150:]").startswith("50 images of 1 class: 7")
+    np.savez(path, images=images[:12], labels=np.array([*"abcdefghijkl"]))
+    assert words(path).endswith(
+        "of 12 classes: "
+        + ", ".join(f"{x} (1)" for x in "abcdefghij")
+        + ", ..."
+    )
+    np.savez(path, images=images[:12], labels=np.eye(12))
+    assert words(path) == "12 images"
+
+
+def test_folder_is_told_in_words(tmp_path):
+    def words(*paths, split="train"):
+        for path in tmp_path.rglob("*.png"):
+            path.unlink()
+        write(tmp_path, dict.fromkeys(paths, PNG))
+        return sources.in_words(folders.ImageFolder(tmp_path, split=split))
+
+    assert words("a.png", "b/c.png") == "2 images, no classes"
+    assert words("b/c.png") == "1 image, no classes"
+    assert words("dog/a.png", "cat/b.png", "cat/d/c.png") == (
+        "3 images of 2 classes: cat (2), dog (1)"
+    )
+    assert words("bus/1.png", "train/2.png") == (
+        "2 images of 2 classes: bus (1), train (1)"
+    )
+    for parts in (("train", "val"), ("TRAIN", "Test", "valid"), ("training",)):
+        paths = [f"{part}/{x}/1.png" for part in parts for x in ("cat", "dog")]
+        assert words(*paths) == (
+            f"{len(paths)} images in {', '.join(parts)}: parts of a data set, "
+            f"no classes. Take one, such as {tmp_path / parts[0]}"
+        )
+        folder = folders.ImageFolder(tmp_path)
+        assert (folder.labels, folder.class_names) == (None, ())
 
 
 def test_fingerprint_is_that_of_the_source(data_dir, tmp_path):

@@ -159,7 +159,8 @@ def folder(directory):
             whole, canvas_size=16, batch_size=6, **options
         )
         batches = [x for _ in range(2) for x in batches]
-        yield name, [x[k].numpy() for x in batches for k in sorted(x)]
+        keys = ("images", "labels", "sizes")
+        yield name, [x[k].numpy() for x in batches for k in keys]
     yield "skipped", [np.array([list(whole.skipped.items())], "S")]
 
 
