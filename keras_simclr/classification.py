@@ -11,9 +11,10 @@ import numpy as np
 import tensorflow as tf
 
 from keras_simclr import elements, fit_data
+from keras_simclr._checks import finite_rows
 from keras_simclr._files import check_is_free, valid_names
 from keras_simclr.augmentations import to_float
-from keras_simclr.copies import plain_copy
+from keras_simclr.copies import check_finite, plain_copy
 from keras_simclr.evaluation import Evaluation, evaluate
 from keras_simclr.export import plain_view, write_network
 from keras_simclr.features import extract_features
@@ -78,7 +79,8 @@ def train_classifier(
         class_names: Names, where the labels are places in them.
         projection_layer: As `fine_tune`.
         seed: Integer.
-        report: As `evaluate`.
+        report: Function that is told, in words, how long it will take and,
+            before anything is written, how good the classifier is.
 
     Returns:
         A `Classifier`.
@@ -101,6 +103,7 @@ def train_classifier(
     ```
     """
     check_is_free(directory)
+    check_finite(model)
     plain_view(model)  # Refuses now what has no plain layers.
     examples = load_labelled("train", train)
     result = evaluate(
@@ -132,14 +135,17 @@ def train_classifier(
     names = valid_names(
         str(class_names[x] if class_names else x) for x in classes
     )
-    write_classifier(model, network, directory, names)
-    return Classifier(
+    classifier = Classifier(
         recipe=best["probe"],
         accuracy=best["accuracy"],
         interval=best["interval"],
         class_names=tuple(names),
         evaluation=result,
     )
+    if report:
+        report(str(classifier))
+    write_classifier(model, network, directory, names)
+    return classifier
 
 
 def write_classifier(model, network, directory, names):
@@ -167,7 +173,7 @@ def write_predictions(directory, dataset, path, names=None):
     Raises:
         FileNotFoundError: If `directory` holds no classifier.
         ValueError: If images are unusable, or have other channels than the
-            classifier.
+            classifier; or if its weights or probabilities are not finite.
 
     Example:
 
@@ -198,8 +204,10 @@ def write_predictions(directory, dataset, path, names=None):
             else:
                 probabilities = module.on_canvas(images, sizes).numpy()
             places = probabilities.argmax(axis=1)
+            of_rows = valid_names(itertools.islice(names, len(places)))
+            finite_rows("Probabilities", probabilities, of_rows)
             rows = zip(
-                valid_names(itertools.islice(names, len(places))),
+                of_rows,
                 (classes[place] for place in places),
                 probabilities.max(axis=1),
                 strict=True,
@@ -212,7 +220,9 @@ def write_predictions(directory, dataset, path, names=None):
 def input_shape(directory):
     """Height, width and channels of what a written classifier sees."""
     path = _checked(directory) / "classifier.keras"
-    return keras.models.load_model(path).input_shape[1:]
+    network = keras.models.load_model(path)
+    check_finite(network)
+    return network.input_shape[1:]
 
 
 def _checked(directory):

@@ -32,7 +32,8 @@ def write_embeddings(model, dataset, path, names=None):
         Number of rows.
 
     Raises:
-        ValueError: If the path has another ending, or images are unusable.
+        ValueError: If the path has another ending, images are unusable, or
+            weights or representations are not finite.
 
     Example:
 
@@ -51,10 +52,11 @@ def write_embeddings(model, dataset, path, names=None):
     def batches():
         for element in fit_data.checked_elements(dataset):
             rows = represent(*elements.images_and_sizes(element)).numpy()
-            yield (
-                _files.valid_names(itertools.islice(names or (), len(rows))),
-                rows,
+            of_rows = _files.valid_names(
+                itertools.islice(names or (), len(rows))
             )
+            _checks.finite_rows("Representations", rows, of_rows)
+            yield of_rows, rows
 
     return _WRITERS[ending](path, batches())
 

@@ -7,8 +7,9 @@ import numpy as np
 import tensorflow as tf
 
 from keras_simclr import fit_data
+from keras_simclr._checks import finite_rows
 from keras_simclr.augmentations import RandomResizedCrop, to_float
-from keras_simclr.copies import plain_copy
+from keras_simclr.copies import check_finite, plain_copy
 from keras_simclr.elements import images_and_sizes, unpack
 from keras_simclr.model import SimCLRModel
 
@@ -33,7 +34,8 @@ def extract_features(model, images, *, batch_size=256):
         from the float32 encoder that `export_encoder` writes.
 
     Raises:
-        ValueError: If images are not finite, or floats not in [0, 1].
+        ValueError: If images are not finite, or floats not in [0, 1]; or if the
+            weights, or representations, are not finite.
 
     Example:
 
@@ -46,11 +48,13 @@ def extract_features(model, images, *, batch_size=256):
     fit_data.check_length(dataset)
     elements = fit_data.checked_elements(dataset)
     (features,), _ = extract([representation(model)], elements)
+    finite_rows("Representations", features)
     return features
 
 
 def representation(model):
     """Function from images and sizes to float32 representations, at rest."""
+    check_finite(model)
     encoder, prepare = model, view_of(model)
     if isinstance(model, SimCLRModel):
         encoder = plain_copy(model.encoder)
@@ -158,4 +162,6 @@ class Features:
     def _of(self, examples):
         elements = map(unpack, fit_data.in_order(examples))
         arrays, _ = extract(self.functions.values(), elements)
+        for name, array in zip(self.functions, arrays, strict=True):
+            finite_rows(f"Features of {name!r}", array)
         return dict(zip(self.functions, arrays, strict=True))

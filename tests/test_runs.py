@@ -42,6 +42,7 @@ def test_run_directory_holds_all_that_a_run_was(tmp_path, dataset):
     )
     assert epochs == 2
     assert sorted(path.name for path in run_dir.iterdir()) == [
+        "checkpoints.json",
         "epoch-000001.weights.h5",
         "epoch-000002.weights.h5",
         "flags.txt",
