@@ -227,10 +227,10 @@ class Recipe(_Checked):
         Example:
 
         >>> Recipe().steps_in_words(200)
-        '200 steps an epoch, 1,600 in all'
+        '200 an epoch, 1,600 in all'
         """
         total = steps * self.epochs_for(steps)
-        text = f"{steps:,} steps an epoch, {total:,} in all"
+        text = f"{steps:,} an epoch, {total:,} in all"
         if total >= _FEWEST_STEPS:
             return text
         return (

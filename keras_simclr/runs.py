@@ -104,9 +104,7 @@ def carry_out(
     spec, steps = dataset.element_spec, int(dataset.cardinality())
     recipe = dataclasses.replace(recipe, epochs=recipe.epochs_for(steps))
     report(f"Images: {_images_in_words(source, steps * recipe.batch_size)}.")
-    report(
-        f"Training: {recipe.epochs:,} epochs, {recipe.steps_in_words(steps)}."
-    )
+    report(f"Epochs: {recipe.epochs}. Steps: {recipe.steps_in_words(steps)}.")
     recipe = recipe.with_choice(
         "micro_batch_size",
         strategy,

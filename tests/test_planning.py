@@ -117,7 +117,7 @@ epoch takes at most 0.05 minutes
 micro-batch     none: a batch fits
 learning rate   0.25 at a batch of 64
 an epoch        3.0 seconds: 1,200.0 an hour
-steps           15 steps an epoch, 150 in all: too few. After fewer than 800 \
+steps           15 an epoch, 150 in all: too few. After fewer than 800 \
 an encoder may be worth less than raw pixels. Cure: --epochs=54, or no --epochs
 10 epochs       50.0 seconds, of which 20.0 seconds to start
 
