@@ -85,16 +85,18 @@ def check_is_free(directory):
 def check_is_empty(directory):
     """Refuses a file, a link to nothing, or a directory that holds anything."""
     directory = pathlib.Path(directory)
-    if directory.is_dir():
-        if all(_counts_for_nothing(path) for path in directory.iterdir()):
+    try:
+        if all(map(_counts_for_nothing, directory.iterdir())):
             return
-    elif directory.is_symlink() and not directory.exists():
+    except NotADirectoryError:
+        pass
+    except FileNotFoundError:
+        if not directory.is_symlink():
+            return
         raise FileNotFoundError(
             "The output directory must not be a link to nothing. Received: "
             f"{str(directory)!r}. Make what it points to, or mount its disk"
-        )
-    elif not directory.exists():
-        return
+        ) from None
     raise FileExistsError(
         "The output directory must be new or empty: nothing is "
         f"overwritten. Received: {str(directory)!r}"
