@@ -23,7 +23,7 @@ def staging(directory):
     there stays where it was written.
     """
     directory = pathlib.Path(directory)
-    check_is_empty(directory)
+    check_is_free(directory)
     staged = _staged(directory)
     try:
         yield staged
@@ -119,7 +119,7 @@ def check_can_write(directory):
     try:
         staged = _staged(directory)
         trial = directory / f"{staged.name}.txt"
-        (staged / trial.name).write_bytes(bytes(4096))
+        (staged / trial.name).write_bytes(bytes(512))
         _move(staged, directory)
         trial.unlink()
     except OSError as error:
@@ -151,6 +151,16 @@ def replacing(path):
         raise
     with _keeping(staged, path):
         staged.replace(path)
+
+
+def check_is_new(name, path):
+    """Refuses a path where a file is, or would be in the way meanwhile."""
+    for each in (path, path_beside(path)):
+        if os.path.lexists(each):
+            raise FileExistsError(
+                f"`{name}` must be a new file: nothing is overwritten. "
+                f"Received: {name}={str(each)!r}"
+            )
 
 
 def path_beside(path):

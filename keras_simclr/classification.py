@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from keras_simclr import elements, fit_data
 from keras_simclr._checks import finite_rows
-from keras_simclr._files import check_is_free, valid_names
+from keras_simclr._files import check_is_free, check_is_new, valid_names
 from keras_simclr.augmentations import to_float
 from keras_simclr.copies import check_finite, plain_copy
 from keras_simclr.evaluation import Evaluation, evaluate
@@ -171,6 +171,7 @@ def write_predictions(directory, dataset, path, names=None):
         Number of rows.
 
     Raises:
+        FileExistsError: If `path` exists.
         FileNotFoundError: If `directory` holds no classifier.
         ValueError: If images are unusable, or have other channels than the
             classifier; or if its weights or probabilities are not finite.
@@ -181,6 +182,7 @@ def write_predictions(directory, dataset, path, names=None):
     write_predictions("my_classifier", dataset, pathlib.Path("photos.csv"))
     ```
     """
+    check_is_new("path", path)
     directory = _checked(directory)
     channels = input_shape(directory)[-1]
     found = elements.unpack(dataset.element_spec)["images"].shape[-1]

@@ -32,6 +32,7 @@ def write_embeddings(model, dataset, path, names=None):
         Number of rows.
 
     Raises:
+        FileExistsError: If `path` exists.
         ValueError: If the path has another ending, images are unusable, or
             weights or representations are not finite.
 
@@ -47,6 +48,7 @@ def write_embeddings(model, dataset, path, names=None):
     ```
     """
     ending = _checks.choice("format", path.suffix[1:], _WRITERS)
+    _files.check_is_new("path", path)
     represent = representation(model)
 
     def batches():

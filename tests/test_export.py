@@ -370,3 +370,14 @@ def test_a_new_or_empty_directory_is_free(tmp_path):
     _files.check_is_free(tmp_path / "new")
     _files.check_is_free(tmp_path)
     assert not pathlib.Path(tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 3e38])
+def test_export_refuses_what_is_not_finite(value, tmp_path):
+    model = small_model(8)
+    for weight in model.encoder.weights[:2]:  # The last is still finite.
+        weight.assign(np.full(weight.shape, value))
+    rule = "Weights" if not np.isfinite(value) else "Representations"
+    with pytest.raises(ValueError, match=f"{rule} must be finite. Received: "):
+        simclr.export_encoder(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -201,3 +201,16 @@ def test_what_came_meanwhile_is_not_overwritten(tmp_path):
     assert (path / "README.md").read_text() == "mine"
     (kept,) = path.glob(".staged-*")
     assert (kept / "README.md").read_text() == "ours"
+
+
+def test_file_that_is_to_be_new_is_not_there(tmp_path):
+    path = tmp_path / "table.csv"
+    assert _files.check_is_new("path", path) is None
+    for name in ("staged-table.csv", "table.csv"):
+        (tmp_path / name).symlink_to(tmp_path / "nowhere")
+        with pytest.raises(FileExistsError) as error:
+            _files.check_is_new("path", path)
+        assert str(error.value) == (
+            "`path` must be a new file: nothing is overwritten. Received: "
+            f"path={str(tmp_path / name)!r}"
+        )

@@ -252,3 +252,14 @@ def test_what_plain_layers_cannot_do_is_refused_before_training(
     monkeypatch.delattr(finetuning.Tuner, "fit")
     with pytest.raises(ValueError, match="must leave images of the encoder's"):
         simclr.fine_tune(halving_model(), images)
+
+
+def test_weights_that_are_not_finite_are_refused_before_training(
+    images, monkeypatch
+):
+    monkeypatch.delattr(finetuning.Tuner, "fit")
+    model = standins.model()
+    weight = model.encoder.weights[0]
+    weight.assign(weight * np.nan)
+    with pytest.raises(ValueError, match="Weights must be finite"):
+        simclr.fine_tune(model, images)
