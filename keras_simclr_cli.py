@@ -4,10 +4,12 @@ It stands beside the package because importing anything inside imports Keras,
 and `--help` must not wait for that.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import dis
 import importlib.util
+import io
 import os
 import sys
 import traceback
@@ -114,6 +116,11 @@ _COMMANDS = {
             **_DATA,
             **_OUTPUT_DIR,
             **_from_fields(_RECIPE.Recipe),
+            "accept_changed_data": _Flag(
+                "boolean",
+                False,
+                "Goes on with an unfinished run though its images changed.",
+            ),
         },
     ),
     "plan": (
@@ -235,7 +242,43 @@ def main(argv=None):
     Returns:
         Exit code: 0, 1 (failed), 2 (wrong usage) or 130 (Ctrl-C).
     """
-    argv = sys.argv[1:] if argv is None else argv
+    output = _Output(sys.stdout)
+    with contextlib.redirect_stdout(output):
+        code = _main(sys.argv[1:] if argv is None else argv)
+        output.flush()
+    if output.error is None:
+        return code
+    with contextlib.suppress(OSError):  # Python tries once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())
+    return _fail(f"not all could be printed: {output.error}", code or 1)
+
+
+class _Output:
+    """A stream for print: its troubles are noted, and the work goes on."""
+
+    def __init__(self, stream):
+        self._stream, self.error = stream or io.StringIO(), None
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+    def write(self, text):
+        encoding = getattr(self._stream, "encoding", None) or "utf-8"
+        shown = text.encode(encoding, "backslashreplace").decode(encoding)
+        self._noting(lambda: self._stream.write(shown))
+        return len(text)
+
+    def flush(self):
+        self._noting(self._stream.flush)
+
+    def _noting(self, act):
+        try:
+            act()
+        except (OSError, ValueError) as error:  # Of a closed one.
+            self.error = self.error or error
+
+
+def _main(argv):
     if not argv or argv[0] in ("--help", "-h", "help"):
         print(_overview())
         return 0 if argv else 2
@@ -398,6 +441,7 @@ def _pretrain(values):
         _data(values),
         values.output_dir,
         given=[name for name in values if values[name].present],
+        accept_changed_data=values.accept_changed_data,
     )
     step = int(done.model.optimizer.iterations.numpy())
     print(f"{values.output_dir} keeps the model after step {step}.")
@@ -423,10 +467,12 @@ def _plan(values):
 def _evaluate(values):
     import keras
 
-    from keras_simclr import evaluation, runs, sources
+    from keras_simclr import _files, evaluation, runs, sources
 
     labels = [int(x) if x.isdigit() else x for x in values.labels]
     model = runs.load_model(values.run_dir)
+    runs.read_summary(values.run_dir)  # It can be read, and written later.
+    _files.check_can_write(values.run_dir)
     side = max(model.encoder.input_shape[1:3])
     data = _data(values)
     source, train = data.open_in_order(side)
@@ -465,10 +511,10 @@ def _evaluate(values):
         seed=values.seed,
         report=print,
     )
+    print(result)  # Storing may still fail.
     summary = result.summary
     summary["evaluation"] |= about
     runs.update_summary(values.run_dir, summary)
-    print(result)
 
 
 def _finetune(values):
@@ -479,7 +525,7 @@ def _finetune(values):
     data = _data(values)
     source, train = data.open_in_order(max(model.encoder.input_shape[1:3]))
     print(f"To learn from: {data.in_words(source)}.")
-    result = classification.train_classifier(
+    classification.train_classifier(
         model,
         train,
         values.output_dir,
@@ -487,7 +533,6 @@ def _finetune(values):
         seed=values.seed,
         report=print,
     )
-    print(result)
     print(f"{values.output_dir} holds classifier.keras and saved_model/.")
 
 

@@ -4,6 +4,8 @@ import difflib
 import math
 import numbers
 
+import numpy as np
+
 
 def real_number(name, value, *, low=-math.inf, high=math.inf, rule):
     """Returns `value` if it is a number in [low, high]; raises if not."""
@@ -56,6 +58,22 @@ def integer(name, value, *, minimum):
             f"Received: {name}={value!r}"
         )
     return int(value)
+
+
+def finite_rows(what, rows, names=()):
+    """Refuses outputs of a network, a row for each image, that are not finite.
+
+    `names` of the images, or nothing if they have none.
+    """
+    is_finite = np.isfinite(rows).reshape(len(rows), -1).all(axis=1)
+    places = np.flatnonzero(~is_finite)
+    if len(places):
+        example = names[places[0]] if names else f"row {places[0]}"
+        raise ValueError(
+            f"{what} must be finite. Received: NaN or infinity for "
+            f"{len(places)} of {len(rows)} images, such as {example!r}. The "
+            "training has diverged: train anew, with a lower learning rate"
+        )
 
 
 def choice(name, value, choices):

@@ -10,55 +10,157 @@ import tempfile
 
 import tensorflow as tf
 
+_STAGED = ".staged-"  # How names begin of what is not complete.
+# What systems put into a directory, or a fresh volume, that is empty.
+_OF_SYSTEMS = {"lost+found", ".DS_Store", ".localized", "Thumbs.db"}
+
 
 @contextlib.contextmanager
 def staging(directory):
     """Context of a directory to write into, which is complete or absent then.
 
-    Where it stands in the end must be new or empty.
+    Where it stands in the end must be new or empty. What could not be moved
+    there stays where it was written.
     """
     directory = pathlib.Path(directory)
     check_is_free(directory)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    staged = pathlib.Path(
-        tempfile.mkdtemp(prefix=".staged-", dir=directory.parent)
-    )
+    staged = _staged(directory)
     try:
         yield staged
+    except BaseException as error:
+        shutil.rmtree(staged, ignore_errors=True)
+        if isinstance(error, tf.errors.OpError):
+            raise OSError(
+                f"{str(directory)!r} could not be written: {error.message}"
+            ) from error
+        raise
+    with _keeping(staged, directory):
+        _move(staged, directory)
+
+
+def _staged(directory):
+    """Makes the place to write into: inside of what is there, or beside."""
+    # A mounted volume or a link stays what it is, and its parent may be one
+    # that cannot be written.
+    home = directory if directory.exists() else directory.parent
+    home.mkdir(parents=True, exist_ok=True)
+    return pathlib.Path(tempfile.mkdtemp(prefix=_STAGED, dir=home))
+
+
+def _move(staged, directory):
+    """Moves what is finished to its place, over nothing that is there."""
+    if staged.parent != directory:
         staged.chmod(0o755)  # mkdtemp makes it private.
         staged.replace(directory)
-    except tf.errors.OpError as error:
+        return
+    # What readers look for comes last: class_names.json, model.keras.
+    order = sorted(staged.iterdir(), key=lambda x: (x.is_dir(), x.name))
+    for path in reversed(order):
+        place = directory / path.name
+        if os.path.lexists(place):
+            raise FileExistsError(f"{str(place)!r} has appeared meanwhile")
+        path.rename(place)
+    staged.rmdir()
+
+
+@contextlib.contextmanager
+def _keeping(staged, place):
+    """Context of a move; an error says where the work is that did not move."""
+    try:
+        yield
+    except OSError as error:
         raise OSError(
-            f"{str(directory)!r} could not be written: {error.message}"
+            f"{str(place)!r} could not be written in the end "
+            f"({error.strerror or error}). Nothing is lost: what was to stand "
+            f"there is {str(staged)!r}. Move it from there"
         ) from error
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
 
 
 def check_is_free(directory):
-    """Refuses a file, or a directory that holds anything."""
+    """Refuses a directory that holds anything, or that cannot be written."""
+    check_is_empty(directory)
+    check_can_write(directory)
+
+
+def check_is_empty(directory):
+    """Refuses a file, a link to nothing, or a directory that holds anything."""
     directory = pathlib.Path(directory)
-    if directory.is_dir() and not any(directory.iterdir()):
-        return
-    if directory.exists():
-        raise FileExistsError(
-            "The output directory must be new or empty: nothing is "
-            f"overwritten. Received: {str(directory)!r}"
-        )
+    try:
+        if all(map(_counts_for_nothing, directory.iterdir())):
+            return
+    except NotADirectoryError:
+        pass
+    except FileNotFoundError:
+        if not directory.is_symlink():
+            return
+        raise FileNotFoundError(
+            "The output directory must not be a link to nothing. Received: "
+            f"{str(directory)!r}. Make what it points to, or mount its disk"
+        ) from None
+    raise FileExistsError(
+        "The output directory must be new or empty: nothing is "
+        f"overwritten. Received: {str(directory)!r}"
+    )
+
+
+def _counts_for_nothing(path):
+    """Whether it is what systems put into an empty directory, or staged."""
+    return path.name in _OF_SYSTEMS or path.name.startswith(_STAGED)
+
+
+def check_can_write(directory):
+    """Refuses a directory that cannot be written; finds out by writing.
+
+    What is written is removed again, and so are directories made for it.
+    """
+    directory = pathlib.Path(directory)
+    made = [x for x in (directory, *directory.parents) if not x.exists()]
+    staged = None
+    try:
+        staged = _staged(directory)
+        trial = directory / f"{staged.name}.txt"
+        (staged / trial.name).write_bytes(bytes(512))
+        _move(staged, directory)
+        trial.unlink()
+    except OSError as error:
+        raise type(error)(
+            "The output directory must be one that can be written. Received: "
+            f"{str(directory)!r} ({error.strerror or error}). Choose another, "
+            "or see that it is mounted for writing, yours, and has room"
+        ) from error
+    finally:
+        if staged is not None:
+            shutil.rmtree(staged, ignore_errors=True)
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.rmdir()
 
 
 @contextlib.contextmanager
 def replacing(path):
     """Context of a path to write to, which takes the place of `path` then.
 
-    At any time `path` is complete, or as it was before.
+    At any time `path` is complete, or as it was before. What could not take
+    its place stays where it was written.
     """
     staged = path_beside(path)
     try:
         yield staged
-        staged.replace(path)
-    finally:
+    except BaseException:
         staged.unlink(missing_ok=True)
+        raise
+    with _keeping(staged, path):
+        staged.replace(path)
+
+
+def check_is_new(name, path):
+    """Refuses a path where a file is, or would be in the way meanwhile."""
+    for each in (path, path_beside(path)):
+        if os.path.lexists(each):
+            raise FileExistsError(
+                f"`{name}` must be a new file: nothing is overwritten. "
+                f"Received: {name}={str(each)!r}"
+            )
 
 
 def path_beside(path):

@@ -1,6 +1,7 @@
 """What rides along in `fit`: probes, measures, checkpoints."""
 
 import itertools
+import json
 import logging
 import math
 import pathlib
@@ -27,8 +28,10 @@ from keras_simclr.probes import knn_probe, linear_probe
 
 _logger = logging.getLogger("keras_simclr")
 
-MODEL = "model.keras"
+MODEL, FLAGS = "model.keras", "flags.txt"
 _CHECKPOINT = "epoch-{:06d}.weights.h5"
+_NAME = re.compile(r"epoch-(\d{6,})\.weights\.h5")
+_RECORD = "checkpoints.json"  # Names of what `Checkpoints` wrote, in order.
 _KEPT = 2  # Checkpoints that stay.
 _MOST_TO_PROBE = 10_000
 _MOST_TO_MEASURE = 1_024
@@ -376,9 +379,17 @@ class Checkpoints(keras.callbacks.Callback):
 
     Each file is written beside its place and then renamed: at any time those
     that are there are complete. Of several workers only the chief's are kept.
+    `checkpoints.json` lists them; nothing else is ever replaced or deleted.
+    Where a weight is NaN or infinite nothing is written, with a warning: what
+    was there before it stays.
 
     Args:
         run_dir: Directory to write into; made if it is missing.
+
+    Raises:
+        FileExistsError: By `fit`, before an epoch, if a file of somebody else
+            stands where one of this or a later epoch would be written.
+        OSError: By `fit`, before it trains, if the directory cannot be written.
 
     Example:
 
@@ -397,13 +408,15 @@ class Checkpoints(keras.callbacks.Callback):
     def __init__(self, run_dir):
         super().__init__()
         self.run_dir = pathlib.Path(run_dir)
-        self.epochs = 0
+        # Of the model that is kept.
+        self.epochs, self.steps, self.weights = 0, 0, None
         self._directory = None
 
     def on_train_begin(self, logs=None):
         copies.check_can_be_saved(self.model)
         if self.model.distribute_strategy.extended.should_checkpoint:
             self.run_dir.mkdir(parents=True, exist_ok=True)
+            _files.check_can_write(self.run_dir)
         else:  # All workers must take part in saving.
             self._directory = tempfile.TemporaryDirectory()
             self.run_dir = pathlib.Path(self._directory.name)
@@ -412,24 +425,99 @@ class Checkpoints(keras.callbacks.Callback):
         if self._directory is not None:
             self._directory.cleanup()
 
+    def on_epoch_begin(self, epoch, logs=None):
+        ours, last = _written(self.run_dir), self.params["epochs"]
+        for path in self.run_dir.iterdir():
+            name = _NAME.fullmatch(path.name)
+            is_next = name is not None and epoch < int(name[1]) <= last
+            is_model = path.name == MODEL and ours is None
+            if is_model or (is_next and path.name not in (ours or [])):
+                raise FileExistsError(
+                    "`run_dir` must hold nothing that would be overwritten. "
+                    f"Received: {str(path)!r}, which `Checkpoints` did not "
+                    "write there. Move it elsewhere"
+                )
+
     def on_epoch_end(self, epoch, logs=None):
-        path = self.run_dir / _CHECKPOINT.format(epoch + 1)
-        with _files.replacing(path) as staged:
+        if not self.is_worth_keeping():
+            return
+        name = _CHECKPOINT.format(epoch + 1)
+        earlier = [x for x in _written(self.run_dir) or [] if x != name]
+        # Before it is written: then it is ours, whatever comes between.
+        self._record([*earlier, name])
+        with _files.replacing(self.run_dir / name) as staged:
             self.model.save_weights(staged)
-        save_model(self.model, self.run_dir)
-        for old in _checkpoints(self.run_dir)[:-_KEPT]:
-            old.unlink()
+        self.save_model()
+        for old in earlier[: 1 - _KEPT]:
+            (self.run_dir / old).unlink(missing_ok=True)
+        self._record([*earlier[1 - _KEPT :], name])
         self.epochs = epoch + 1
+
+    def is_worth_keeping(self):
+        """Whether all weights are finite; warns if not."""
+        trouble = _divergence(self.model)
+        if trouble:
+            warnings.warn(
+                f"{trouble}. {str(self.run_dir)!r} keeps what was saved "
+                "before.",
+                stacklevel=2,
+            )
+        return not trouble
+
+    def save_model(self):
+        """Saves the model as it is now, without a checkpoint."""
+        self._record(_written(self.run_dir) or [])
+        save_model(self.model, self.run_dir)
+        self.steps = int(self.model.optimizer.iterations.numpy())
+        self.weights = copies.weights_digest(self.model)
+
+    def _record(self, names):
+        with _files.replacing(self.run_dir / _RECORD) as staged:
+            staged.write_text(json.dumps({"files": names}, indent=2) + "\n")
+
+
+def _written(run_dir):
+    """Names of the checkpoints written into a directory, the oldest first.
+
+    None if `Checkpoints` has written nothing there.
+    """
+    path = pathlib.Path(run_dir) / _RECORD
+    if path.exists():
+        try:
+            names = json.loads(path.read_text())["files"]
+            return [name for name in names if _NAME.fullmatch(name)]
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(
+                f"{_RECORD} must be what `Checkpoints` wrote. Received: "
+                f"{str(path)!r}, which is not. Move it elsewhere"
+            ) from None
+    # Version 0.1 kept no record: what lies beside a run's flags is the run's.
+    if not path.with_name(FLAGS).exists():
+        return None
+    return sorted(
+        x.name for x in path.parent.iterdir() if _NAME.fullmatch(x.name)
+    )
+
+
+def _divergence(model):
+    """What `check_finite` says of a model; empty if nothing."""
+    try:
+        copies.check_finite(model)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def restore(model, run_dir):
     """Brings a model to where the last checkpoint of a run was taken.
 
-    One that cannot be read is passed over with a warning.
+    One that cannot be read, or holds weights that are not finite, is passed
+    over with a warning.
 
     Args:
         model: A compiled `SimCLRModel`, made like that of the run.
-        run_dir: Directory that `Checkpoints` wrote into.
+        run_dir: Directory that `Checkpoints` wrote into. Other files there are
+            not taken for checkpoints, whatever their names.
 
     Returns:
         Epochs that it was trained for; 0 if there is no checkpoint.
@@ -444,14 +532,16 @@ def restore(model, run_dir):
     for path in reversed(checkpoints):
         try:
             model.load_weights(path)
+            trouble = _divergence(model)
         except (OSError, RuntimeError, KeyError) as error:
-            warnings.warn(
-                f"The checkpoint {str(path)!r} cannot be read and is passed "
-                f"over: {error}",
-                stacklevel=2,
-            )
-        else:
-            return int(re.search(r"\d+", path.name)[0])
+            trouble = error
+        if not trouble:
+            return int(_NAME.fullmatch(path.name)[1])
+        warnings.warn(
+            f"The checkpoint {str(path)!r} cannot be read and is passed over: "
+            f"{trouble}",
+            stacklevel=2,
+        )
     raise ValueError(
         "A run goes on from a checkpoint that can be read. Received: "
         f"{str(run_dir)!r}, where none can. Begin anew in another directory."
@@ -459,7 +549,8 @@ def restore(model, run_dir):
 
 
 def _checkpoints(run_dir):
-    return sorted(pathlib.Path(run_dir).glob("epoch-*.weights.h5"))
+    paths = [pathlib.Path(run_dir, x) for x in _written(run_dir) or []]
+    return [path for path in paths if path.exists()]
 
 
 def save_model(model, run_dir):

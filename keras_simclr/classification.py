@@ -10,9 +10,10 @@ import numpy as np
 import tensorflow as tf
 
 from keras_simclr import elements, fit_data
-from keras_simclr._files import check_is_free, valid_names
+from keras_simclr._checks import finite_rows
+from keras_simclr._files import check_is_free, check_is_new, valid_names
 from keras_simclr.augmentations import to_float
-from keras_simclr.copies import plain_copy
+from keras_simclr.copies import check_finite, plain_copy
 from keras_simclr.evaluation import Evaluation, evaluate, with_groups
 from keras_simclr.export import plain_view, write_network
 from keras_simclr.features import extract_features
@@ -76,7 +77,8 @@ def train_classifier(
         class_names: As `evaluate`.
         projection_layer: As `fine_tune`.
         seed: Integer.
-        report: As `evaluate`.
+        report: Function that is told, in words, how long it will take and,
+            before anything is written, how good the classifier is.
 
     Returns:
         A `Classifier`.
@@ -96,6 +98,7 @@ def train_classifier(
     ```
     """
     check_is_free(directory)
+    check_finite(model)
     plain_view(model)  # Refuses now what has no plain layers.
     examples = with_groups(load_labelled("train", train, class_names))
     result = evaluate(
@@ -127,14 +130,17 @@ def train_classifier(
             name="classifier",
         )
     names = [str(x) for x in classes]
-    write_classifier(model, network, directory, names)
-    return Classifier(
+    classifier = Classifier(
         recipe=best["probe"],
         accuracy=best["accuracy"],
         interval=best["interval"],
         class_names=tuple(names),
         evaluation=result,
     )
+    if report:
+        report(str(classifier))
+    write_classifier(model, network, directory, names)
+    return classifier
 
 
 def write_classifier(model, network, directory, names):
@@ -160,9 +166,10 @@ def write_predictions(directory, dataset, path, names=None):
         Number of rows.
 
     Raises:
+        FileExistsError: If `path` exists.
         FileNotFoundError: If `directory` holds no classifier.
         ValueError: If images are unusable, or have other channels than the
-            classifier.
+            classifier; or if its weights or probabilities are not finite.
 
     Example:
 
@@ -170,6 +177,7 @@ def write_predictions(directory, dataset, path, names=None):
     write_predictions("my_classifier", dataset, pathlib.Path("photos.csv"))
     ```
     """
+    check_is_new("path", path)
     directory = _checked(directory)
     channels = input_shape(directory)[-1]
     found = elements.unpack(dataset.element_spec)["images"].shape[-1]
@@ -193,9 +201,13 @@ def write_predictions(directory, dataset, path, names=None):
             else:
                 probabilities = module.on_canvas(images, sizes).numpy()
             places = elements.places_of(element, count)
-            named = (str(x) if names is None else names[x] for x in places)
+            count += len(probabilities)
+            named = valid_names(
+                str(x) if names is None else names[x] for x in places
+            )
+            finite_rows("Probabilities", probabilities, named)
             rows = zip(
-                valid_names(named),
+                named,
                 (classes[found] for found in probabilities.argmax(axis=1)),
                 probabilities.max(axis=1),
                 strict=True,
@@ -212,7 +224,10 @@ def input_shape(directory):
 
 def load_classifier(directory):
     """The Keras model of a directory that `train_classifier` wrote."""
-    return keras.models.load_model(_checked(directory) / "classifier.keras")
+    path = _checked(directory) / "classifier.keras"
+    network = keras.models.load_model(path)
+    check_finite(network)
+    return network
 
 
 def _checked(directory):

@@ -5,6 +5,7 @@ import random
 import warnings
 
 import keras
+import tensorflow as tf
 
 from keras_simclr.networks import FastConv2D, FusedBatchNormalization
 
@@ -131,6 +132,21 @@ def _unregistered(config):
             yield name
     for value in config.values():
         yield from _unregistered(value)
+
+
+def check_finite(network):
+    """Refuses a network with a weight that is NaN or infinite."""
+    for weight in network.weights:
+        value = tf.convert_to_tensor(weight.value)
+        if value.dtype.is_floating:
+            if not tf.reduce_all(tf.math.is_finite(value)):
+                is_nan = tf.reduce_any(tf.math.is_nan(value))
+                raise ValueError(
+                    "Weights must be finite. Received: "
+                    f"{'NaN' if is_nan else 'infinity'} in `{weight.path}` of "
+                    f"{network.name!r}, whose training has diverged. Train "
+                    "anew, with a lower learning rate"
+                )
 
 
 def nested_layers(layer):

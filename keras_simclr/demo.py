@@ -1,10 +1,11 @@
 """The demo: real handwritten digits, without a download, in a few minutes."""
 
+import contextlib
 import csv
 import dataclasses
-import json
+import fnmatch
+import hashlib
 import pathlib
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -31,15 +32,16 @@ RECIPE = Recipe(
     flip_rate=0.0,
     blur_rate=0.0,
 )
-_FILES = (
+_SUMMARY = "summary.json"  # Changes when the run is evaluated.
+_OTHERS = (
+    "checkpoints.json",
     "digits.npz",
     "encoder",
-    "epoch-*.weights.h5",
+    "epoch-[0-9][0-9][0-9][0-9][0-9][0-9].weights.h5",
     "flags.txt",
     "log.csv",
     "loss.png",
     "model.keras",
-    "summary.json",
     "views.png",
 )
 
@@ -154,6 +156,7 @@ def run(output_dir="runs/demo", *, seed=0, epochs=RECIPE.epochs):
         images=np.concatenate([train[0], test[0]]),
         labels=np.concatenate([train[1], test[1]]),
     )
+    _record(output_dir)
     print("Probing: linear probe and k-NN, on held-out digits.")
     result = evaluate(
         model,
@@ -166,22 +169,46 @@ def run(output_dir="runs/demo", *, seed=0, epochs=RECIPE.epochs):
     runs.update_summary(output_dir, result.summary)
     print(f"\n{result}\n")
     encoder = export_encoder(model, output_dir / "encoder")
+    _record(output_dir)
     _check_export(encoder / "saved_model", test[0], model)
     print(f"The exported encoder, loaded in a fresh process, agrees: {encoder}")
     return result
 
 
+def _content(output_dir):
+    """Dictionary from what is in it, but for the summary, to digests."""
+    found = {}
+    for path in output_dir.rglob("*"):
+        digest = "directory"
+        if path.is_symlink() or not path.is_dir():
+            digest = "neither file nor directory"
+            if path.is_file() and not path.is_symlink():
+                digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        found[path.relative_to(output_dir).as_posix()] = digest
+    found.pop(_SUMMARY, None)
+    return found
+
+
+def _record(output_dir):
+    """Records what the demo has written: it may replace that later."""
+    written = {
+        name: digest
+        for name, digest in _content(output_dir).items()
+        if any(fnmatch.fnmatch(name.split("/")[0], x) for x in _OTHERS)
+    }
+    runs.update_summary(output_dir, {"written": written})
+
+
 def _clear(output_dir):
-    """Removes an earlier demo, and refuses anything else."""
-    summary = output_dir / "summary.json"
-    if not summary.is_file():
+    """Removes an earlier demo, if nothing else is there, nor was changed."""
+    written = runs.read_summary(output_dir).get("written")
+    if written is None or written != _content(output_dir):
         return
-    is_demo = json.loads(summary.read_text())["command"] == "demo"
-    if is_demo and all(
-        any(path.match(name) for name in _FILES)
-        for path in output_dir.iterdir()
-    ):
-        shutil.rmtree(output_dir)
+    for name in sorted((*written, _SUMMARY), reverse=True):
+        path = output_dir / name
+        path.rmdir() if path.is_dir() else path.unlink()
+    with contextlib.suppress(OSError):  # A volume, or a link to one, stays.
+        output_dir.rmdir()
 
 
 def _plot_views(model, images, path):

@@ -33,7 +33,9 @@ def write_embeddings(model, dataset, path, names=None):
         Number of rows.
 
     Raises:
-        ValueError: If the path has another ending, or images are unusable.
+        FileExistsError: If `path` exists.
+        ValueError: If the path has another ending, images are unusable, or
+            weights or representations are not finite.
 
     Example:
 
@@ -47,6 +49,7 @@ def write_embeddings(model, dataset, path, names=None):
     ```
     """
     ending = _checks.choice("format", path.suffix[1:], _WRITERS)
+    _files.check_is_new("path", path)
     represent = representation(model)
     names = None if names is None else list(names)
 
@@ -57,7 +60,9 @@ def write_embeddings(model, dataset, path, names=None):
             places = elements.places_of(element, count)
             count += len(rows)
             named = [] if names is None else [names[place] for place in places]
-            yield _files.valid_names(named), rows
+            named = _files.valid_names(named)
+            _checks.finite_rows("Representations", rows, named)
+            yield named, rows
 
     return _WRITERS[ending](path, batches())
 

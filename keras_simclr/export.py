@@ -20,7 +20,7 @@ from keras_simclr.augmentations import (
     takes_sizes,
     to_float,
 )
-from keras_simclr.copies import plain_copy, weights_digest
+from keras_simclr.copies import check_finite, plain_copy, weights_digest
 from keras_simclr.decoding import canvas_for, decode_jpeg_or_png
 from keras_simclr.model import SimCLRModel
 
@@ -73,7 +73,8 @@ def export_encoder(
         ImportError: If a format needs a package that is not installed.
         ValueError: If `formats` has an unknown name; if the augmentation
             changes images at rest in a way that plain Keras layers cannot
-            repeat; or if a format, loaded again, disagrees with the model.
+            repeat; if weights or representations are not finite; or if a
+            format, loaded again, disagrees with the model.
 
     Example:
 
@@ -91,12 +92,14 @@ def export_encoder(
             f"`model` must be a SimCLRModel. Received: model={model!r}"
         )
     formats = check_formats(formats)
+    check_finite(model)
     network, weights = plain_copy(model.encoder), weights_digest(model)
     with staging(directory) as staged:
         parts = _parts(model, network)
         view = parts.view
         images = _noise(view.shape, _TRIED)
         expected = network(view.bring(images), training=False).numpy()
+        _checks.finite_rows("Representations", expected)
         differences = {}
         for name in formats:
             format = EXPORTS[name]
@@ -185,6 +188,7 @@ def write_network(model, network, directory, name, texts=None):
     write_network(model, plain_copy(model.encoder), "my_encoder", "encoder")
     ```
     """
+    check_finite(network)
     with staging(directory) as staged:
         parts = _parts(model, network)
         parts.whole.save(staged / f"{name}.keras")

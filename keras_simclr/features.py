@@ -9,8 +9,9 @@ import numpy as np
 import tensorflow as tf
 
 from keras_simclr import fit_data
+from keras_simclr._checks import finite_rows
 from keras_simclr.augmentations import RandomResizedCrop, to_float
-from keras_simclr.copies import nested_layers, plain_copy
+from keras_simclr.copies import check_finite, nested_layers, plain_copy
 from keras_simclr.elements import images_and_sizes, unpack
 from keras_simclr.model import SimCLRModel
 
@@ -40,7 +41,8 @@ def extract_features(model, images, *, batch_size=256, return_places=False):
         `return_places` also an integer array of shape `(N,)`.
 
     Raises:
-        ValueError: If images are not finite, or floats not in [0, 1].
+        ValueError: If images are not finite, or floats not in [0, 1]; or if the
+            weights, or representations, are not finite.
 
     Example:
 
@@ -53,6 +55,7 @@ def extract_features(model, images, *, batch_size=256, return_places=False):
     fit_data.check_length(dataset)
     elements = fit_data.checked_elements(dataset)
     (features,), others = extract([representation(model)], elements)
+    finite_rows("Representations", features)
     if not return_places:
         return features
     return features, others.get("places", np.arange(len(features)))
@@ -60,6 +63,7 @@ def extract_features(model, images, *, batch_size=256, return_places=False):
 
 def representation(model):
     """Function from images and sizes to float32 representations, at rest."""
+    check_finite(model)
     encoder, prepare = model, view_of(model)
     if isinstance(model, SimCLRModel):
         encoder = plain_copy(model.encoder)
@@ -202,4 +206,6 @@ class Features:
     def _of(self, examples):
         elements = map(unpack, fit_data.in_order(examples))
         arrays, _ = extract(self.functions.values(), elements)
+        for name, array in zip(self.functions, arrays, strict=True):
+            finite_rows(f"Features of {name!r}", array)
         return dict(zip(self.functions, arrays, strict=True))

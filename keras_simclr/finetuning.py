@@ -93,7 +93,7 @@ def fine_tune(
     Raises:
         ValueError: If labels are missing, or there are fewer than two classes,
             or no such projection layer, or no plain layers do what the
-            augmentation does at rest.
+            augmentation does at rest, or weights are not finite.
 
     Example:
 
@@ -121,6 +121,7 @@ def fine_tune(
     that standardises every feature, and the weights of one that hardly varies
     are so large that they spoil the encoder as soon as it does.
     """
+    copies.check_finite(model)
     if isinstance(model, SimCLRModel):
         plain_view(model)  # Refuses now what has no plain layers.
     examples = fit_data.load_labelled("train", train)

@@ -16,7 +16,7 @@ from tensorflow.core.protobuf import trackable_object_graph_pb2
 from keras_simclr import _checks, cards, classification, runs
 from keras_simclr._files import check_is_free, staging
 from keras_simclr.architectures import resnet_layers
-from keras_simclr.copies import plain_copy, weights_digest
+from keras_simclr.copies import check_finite, plain_copy, weights_digest
 from keras_simclr.export import export_encoder
 from keras_simclr.model import SimCLRModel
 from keras_simclr.networks import ProjectionHead, ResNet
@@ -181,6 +181,8 @@ def load_official(path, *, projection_layer=None):
     for variable in expected:
         layer = _layer(variable, encoder, head, logits)
         getattr(layer, variable.attribute).assign(file.read(variable.name))
+    for network in (projection_head, classifier):
+        check_finite(network)
     return Official(
         encoder=encoder,
         projection_head=projection_head if head.stages else None,

@@ -16,7 +16,7 @@ from keras_simclr.architectures import resnet_layers
 from keras_simclr.callbacks import Checkpoints
 from keras_simclr.networks import stem_for
 from keras_simclr.optimizers import scaled_learning_rate
-from keras_simclr.recipe import as_arguments, defaults
+from keras_simclr.recipe import Recipe, as_arguments, defaults
 
 _DEPTHS = (10, 18, 50)
 _WIDTHS = (0.25, 0.5, 1.0)
@@ -107,8 +107,10 @@ class Plan:
 
     def __str__(self):
         flags, epoch = self.flags, self.seconds_per_epoch
-        total = self.start_up + flags["epochs"] * epoch
-        rate = scaled_learning_rate(flags["learning_rate"], flags["batch_size"])
+        names = ("epochs", "batch_size", "learning_rate")
+        recipe = Recipe(**{name: flags[name] for name in names})
+        total = self.start_up + recipe.epochs * epoch
+        rate = scaled_learning_rate(recipe.learning_rate, recipe.batch_size)
         share = min(self.seconds[self.bottleneck] / self.seconds["all"], 1)
         limit = f"{self.minutes_per_epoch:g} minutes"
         is_fast = epoch <= 60 * self.minutes_per_epoch
@@ -129,10 +131,11 @@ class Plan:
                 else f"the fastest found, yet an epoch takes more than {limit}"
             ),
             "micro-batch": flags["micro_batch_size"] or "none: a batch fits",
-            "learning rate": f"{rate:g} at a batch of {flags['batch_size']}",
+            "learning rate": f"{rate:g} at a batch of {recipe.batch_size}",
             "an epoch": f"{devices.duration(epoch)}: "
             f"{3600 / epoch:,.1f} an hour",
-            f"{flags['epochs']} epochs": f"{devices.duration(total)}, of which "
+            "steps": recipe.steps_in_words(self.images // recipe.batch_size),
+            f"{recipe.epochs} epochs": f"{devices.duration(total)}, of which "
             f"{devices.duration(self.start_up)} to start",
         }
         lines = [f"{name:16}{text}" for name, text in rows.items()]
@@ -240,7 +243,11 @@ class _Machine:
     def __init__(self, recipe, data, strategy):
         self.recipe, self.data, self.strategy = recipe, data, strategy
         dataset = self._open(image_size=max(_SIZES))
-        self.images = int(dataset.cardinality()) * recipe.batch_size
+        steps = int(dataset.cardinality())
+        self.recipe = dataclasses.replace(
+            recipe, epochs=recipe.epochs_for(steps)
+        )
+        self.images = steps * recipe.batch_size
         self.has_canvas = "sizes" in elements.unpack(dataset.element_spec)
         self.side = _shorter_side(dataset)
         self.sizes = [x for x in _SIZES if x <= self.side] or [self.side]

@@ -6,13 +6,25 @@ import pathlib
 
 import keras
 
-from keras_simclr import cards, devices, recipe as recipes, sources
-from keras_simclr._files import check_is_free, path_beside, replacing
-from keras_simclr.callbacks import MODEL, Checkpoints, restore, save_model
+from keras_simclr import (
+    _files,
+    cards,
+    copies,
+    devices,
+    recipe as recipes,
+    sources,
+)
+from keras_simclr.callbacks import (
+    FLAGS,
+    MODEL,
+    Checkpoints,
+    restore,
+    save_model as save_model,
+)
 from keras_simclr.copies import weights_digest
 from keras_simclr.replicas import check_agreement
 
-_LOG, _SUMMARY, _FLAGS = "log.csv", "summary.json", "flags.txt"
+_LOG, _SUMMARY = "log.csv", "summary.json"
 _EARLIER = "earlier_evaluations"  # Of other weights than model.keras has.
 
 
@@ -31,7 +43,15 @@ class Run:
     epochs: int
 
 
-def carry_out(recipe, data, run_dir, *, given=None, report=print):
+def carry_out(
+    recipe,
+    data,
+    run_dir,
+    *,
+    given=None,
+    accept_changed_data=False,
+    report=print,
+):
     """Does what `keras-simclr pretrain` does.
 
     Args:
@@ -41,6 +61,7 @@ def carry_out(recipe, data, run_dir, *, given=None, report=print):
         run_dir: Directory to write: new, empty, or with an unfinished run.
         given: Names of the fields that somebody chose, or None for all. An
             unfinished run goes on with its own values of the others.
+        accept_changed_data: As `pretrain`.
         report: Function that is told, in words, what is found and chosen.
 
     Returns:
@@ -48,7 +69,8 @@ def carry_out(recipe, data, run_dir, *, given=None, report=print):
 
     Raises:
         FileExistsError: As `pretrain`.
-        ValueError: If a value is out of range.
+        OSError: As `pretrain`.
+        ValueError: If a value is out of range, or as `pretrain`.
 
     Example:
 
@@ -60,6 +82,8 @@ def carry_out(recipe, data, run_dir, *, given=None, report=print):
     strategy = devices.make_strategy(recipe.strategy)
     report(f"Devices: {devices.describe_devices(strategy)}.")
     check_can_run(run_dir)
+    if strategy.extended.should_checkpoint:
+        _files.check_can_write(run_dir)
     if given is None:
         given = {**vars(data), **vars(recipe)}.keys()
     recipe, data, given = _as_it_began(recipe, data, run_dir, set(given))
@@ -71,6 +95,12 @@ def carry_out(recipe, data, run_dir, *, given=None, report=print):
     keras.utils.set_random_seed(recipe.seed)
     source, dataset = recipe.open(data)
     spec, steps = dataset.element_spec, int(dataset.cardinality())
+    recipe = dataclasses.replace(recipe, epochs=recipe.epochs_for(steps))
+    report(
+        f"To train on: {data.in_words(source)}; {steps * recipe.batch_size:,} "
+        "an epoch, without their labels."
+    )
+    report(f"Epochs: {recipe.epochs}. Steps: {recipe.steps_in_words(steps)}.")
     recipe = recipe.with_choice(
         "micro_batch_size",
         strategy,
@@ -80,11 +110,6 @@ def carry_out(recipe, data, run_dir, *, given=None, report=print):
     with strategy.scope():
         model = recipe.build(spec, steps)
     values = _values(recipe, data, run_dir)
-    found = {
-        **sources.fingerprint(source, data_dir=data.data_dir),
-        "split": data.split,
-        "images_per_epoch": steps * recipe.batch_size,
-    }
     epochs = pretrain(
         model,
         dataset,
@@ -93,12 +118,25 @@ def carry_out(recipe, data, run_dir, *, given=None, report=print):
         flags=recipes.as_flags(values),
         summary={
             "command": "pretrain",
-            "data": found,
+            "data": _data_of_record(source, data, steps * recipe.batch_size),
             **cards.versions(),
             "flags": {"given": sorted(given), "values": values},
         },
+        accept_changed_data=accept_changed_data,
     )
     return Run(model, recipe, epochs)
+
+
+def _data_of_record(source, data, images_per_epoch):
+    """What must be the same for an unfinished run to go on."""
+    found = {
+        **sources.fingerprint(source, data_dir=data.data_dir),
+        "split": data.split,
+        "images_per_epoch": images_per_epoch,
+    }
+    if data.manifest is not None:
+        found["manifest"] = sources.fingerprint(data.manifest)["sha256"]
+    return found
 
 
 def _values(recipe, data, run_dir):
@@ -124,7 +162,7 @@ def _as_it_began(recipe, data, run_dir, given):
         texts = {
             name: values.get(name)
             for name, value in vars(part).items()
-            if (name in recipes.CHOSEN and value == recipes.AUTO)
+            if recipes.is_open(name, value)
             or (name in values and name not in given | given_then)
         }
         return dataclasses.replace(part, **recipes.from_text(type(part), texts))
@@ -132,14 +170,24 @@ def _as_it_began(recipe, data, run_dir, given):
     return began(recipe), began(data), given_then
 
 
-def pretrain(model, dataset, run_dir, *, epochs, flags="", summary=None):
+def pretrain(
+    model,
+    dataset,
+    run_dir,
+    *,
+    epochs,
+    flags="",
+    summary=None,
+    accept_changed_data=False,
+):
     """Trains a model and keeps everything in a run directory.
 
     It holds `flags.txt`, `log.csv` (a line per epoch), `model.keras` (after
-    the latest epoch; complete at any time), checkpoints of the last two epochs
-    and `summary.json`. Ctrl-C ends training early and keeps the model as it is
-    then. Called again with the same flags, an unfinished run goes on after its
-    last whole epoch, and ends as if it had not been interrupted.
+    the latest epoch; complete at any time), checkpoints of the last two epochs,
+    their list `checkpoints.json`, and `summary.json`. Ctrl-C ends training
+    early and keeps the model as it is then. Called again with the same flags,
+    an unfinished run goes on after its last whole epoch, and ends as if it had
+    not been interrupted.
 
     Args:
         model: A compiled `SimCLRModel`.
@@ -148,7 +196,13 @@ def pretrain(model, dataset, run_dir, *, epochs, flags="", summary=None):
         run_dir: Directory to write: new, empty, or with an unfinished run.
         epochs: Passes over the dataset.
         flags: Text of `flags.txt`, for `--flagfile`.
-        summary: Dictionary, the first content of `summary.json`.
+        summary: Dictionary, the first content of `summary.json`. Its entry
+            `data` tells which data these are: a dictionary, as from
+            `sources.fingerprint`.
+        accept_changed_data: Whether an unfinished run may go on with other
+            data. The schedule is then that of a run on these from the start,
+            at the epoch reached; `summary.json` keeps what they were before
+            in `earlier_data`.
 
     Returns:
         The number of epochs trained; less than `epochs` after Ctrl-C.
@@ -156,6 +210,9 @@ def pretrain(model, dataset, run_dir, *, epochs, flags="", summary=None):
     Raises:
         FileExistsError: If `run_dir` holds a finished run, one with other
             flags, or anything else.
+        OSError: If it cannot be written.
+        ValueError: If the run began with other data; or if training diverges:
+            then the model from before is kept.
 
     Example:
 
@@ -164,21 +221,31 @@ def pretrain(model, dataset, run_dir, *, epochs, flags="", summary=None):
     model = load_model("runs/flowers")
     ```
     """
-    run_dir = pathlib.Path(run_dir)
+    run_dir, summary = pathlib.Path(run_dir), dict(summary or {})
     check_can_run(run_dir, flags)
-    first = restore(model, run_dir)
     strategy = model.distribute_strategy
-    check_agreement(strategy, first)
-    keeper = Checkpoints(run_dir)
-    callbacks = [keeper]
     is_chief = strategy.extended.should_checkpoint
     if is_chief:
+        _files.check_can_write(run_dir)
+    earlier = _earlier_data(run_dir, summary.get("data"), accept_changed_data)
+    first = restore(model, run_dir)
+    check_agreement(strategy, first)
+    if earlier:
+        earlier[-1].setdefault("epochs_trained", first)
+        summary["earlier_data"] = earlier
+        # As if it had been trained on these: the schedule ends when it does.
+        model.optimizer.iterations.assign(first * len(dataset))
+    keeper = Checkpoints(run_dir)
+    callbacks = [keeper]
+    if is_chief:
         run_dir.mkdir(parents=True, exist_ok=True)
-        _write_text(run_dir / _FLAGS, flags)
-        update_summary(run_dir, summary or {})
+        _write_text(run_dir / FLAGS, flags)
+        update_summary(run_dir, summary)
         _forget_weights(run_dir)
         callbacks.insert(0, _csv_logger(run_dir / _LOG, first))
-    keeper.epochs = first
+    if first:
+        keeper.epochs, keeper.weights = first, weights_digest(model)
+        keeper.steps = int(model.optimizer.iterations.numpy())
     try:
         model.fit(
             dataset, epochs=epochs, initial_epoch=first, callbacks=callbacks
@@ -186,18 +253,44 @@ def pretrain(model, dataset, run_dir, *, epochs, flags="", summary=None):
     except KeyboardInterrupt:
         for callback in callbacks:
             callback.on_train_end()
+        if is_chief and keeper.is_worth_keeping():
+            keeper.save_model()
+    finally:
         if is_chief:
-            save_model(model, run_dir)
-    entries = {
-        "epochs_trained": keeper.epochs,
-        "steps_trained": int(model.optimizer.iterations.numpy()),
-        "finished": keeper.epochs == epochs,
-        "weights": weights_digest(model),
-    }
-    if is_chief:
-        update_summary(run_dir, entries)
-        _sort_evaluations(run_dir, entries["weights"])
+            entries = {
+                "epochs_trained": keeper.epochs,
+                "steps_trained": keeper.steps,
+                "finished": keeper.epochs == epochs,
+                "weights": keeper.weights,
+            }
+            update_summary(run_dir, entries)
+            _sort_evaluations(run_dir, keeper.weights)
+    copies.check_finite(model)
     return keeper.epochs
+
+
+def _earlier_data(run_dir, data, is_accepted):
+    """What an unfinished run was trained on before, if that has changed."""
+    summary = read_summary(run_dir)
+    before, earlier = summary.get("data"), summary.get("earlier_data", [])
+    if not before or not data:
+        return []
+    # What one of two versions does not record tells nothing.
+    changed = [x for x in before if x in data and before[x] != data[x]]
+    if not changed:
+        return []
+    if not is_accepted:
+        now, then = (
+            ", ".join(f"{x} {values[x]}" for x in changed)
+            for values in (data, before)
+        )
+        raise ValueError(
+            "An unfinished run goes on with the data that it began with. "
+            f"Received: {now} for {str(run_dir)!r}, which began with {then}. "
+            "Bring those back, begin anew in another directory, or go on with "
+            "these: --accept_changed_data (accept_changed_data=True)"
+        )
+    return [*earlier, before]
 
 
 def _csv_logger(path, first):
@@ -211,7 +304,7 @@ def _csv_logger(path, first):
 
 def recorded_flags(run_dir):
     """Flags of the run that a directory holds: names and texts."""
-    path = pathlib.Path(run_dir) / _FLAGS
+    path = pathlib.Path(run_dir) / FLAGS
     return recipes.read_flags(path.read_text() if path.exists() else "")
 
 
@@ -225,9 +318,10 @@ def about(run_dir, model=None):
     recipe = recorded_flags(run_dir)
     recipe.pop("output_dir", None)
     summary = read_summary(run_dir)
-    known = ("data", "weights", *cards.TRAINED, *cards.EVALUATED)
+    known = ("data", "earlier_data", "weights")
+    known += (*cards.TRAINED, *cards.EVALUATED)
     found = {k: summary[k] for k in known if k in summary}
-    if found.keys() - {"data"}:
+    if found.keys() - {"data", "earlier_data"}:
         weights = weights_digest(model or load_model(run_dir))
         return cards.of_weights({"recipe": recipe, **found}, weights)
     return {"recipe": recipe, **found}
@@ -240,10 +334,10 @@ def check_can_run(run_dir, flags=None):
     says, but for the devices it runs on. None: any.
     """
     run_dir = pathlib.Path(run_dir)
-    if not (run_dir / _FLAGS).exists():
+    if not (run_dir / FLAGS).exists():
         # A run that was ended while it wrote its first file has only this.
-        if list(run_dir.glob("*")) != [path_beside(run_dir / _FLAGS)]:
-            check_is_free(run_dir)
+        if list(run_dir.glob("*")) != [_files.path_beside(run_dir / FLAGS)]:
+            _files.check_is_empty(run_dir)
         return
     if read_summary(run_dir).get("finished"):
         raise FileExistsError(
@@ -283,6 +377,7 @@ def load_model(run_dir):
 
     Raises:
         FileNotFoundError: If there is no model in it.
+        ValueError: If its weights are not finite.
 
     Example:
 
@@ -296,7 +391,9 @@ def load_model(run_dir):
             f"A run directory must hold {MODEL}, written by `pretrain`. "
             f"Received: {str(run_dir)!r}"
         )
-    return keras.models.load_model(path)
+    model = keras.models.load_model(path)
+    copies.check_finite(model)
+    return model
 
 
 def update_summary(run_dir, entries):
@@ -338,11 +435,19 @@ def _write_summary(run_dir, summary):
 
 
 def _write_text(path, text):
-    with replacing(path) as staged:
+    with _files.replacing(path) as staged:
         staged.write_text(text, newline="")
 
 
 def read_summary(run_dir):
     """What `summary.json` holds; nothing if there is none."""
     path = pathlib.Path(run_dir) / _SUMMARY
-    return json.loads(path.read_text()) if path.exists() else {}
+    if not path.exists():
+        return {}
+    try:
+        return {**json.loads(path.read_text())}
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{_SUMMARY} must be the JSON object that was written there. "
+            f"Received: {str(path)!r} ({error}). Mend it, or move it elsewhere"
+        ) from None

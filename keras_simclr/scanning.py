@@ -184,11 +184,7 @@ def scan(directory, manifest, *, progress=None):
 
     directory = _files.readable_directory(directory)
     manifest = pathlib.Path(manifest)
-    if manifest.exists() or manifest.is_symlink():
-        raise FileExistsError(
-            "`manifest` must be a new file: nothing is overwritten. "
-            f"Received: manifest={str(manifest)!r}"
-        )
+    _files.check_is_new("manifest", manifest)
     problems = {}
 
     def report(path, kind, error):

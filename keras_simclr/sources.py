@@ -1,5 +1,6 @@
 """Datasets from what people have: arrays, folders, TensorFlow Datasets."""
 
+import contextlib
 import difflib
 import hashlib
 import os
@@ -22,6 +23,7 @@ from keras_simclr.scanning import are_parts
 # Examples that wait, still encoded, to be drawn in random order.
 _SHUFFLE_BUFFER = 16_384
 _SHOWN = 10  # Classes that are listed.
+_MOST_READ = 2**30  # Bytes of a folder that are read for its fingerprint.
 
 
 def dataset_from_arrays(
@@ -446,7 +448,8 @@ def fingerprint(source, *, data_dir=None):
     Returns:
         Dictionary: `source`, with the version of a dataset of TFDS; and
         `sha256`, of an `.npz` file's content, or of the names and sizes of the
-        files of a folder or dataset, in order.
+        files of a folder or dataset, in order. Of a folder also the number of
+        `files` and, up to a gigabyte in all, the SHA-256 of their `content`.
 
     Example:
 
@@ -455,28 +458,48 @@ def fingerprint(source, *, data_dir=None):
     ```
     """
     if isinstance(source, ImageFolder):
-        name, directory, paths = (
-            source.directory,
-            source.directory,
-            source.paths,
-        )
-    elif source.startswith("tfds:"):
+        return _fingerprint_of_folder(source.directory, source.paths)
+    if source.startswith("tfds:"):
         import tensorflow_datasets as tfds
 
         builder = tfds.builder(source.removeprefix("tfds:"), data_dir=data_dir)
-        name = f"tfds:{builder.info.full_name}"
         directory = pathlib.Path(builder.data_dir)
         paths = sorted(path.name for path in directory.glob("*.*-of-*"))
-    else:
-        with pathlib.Path(source).open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256")
-        return {"source": source, "sha256": digest.hexdigest()}
+        digest, _ = _names_and_sizes(directory, paths)
+        return {"source": f"tfds:{builder.info.full_name}", "sha256": digest}
+    with pathlib.Path(source).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+    return {"source": source, "sha256": digest.hexdigest()}
+
+
+def _fingerprint_of_folder(directory, paths):
+    digest, size = _names_and_sizes(directory, paths)
+    found = {"source": str(directory), "sha256": digest, "files": len(paths)}
+    if size <= _MOST_READ:
+        found["content"] = _content(directory, paths)
+    return found
+
+
+def _names_and_sizes(directory, paths):
+    """Their digest, and the bytes in all."""
+    digest, total = hashlib.sha256(), 0
+    for path in paths:
+        size = _bytes_of(directory, path)
+        digest.update(os.fsencode(path) + b"\0%d\0" % size)
+        total += size
+    return digest.hexdigest(), total
+
+
+def _content(directory, paths):
+    """The digest of what is in files; of none where one cannot be read."""
     digest = hashlib.sha256()
     for path in paths:
-        digest.update(
-            os.fsencode(path) + b"\0%d\0" % _bytes_of(directory, path)
-        )
-    return {"source": str(name), "sha256": digest.hexdigest()}
+        with (
+            contextlib.suppress(OSError),  # What reads it will say so.
+            pathlib.Path(directory, path).open("rb") as file,
+        ):
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _bytes_of(directory, path):

@@ -454,3 +454,145 @@ def test_chance_is_that_of_the_batches_that_ran(stops):
     history = fit(model, *stops, callbacks.Measures(IMAGES))
     right = history["loss"][0] / np.log(2 * 8 - 1)
     assert history["loss_over_chance"] == [pytest.approx(right)]
+
+
+def keep(run_dir, model=None, epochs=3, **arguments):
+    model = model or tiny_model(run_eagerly=True)
+    fit(model, callbacks.Checkpoints(run_dir), epochs=epochs, **arguments)
+    return model
+
+
+FOREIGN = [
+    "epoch-best.weights.h5",
+    "epoch-1.weights.h5",
+    "epoch-000099.weights.h5",  # Later than all of this run.
+    "epoch-000001.weights.h5.bak",
+    "notes.txt",
+]
+
+
+def test_checkpoints_leave_what_they_did_not_write(tmp_path):
+    for name in FOREIGN:
+        (tmp_path / name).write_text(name)
+    assert callbacks.restore(tiny_model(), tmp_path) == 0
+    keep(tmp_path)
+    # Also after a resumption, and what came between.
+    (tmp_path / "epoch-000001.weights.h5").write_text("mine")
+    resumed = tiny_model(run_eagerly=True)
+    assert callbacks.restore(resumed, tmp_path) == 3
+    keep(tmp_path, resumed, epochs=5, initial_epoch=3)
+    for name in FOREIGN:
+        assert (tmp_path / name).read_text() == name
+    assert (tmp_path / "epoch-000001.weights.h5").read_text() == "mine"
+    assert callbacks.restore(tiny_model(), tmp_path) == 5
+    ours = ["epoch-000004.weights.h5", "epoch-000005.weights.h5"]
+    ours += ["checkpoints.json", "model.keras", "epoch-000001.weights.h5"]
+    found = sorted(path.name for path in tmp_path.iterdir())
+    assert found == sorted([*FOREIGN, *ours])
+
+
+@pytest.mark.parametrize("name", ["epoch-000002.weights.h5", "model.keras"])
+def test_checkpoints_refuse_to_overwrite_before_they_train(name, tmp_path):
+    (tmp_path / name).write_text("mine")
+    model = tiny_model(run_eagerly=True)
+    with pytest.raises(FileExistsError) as error:
+        keep(tmp_path, model)
+    assert str(error.value) == (
+        "`run_dir` must hold nothing that would be overwritten. Received: "
+        f"{str(tmp_path / name)!r}, which `Checkpoints` did not write there. "
+        "Move it elsewhere"
+    )
+    assert int(model.optimizer.iterations) == 0
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2]", '{"mine": 1}', '{"files": 3}'])
+def test_record_of_somebody_else_is_left_alone(text, tmp_path):
+    (tmp_path / "checkpoints.json").write_text(text)
+    with pytest.raises(ValueError, match="must be what `Checkpoints` wrote"):
+        keep(tmp_path)
+    assert (tmp_path / "checkpoints.json").read_text() == text
+
+
+def test_second_training_in_a_directory_keeps_its_own(tmp_path):
+    keep(tmp_path, epochs=4)
+    keep(tmp_path, epochs=1)  # Anew: what is newest has not the largest number.
+    assert callbacks.restore(tiny_model(), tmp_path) == 1
+
+
+def test_run_of_version_0_1_goes_on(tmp_path):
+    """It kept no record; what lies beside its flags is its own."""
+    keep(tmp_path)
+    (tmp_path / "checkpoints.json").unlink()
+    (tmp_path / "flags.txt").write_text("")
+    (tmp_path / "epoch-best.weights.h5").write_text("mine")
+    resumed = tiny_model(run_eagerly=True)
+    assert callbacks.restore(resumed, tmp_path) == 3
+    keep(tmp_path, resumed, epochs=4, initial_epoch=3)
+    kept = sorted(path.name for path in tmp_path.glob("epoch-*"))
+    assert kept == [
+        "epoch-000003.weights.h5",
+        "epoch-000004.weights.h5",
+        "epoch-best.weights.h5",
+    ]
+
+
+def spoil(network, value=np.nan):
+    """Makes the last number of a weight unusable."""
+    weight = network.weights[-1]
+    array = np.array(weight)
+    array.flat[-1] = value
+    weight.assign(array)
+    return weight
+
+
+class _Diverges(keras.callbacks.Callback):
+    """Spoils the weights after an epoch."""
+
+    def __init__(self, epoch, value):
+        super().__init__()
+        self.epoch, self.value = epoch, value
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch == self.epoch:
+            spoil(self.model.encoder, self.value)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_replace_no_checkpoint(value, tmp_path):
+    model, keeper = (
+        tiny_model(run_eagerly=True),
+        callbacks.Checkpoints(tmp_path),
+    )
+    with pytest.warns(UserWarning, match="keeps what was saved before"):
+        fit(model, _Diverges(2, value), keeper, epochs=3)
+    assert (keeper.epochs, keeper.steps) == (2, 6)
+    restored = tiny_model()
+    assert callbacks.restore(restored, tmp_path) == 2
+    kept = keras.models.load_model(tmp_path / "model.keras")
+    weights = kept.get_weights(), restored.get_weights()
+    for ours, right in zip(*weights, strict=True):
+        np.testing.assert_array_equal(ours, right)
+        assert np.isfinite(ours).all()
+
+
+def test_checkpoint_that_is_not_finite_is_passed_over(tmp_path):
+    model = keep(tmp_path)
+    spoil(model.encoder)
+    model.save_weights(tmp_path / "epoch-000003.weights.h5")
+    with pytest.warns(UserWarning, match="Weights must be finite"):
+        assert callbacks.restore(tiny_model(), tmp_path) == 2
+
+
+def test_checkpoints_try_their_directory_before_they_train(
+    tmp_path, monkeypatch
+):
+    def refuse(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    model = tiny_model(run_eagerly=True)
+    monkeypatch.setattr("tempfile.mkdtemp", refuse)
+    with pytest.raises(OSError, match="must be one that can be written"):
+        keep(tmp_path, model)
+    assert int(model.optimizer.iterations) == 0

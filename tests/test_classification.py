@@ -184,3 +184,62 @@ def test_what_is_no_classifier_is_refused(tmp_path):
         "`model` must be a directory with class_names.json, written by "
         f"`finetune`. Received: {str(tmp_path)!r}"
     )
+
+
+@pytest.fixture
+def tiny(model):
+    """A classifier that is not trained."""
+    return keras.Sequential(
+        [
+            keras.Input(model.encoder.input_shape[1:]),
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(2),
+            keras.layers.Rescaling(1e30),
+        ]
+    )
+
+
+@pytest.fixture
+def dataset(images):
+    return simclr.dataset_from_arrays(
+        images[0], batch_size=8, shuffle=False, drop_remainder=False
+    )
+
+
+def test_weights_that_are_not_finite_are_refused(
+    model, tiny, dataset, tmp_path
+):
+    path, other = tmp_path / "classifier", tmp_path / "other"
+    classification.write_classifier(model, tiny, path, ["cat", "dog"])
+    tiny.weights[1].assign([np.nan, 0.0])
+    tiny.save(path / "classifier.keras")
+    with pytest.raises(ValueError, match="Weights must be finite"):
+        classification.write_predictions(path, dataset, tmp_path / "x.csv")
+    with pytest.raises(ValueError, match="Weights must be finite"):
+        classification.write_classifier(model, tiny, other, ["cat", "dog"])
+    assert not other.exists()
+
+
+def test_predictions_that_are_not_finite_are_refused(
+    model, tiny, dataset, tmp_path
+):
+    tiny.weights[1].assign([1e30, 1e30])  # Finite, and yet too much.
+    classification.write_classifier(model, tiny, tmp_path / "c", ["cat", "dog"])
+    names = iter(f"{number}.png" for number in range(24))
+    with pytest.raises(ValueError) as error:
+        classification.write_predictions(
+            tmp_path / "c", dataset, tmp_path / "x.csv", names
+        )
+    assert str(error.value).startswith(
+        "Probabilities must be finite. Received: NaN or infinity for 8 of 8 "
+        "images, such as '0.png'. "
+    )
+
+
+def test_predictions_overwrite_nothing(model, tiny, dataset, tmp_path):
+    classification.write_classifier(model, tiny, tmp_path / "c", ["cat", "dog"])
+    table = tmp_path / "table.csv"
+    table.write_text("mine")
+    with pytest.raises(FileExistsError, match="`path` must be a new file"):
+        classification.write_predictions(tmp_path / "c", dataset, table)
+    assert table.read_text() == "mine"

@@ -1,7 +1,11 @@
 import csv
+import errno
+import io
 import json
+import shutil
 import subprocess
 import sys
+import tempfile
 
 import keras
 import numpy as np
@@ -14,8 +18,10 @@ from helpers.replicas import mirrored
 import keras_simclr as simclr
 import keras_simclr_cli as cli
 from keras_simclr import (
+    classification,
     copies,
     devices,
+    evaluation as evaluating,
     finetuning,
     micro_batches,
     replicas,
@@ -623,3 +629,224 @@ def test_what_a_check_raises_is_one_line(kind, tmp_path, monkeypatch, capsys):
     arguments = ["export", "--run_dir=run", f"--output_dir={tmp_path / 'out'}"]
     assert cli.main(arguments) == 1
     assert capsys.readouterr().err == "keras-simclr: export: `a` must be b\n"
+
+
+@pytest.fixture
+def evaluation(run_dir, data, tmp_path):
+    """Arguments of a short evaluation, and the copy of a run it is for."""
+    copy = tmp_path / "run"
+    shutil.copytree(run_dir, copy)
+    options = ["--labels=all", "--probes=knn", "--draws=2"]
+    return ["evaluate", f"--run_dir={copy}", data, *options], copy
+
+
+def rows_of(run_dir):
+    summary = json.loads((run_dir / "summary.json").read_text())
+    return summary.get("rows")
+
+
+def full_disk(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_table_is_printed_if_it_cannot_be_stored(
+    evaluation, monkeypatch, capsys
+):
+    arguments, run_dir = evaluation
+    (run_dir / "summary.json").write_text("{}")
+    monkeypatch.setattr(runs, "update_summary", full_disk)
+    assert cli.main(arguments) == 1
+    text = capsys.readouterr()
+    assert "simclr, knn" in text.out
+    assert text.err.endswith("evaluate: [Errno 28] No space left on device\n")
+
+
+class Broken(io.TextIOBase):
+    """A terminal that is gone, at the first word or at the end."""
+
+    encoding = "utf-8"
+
+    def __init__(self, error, *methods):
+        for method in methods:
+            setattr(self, method, self._fail)
+        self.error = error
+
+    def write(self, text):
+        return len(text)
+
+    def _fail(self, *_):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        Broken(BrokenPipeError(errno.EPIPE, "Broken pipe"), "write", "flush"),
+        Broken(OSError(errno.ENOSPC, "No space left on device"), "flush"),
+        Broken(ValueError("I/O operation on closed file"), "write"),
+    ],
+    ids=lambda stream: str(stream.error),
+)
+def test_table_is_stored_if_it_cannot_be_printed(
+    stream, evaluation, monkeypatch, capsys
+):
+    arguments, run_dir = evaluation
+    (run_dir / "summary.json").write_text("{}")
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert cli.main(arguments) == 1
+    assert rows_of(run_dir)
+    assert capsys.readouterr().err.endswith(
+        f"keras-simclr: not all could be printed: {stream.error}\n"
+    )
+
+
+def test_terminals_that_know_little_are_shown_what_they_can(
+    evaluation, monkeypatch
+):
+    arguments, run_dir = evaluation
+    (run_dir / "summary.json").write_text("{}")
+    shown = io.BytesIO()
+    stream = io.TextIOWrapper(shown, encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert cli.main(arguments) == 0
+    assert b"simclr, knn" in shown.getvalue()
+    assert b"\\xb1" in shown.getvalue()  # The plus or minus.
+    assert rows_of(run_dir)
+
+
+def test_no_terminal_at_all_is_no_fault(evaluation, monkeypatch):
+    arguments, run_dir = evaluation
+    (run_dir / "summary.json").write_text("{}")
+    monkeypatch.setattr(sys, "stdout", None)
+    assert cli.main(arguments) == 0
+    assert rows_of(run_dir)
+
+
+def test_broken_summary_is_refused_before_the_work(evaluation, capsys):
+    arguments, run_dir = evaluation
+    (run_dir / "summary.json").write_text('{"half": ')
+    assert cli.main(arguments) == 1
+    text = capsys.readouterr()
+    assert "evaluate: summary.json must be the JSON object that" in text.err
+    assert text.out == ""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["demo"],
+        ["scan", "--data=absent"],
+        ["pretrain", "--data=absent"],
+        ["finetune", "--run_dir=absent", "--data=absent"],
+        ["predict", "--model=absent", "--data=absent"],
+        ["embed", "--run_dir=absent", "--data=absent"],
+        ["export", "--run_dir=absent"],
+        ["import-official", "--path=absent"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_every_command_tries_its_output_before_the_work(
+    arguments, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(tempfile, "mkdtemp", full_disk)
+    out = tmp_path / "a" / "out"
+    assert cli.main([*arguments, f"--output_dir={out}"]) == 1
+    assert capsys.readouterr().err.endswith(
+        f"{arguments[0]}: The output directory must be one that can be "
+        f"written. Received: {str(out)!r} (No space left on device). Choose "
+        "another, or see that it is mounted for writing, yours, and has room\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_evaluate_tries_its_output_before_the_work(
+    evaluation, monkeypatch, capsys
+):
+    arguments, _ = evaluation
+    monkeypatch.setattr(tempfile, "mkdtemp", full_disk)
+    monkeypatch.setattr(evaluating, "evaluate", None)  # Not come to that.
+    assert cli.main(arguments) == 1
+    assert "must be one that can be written" in capsys.readouterr().err
+
+
+def test_accuracy_is_printed_if_the_classifier_cannot_be_written(
+    run_dir, data, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(classification, "write_network", full_disk)
+    arguments = [f"--run_dir={run_dir}", data, f"--output_dir={tmp_path / 'c'}"]
+    assert cli.main(["finetune", *arguments]) == 1
+    assert "with a cross-validated accuracy of" in capsys.readouterr().out
+
+
+def spoil(path):
+    """Makes a weight of a saved model NaN."""
+    model = keras.models.load_model(path)
+    network = getattr(model, "encoder", model)
+    weight = network.weights[0]
+    weight.assign(np.full(weight.shape, np.nan))
+    model.save(path)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "finetune", "embed", "export"])
+def test_weights_that_are_not_finite_are_said_to_be_so(
+    command, run_dir, data, tmp_path, capsys
+):
+    copy, out = tmp_path / "run", tmp_path / "out"
+    shutil.copytree(run_dir, copy)
+    spoil(copy / "model.keras")
+    arguments = [command, f"--run_dir={copy}"]
+    arguments += [data] * (command != "export")
+    arguments += [f"--output_dir={out}"] * (command != "evaluate")
+    assert cli.main(arguments) == 1
+    text = capsys.readouterr().err
+    assert f"{command}: Weights must be finite. Received: NaN in `" in text
+    assert not out.exists()
+
+
+def test_other_encoders_that_are_not_finite_are_said_to_be_so(
+    evaluation, tmp_path, capsys
+):
+    arguments, run_dir = evaluation
+    out = tmp_path / "out"
+    run = f"--run_dir={run_dir}"
+    assert cli.main(["export", run, f"--output_dir={out}"]) == 0
+    spoil(out / "encoder.keras")
+    encoder = f"--encoders={out / 'encoder.keras'}"
+    assert cli.main([*arguments, encoder]) == 1
+    assert "Weights must be finite. Received: NaN" in capsys.readouterr().err
+
+
+def test_images_and_steps_are_told_first(data, tmp_path, capsys):
+    arguments = [*PRETRAIN, data, f"--output_dir={tmp_path / 'run'}"]
+    assert cli.main(arguments) == 0
+    text = capsys.readouterr().out
+    assert text.index("Images: 32 an epoch.") < text.index("loss: ")
+    assert "Epochs: 1. Steps: 2 an epoch, 2 in all: too few." in text
+    assert "Cure: --epochs=400, or no --epochs." in text
+
+
+def test_changed_data_is_accepted_on_demand(tmp_path, monkeypatch, capsys):
+    path, out = tmp_path / "images.npz", tmp_path / "run"
+    arguments = ["pretrain", f"--data={path}", f"--output_dir={out}"]
+    arguments += ["--epochs=2", "--batch_size=8", "--precision=float32"]
+
+    def ctrl_c(self, epoch, logs=None):
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+    for count, options, code in (
+        (16, [], 130),
+        (24, [], 1),
+        (24, ["--accept_changed_data"], 0),
+    ):
+        np.savez(path, images=np.full((count, 8, 8, 1), count, "uint8"))
+        with monkeypatch.context() as patch:
+            if code == 130:
+                patch.setattr(
+                    keras.callbacks.CSVLogger, "on_epoch_begin", ctrl_c
+                )
+            assert cli.main([*arguments, *options]) == code
+    assert "goes on with the data that it began" in capsys.readouterr().err
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["earlier_data"][0]["images_per_epoch"] == 16
+    assert "accept_changed_data" not in (out / "flags.txt").read_text()

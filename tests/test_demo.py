@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 import keras_simclr as simclr
-from keras_simclr import demo, evaluation
+from keras_simclr import demo, evaluation, runs
 
 
 def small_model(steps, seed):
@@ -48,6 +48,7 @@ def output_dir(tmp_path_factory):
 
 def test_demo_writes_all_it_promises(output_dir):
     assert sorted(path.name for path in output_dir.iterdir()) == [
+        "checkpoints.json",
         "digits.npz",
         "encoder",
         "epoch-000001.weights.h5",
@@ -65,19 +66,48 @@ def test_demo_writes_all_it_promises(output_dir):
         assert (output_dir / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_demo_replaces_a_demo_but_leaves_foreign_files_alone(
-    output_dir, tmp_path
-):
-    earlier, foreign = tmp_path / "earlier", tmp_path / "foreign"
-    for path in (earlier, foreign):
+def test_demo_replaces_a_demo(output_dir, tmp_path):
+    earlier, place = tmp_path / "earlier", tmp_path / "place"
+    for path in (earlier, tmp_path / "real"):
         shutil.copytree(output_dir, path)
+    # What evaluating it adds is its own.
+    runs.update_summary(earlier, {"evaluation": {"seed": 1}})
     demo._clear(earlier)
     assert not earlier.exists()
-    (foreign / "notes.txt").write_text("mine")
+    place.symlink_to(tmp_path / "real")
+    demo._clear(place)
+    assert list(place.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        "notes.txt",
+        "epoch-best.weights.h5",
+        "encoder/notes.txt",
+        "encoder/README.md",  # Changed.
+        "digits.npz",
+    ],
+)
+def test_demo_leaves_what_it_did_not_write(foreign, output_dir, tmp_path):
+    shutil.copytree(output_dir, tmp_path, dirs_exist_ok=True)
+    (tmp_path / foreign).write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
     with pytest.raises(FileExistsError, match="must be new, empty"):
-        demo.run(foreign, epochs=1)
-    assert (foreign / "notes.txt").read_text() == "mine"
-    assert (foreign / "model.keras").exists()
+        demo.run(tmp_path, epochs=1)
+    assert (tmp_path / foreign).read_text() == "mine"
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_demo_does_not_call_its_own_what_came_meanwhile(output_dir, tmp_path):
+    shutil.copytree(output_dir, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "epoch-latest.weights.h5").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "encoder")
+    demo._record(tmp_path)
+    demo._clear(tmp_path)
+    assert (tmp_path / "epoch-latest.weights.h5").read_text() == "mine"
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "model.keras").exists()
 
 
 def test_demo_notices_an_export_that_disagrees(output_dir, monkeypatch):

@@ -97,3 +97,29 @@ def test_rows_are_named_by_the_places_of_their_images(
         np.testing.assert_allclose(
             values[:, 0], np.array(right) * 20 / 255, atol=1e-6
         )
+
+
+def test_tables_of_what_is_not_finite_are_not_written(encoder, tmp_path):
+    inputs = keras.Input((4, 4, 3))
+    scale = keras.layers.Rescaling(np.float32(1e38))
+    outputs = encoder(scale(scale(inputs)))  # Finite weights, if any.
+    with pytest.raises(ValueError) as error:
+        write(keras.Model(inputs, outputs), tmp_path / "a.npz", NAMES)
+    assert str(error.value).startswith(
+        "Representations must be finite. Received: NaN or infinity for 2 of 2 "
+        "images, such as 'a.png'. The training has diverged"
+    )
+    norm = keras.layers.BatchNormalization()
+    network = keras.Model(inputs, norm(encoder(inputs)))
+    norm.moving_mean.assign([0.0, np.nan, 0.0])
+    with pytest.raises(ValueError, match="Weights must be finite"):
+        write(network, tmp_path / "b.npz", NAMES)
+    assert not (tmp_path / "b.npz").exists()
+
+
+def test_tables_overwrite_nothing(encoder, tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("mine")
+    with pytest.raises(FileExistsError, match="`path` must be a new file"):
+        write(encoder, path, NAMES)
+    assert path.read_text() == "mine"

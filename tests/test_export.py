@@ -397,3 +397,14 @@ def test_card_holds_rows_of_its_own_weights_only(tmp_path):
     assert not {"rows", "evaluation"} & card.keys()
     assert card["weights"] == copies.weights_digest(model) != digest
     assert "90.0" not in (tmp_path / "b" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 3e38])
+def test_export_refuses_what_is_not_finite(value, tmp_path):
+    model = small_model(8)
+    for weight in model.encoder.weights[:2]:  # The last is still finite.
+        weight.assign(np.full(weight.shape, value))
+    rule = "Weights" if not np.isfinite(value) else "Representations"
+    with pytest.raises(ValueError, match=f"{rule} must be finite. Received: "):
+        simclr.export_encoder(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -180,3 +180,41 @@ def test_a_network_without_batch_norm_stays_as_it_is():
     images = {"images": np.ones((4, 8, 8, 1), "float32")}
     features.settle_batch_norm(encoder, images, np.arange(4), 0)
     assert copies.weights_digest(encoder) == before
+
+
+def unusable(value):
+    """A network with such a weight; finite ones may still overflow."""
+    scale = keras.layers.Dense(3, kernel_initializer="ones")
+    network = keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            keras.layers.Flatten(),
+            scale,
+            keras.layers.Lambda(lambda x: x * x),
+        ]
+    )
+    scale.kernel.assign(scale.kernel * value)
+    return network
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (np.nan, "Weights must be finite. Received: NaN in `"),
+        (
+            1e38,
+            (
+                "Representations must be finite. Received: NaN or infinity for "
+                "24 of 24 images, such as 'row 0'. The training has diverged"
+            ),
+        ),
+    ],
+)
+def test_features_that_are_not_finite_are_refused(value, words, images):
+    with pytest.raises(ValueError) as error:
+        simclr.extract_features(unusable(value), images[0])
+    assert str(error.value).startswith(words)
+    if np.isnan(value):
+        model = simclr.SimCLRModel(unusable(value))
+        with pytest.raises(ValueError, match="Weights must be finite"):
+            simclr.extract_features(model, images[0])

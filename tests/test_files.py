@@ -1,3 +1,8 @@
+import errno
+import os
+import pathlib
+import tempfile
+
 import pytest
 
 from keras_simclr import _files
@@ -53,3 +58,159 @@ def test_walk_yields_files_and_reports_what_is_in_the_way(tmp_path):
     )
     assert sorted(files) == ["a.png", "b/c.txt"]
     assert reports == [("gone.png", "broken link")]
+
+
+def whole(directory):
+    """What `staging` is used for."""
+    _files.check_is_free(directory)
+    with _files.staging(directory) as staged:
+        (staged / "saved_model").mkdir()
+        (staged / "saved_model" / "weights").write_text("w")
+        (staged / "names.json").write_text("[]")
+    return sorted(path.name for path in pathlib.Path(directory).iterdir())
+
+
+def link(path):
+    (path / "link").symlink_to(path / "out")
+    return path / "link"
+
+
+def volume(path):
+    (path / "out" / "lost+found").mkdir()
+    return path / "out"
+
+
+def here(path):
+    os.chdir(path / "out")
+    return "."
+
+
+def interrupted(path):
+    """Ended from outside while it wrote."""
+    (path / "out" / ".staged-abc").mkdir()
+    return path / "out"
+
+
+@pytest.mark.parametrize("place", [link, volume, here, interrupted])
+def test_empty_directory_is_filled_where_it_is(place, tmp_path, monkeypatch):
+    """A mount point cannot be replaced; nor may its parent be written."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    inode = (tmp_path / "out").stat().st_ino
+    found = whole(place(tmp_path))
+    assert {"names.json", "saved_model"} <= set(found)
+    assert (tmp_path / "out").stat().st_ino == inode
+    beside = {path.name for path in tmp_path.iterdir()}
+    assert beside <= {"out", "link"}
+
+
+def refuse(*_, **__):
+    raise OSError(errno.EROFS, "Read-only file system")
+
+
+@pytest.fixture(params=["mkdtemp", "replace", "write_bytes", "mkdir"])
+def _read_only(request, tmp_path, monkeypatch):
+    """Places that look well and cannot be written; root may do all."""
+    owner = tempfile if request.param == "mkdtemp" else pathlib.Path
+    monkeypatch.setattr(owner, request.param, refuse)
+
+
+@pytest.mark.usefixtures("_read_only")
+def test_what_cannot_be_written_is_refused_before_the_work(tmp_path):
+    path = tmp_path / "runs" / "out"
+    with pytest.raises(OSError) as error:
+        _files.check_is_free(path)
+    assert str(error.value) == (
+        "The output directory must be one that can be written. Received: "
+        f"{str(path)!r} (Read-only file system). Choose another, or see that "
+        "it is mounted for writing, yours, and has room"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_trying_leaves_nothing_behind(tmp_path):
+    (tmp_path / "there").mkdir()
+    for path in (tmp_path / "there", tmp_path / "a" / "b" / "c"):
+        _files.check_is_free(path)
+    assert [str(x) for x in tmp_path.rglob("*")] == [str(tmp_path / "there")]
+
+
+def test_places_that_are_no_directory_are_refused(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    for path in (tmp_path / "file", tmp_path / "file" / "out"):
+        with pytest.raises(FileExistsError, match="new or empty"):
+            _files.check_is_free(path)
+    with pytest.raises(OSError, match="File name too long"):
+        _files.check_is_free(tmp_path / ("x" * 300))
+    with pytest.raises(FileNotFoundError, match="not be a link to nothing"):
+        _files.check_is_free(tmp_path / "gone")
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_finished_work_is_kept_if_it_cannot_be_moved(
+    exists, tmp_path, monkeypatch
+):
+    path = tmp_path / "out"
+    if exists:
+        path.mkdir()
+
+    def stage():
+        with _files.staging(path) as staged:
+            (staged / "whole").write_text("work")
+            for name in ("replace", "rename"):
+                monkeypatch.setattr(pathlib.Path, name, refuse)
+
+    with pytest.raises(OSError) as error:
+        stage()
+    (kept,) = tmp_path.rglob(".staged-*")
+    assert (kept / "whole").read_text() == "work"
+    assert str(error.value) == (
+        f"{str(path)!r} could not be written in the end (Read-only file "
+        "system). Nothing is lost: what was to stand there is "
+        f"{str(kept)!r}. Move it from there"
+    )
+
+
+def test_finished_file_is_kept_if_it_cannot_be_moved(tmp_path, monkeypatch):
+    path = tmp_path / "table.csv"
+    monkeypatch.setattr(pathlib.Path, "replace", refuse)
+
+    def replace():
+        with _files.replacing(path) as staged:
+            staged.write_text("work")
+
+    with pytest.raises(OSError, match="Nothing is lost"):
+        replace()
+    (kept,) = tmp_path.iterdir()
+    assert kept.read_text() == "work"
+
+
+def test_what_came_meanwhile_is_not_overwritten(tmp_path):
+    path = tmp_path / "out"
+    path.mkdir()
+
+    def stage():
+        with _files.staging(path) as staged:
+            (staged / "README.md").write_text("ours")
+            (path / "README.md").write_text("mine")
+
+    with pytest.raises(OSError, match="has appeared meanwhile"):
+        stage()
+    assert (path / "README.md").read_text() == "mine"
+    (kept,) = path.glob(".staged-*")
+    assert (kept / "README.md").read_text() == "ours"
+
+
+def test_file_that_is_to_be_new_is_not_there(tmp_path):
+    path = tmp_path / "table.csv"
+    assert _files.check_is_new("path", path) is None
+    for name in ("staged-table.csv", "table.csv"):
+        (tmp_path / name).symlink_to(tmp_path / "nowhere")
+        with pytest.raises(FileExistsError) as error:
+            _files.check_is_new("path", path)
+        assert str(error.value) == (
+            "`path` must be a new file: nothing is overwritten. Received: "
+            f"path={str(tmp_path / name)!r}"
+        )

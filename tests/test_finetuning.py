@@ -317,3 +317,14 @@ def test_batch_norm_from_scratch_begins_with_the_images():
     np.testing.assert_allclose(copy.moving_mean, [images.mean()], rtol=1e-2)
     np.testing.assert_allclose(copy.moving_variance, [images.var()], rtol=0.1)
     np.testing.assert_array_equal(norm.moving_variance, [1.0])
+
+
+def test_weights_that_are_not_finite_are_refused_before_training(
+    images, monkeypatch
+):
+    monkeypatch.delattr(finetuning.Tuner, "fit")
+    model = standins.model()
+    weight = model.encoder.weights[0]
+    weight.assign(weight * np.nan)
+    with pytest.raises(ValueError, match="Weights must be finite"):
+        simclr.fine_tune(model, images)

@@ -404,3 +404,14 @@ def test_a_failed_import_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         official.import_official("files", tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_are_not_finite_are_refused(r18, tmp_path, monkeypatch):
+    path = tmp_path / "saved_model"
+    official_files.write_saved_model(r18, path)
+    read = official._File.read
+    monkeypatch.setattr(
+        official._File, "read", lambda *args: read(*args) * np.nan
+    )
+    with pytest.raises(ValueError, match="Weights must be finite"):
+        simclr.load_official(path)

@@ -117,6 +117,8 @@ epoch takes at most 0.05 minutes
 micro-batch     none: a batch fits
 learning rate   0.25 at a batch of 64
 an epoch        3.0 seconds: 1,200.0 an hour
+steps           15 an epoch, 150 in all: too few. After fewer than 800 \
+an encoder may be worth less than raw pixels. Cure: --epochs=54, or no --epochs
 10 epochs       50.0 seconds, of which 20.0 seconds to start
 
 keras-simclr pretrain '--data=my photos' --epochs=10 --batch_size=64 \
@@ -203,6 +205,7 @@ def test_folder_is_planned(directory, capsys):
     assert found == {
         "data": str(directory),
         "output_dir": "runs/planned",
+        "epochs": 800,  # Of one step each.
         "batch_size": 12,
         "image_size": 10,
         "precision": "mixed_bfloat16",
@@ -224,6 +227,7 @@ def test_file_is_planned_for_little_memory(tmp_path, monkeypatch, capsys):
         "data": str(path),
         "split": "train[:18]",
         "output_dir": "runs/planned",
+        "epochs": 800,
         "batch_size": 16,
         "depth": 50,
         "width_multiplier": 1.0,

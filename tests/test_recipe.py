@@ -67,6 +67,36 @@ def test_recipe_is_what_it_builds():
     np.testing.assert_allclose(rates, [0.0, 0.5, 1.0, 0.0], atol=1e-7)
 
 
+@pytest.mark.parametrize(
+    ("images", "batch_size", "epochs"),
+    [
+        (60_000, 256, 8),  # The recipe's own; also of nine tenths.
+        (54_000, 256, 8),
+        (40_000, 256, 8),
+        (10_000, 256, 21),
+        (1_437, 256, 160),
+        (400, 256, 800),
+        (400, 64, 134),
+    ],
+)
+def test_few_images_are_passed_over_more_often(images, batch_size, epochs):
+    recipe, steps = Recipe(batch_size=batch_size), images // batch_size
+    assert recipe.epochs_for(steps) == epochs
+    assert "too few" not in recipe.steps_in_words(steps)
+    schedule = recipe.optimizer(steps).optimizer._learning_rate
+    assert float(schedule(epochs * steps)) == pytest.approx(0, abs=1e-7)
+    assert float(schedule(epochs * steps // 2)) > 0.1 * batch_size / 256
+
+
+def test_epochs_that_are_asked_for_are_what_is_trained():
+    recipe = Recipe(epochs=8)
+    assert recipe.epochs_for(1) == 8
+    assert recipe.steps_in_words(1) == (
+        "1 an epoch, 8 in all: too few. After fewer than 800 an encoder may be "
+        "worth less than raw pixels. Cure: --epochs=800, or no --epochs"
+    )
+
+
 def test_images_of_any_size_get_views_of_one():
     spec = {
         "images": tf.TensorSpec((8, 64, 64, 3), "uint8"),

@@ -1,13 +1,15 @@
 import json
+import shutil
 
 import keras
 import numpy as np
+import PIL.Image
 import pytest
 from helpers import standins
 from helpers.replicas import mirrored
 
 import keras_simclr as simclr
-from keras_simclr import callbacks, copies, recipe, runs
+from keras_simclr import callbacks, copies, recipe, runs, scanning
 
 pytestmark = pytest.mark.usefixtures("eagerly")
 
@@ -42,6 +44,7 @@ def test_run_directory_holds_all_that_a_run_was(tmp_path, dataset):
     )
     assert epochs == 2
     assert sorted(path.name for path in run_dir.iterdir()) == [
+        "checkpoints.json",
         "epoch-000001.weights.h5",
         "epoch-000002.weights.h5",
         "flags.txt",
@@ -413,7 +416,12 @@ def start(tmp_path, monkeypatch):
     np.savez(path, images=images)
     given = {"epochs": 2, "batch_size": 8, "precision": "float32"}
 
-    def start(stops=False, **changes):
+    def start(
+        stops=False,
+        accept_changed_data=False,
+        report=lambda text: None,
+        **changes,
+    ):
         values = given | changes
         with monkeypatch.context() as patch:
             if stops:
@@ -424,8 +432,9 @@ def start(tmp_path, monkeypatch):
                 recipe.Recipe(**values),
                 recipe.Data(data=str(path)),
                 tmp_path / "run",
-                given=["data", "output_dir", *values],
-                report=lambda text: None,
+                given=["data", "output_dir", *(x for x in values if values[x])],
+                accept_changed_data=accept_changed_data,
+                report=report,
             )
 
     def ctrl_c(self, epoch, logs=None):
@@ -521,3 +530,253 @@ def test_flags_that_are_on_or_off_are_recorded(tmp_path):
         f"Received: --report=false for {str(tmp_path)!r}, which has "
         "--report=true"
     )
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '"a"', "\u00e9"])
+def test_broken_summary_is_refused_with_the_cure(text, tmp_path):
+    path = tmp_path / "summary.json"
+    path.write_bytes(text.encode("latin-1"))
+    for act in (
+        lambda: runs.read_summary(tmp_path),
+        lambda: runs.update_summary(tmp_path, {"a": 1}),
+        lambda: runs.about(tmp_path),
+    ):
+        with pytest.raises(ValueError) as error:
+            act()
+        assert str(error.value).startswith(
+            "summary.json must be the JSON object that was written there. "
+            f"Received: {str(path)!r} ("
+        )
+    assert path.read_bytes() == text.encode("latin-1")
+
+
+def diverge(model, after):
+    """Has the weights become NaN in the step after so many."""
+    step = model.train_step
+
+    def diverged(element):
+        logs = step(element)
+        if int(model.optimizer.iterations) == after + 1:
+            weight = model.encoder.weights[0]
+            weight.assign(np.nan * weight)
+        return logs
+
+    model.train_step = diverged
+
+
+@pytest.mark.filterwarnings("ignore:Weights must be finite")
+@pytest.mark.parametrize("after", [1, 2, 5])
+def test_run_that_diverges_keeps_what_was_good(after, tmp_path, dataset):
+    model, run_dir = tiny_model(), tmp_path / "run"
+    diverge(model, after)
+    with pytest.raises(ValueError):
+        runs.pretrain(model, dataset, run_dir, epochs=3)
+    epochs = after // 2
+    assert summary_of(run_dir) == {
+        "epochs_trained": epochs,
+        "steps_trained": 2 * epochs,
+        "finished": False,
+    }
+    assert len(list(run_dir.glob("epoch-*"))) == epochs
+    if epochs:
+        assert int(runs.load_model(run_dir).optimizer.iterations) == 2 * epochs
+    else:
+        assert not (run_dir / "model.keras").exists()
+
+
+@pytest.mark.filterwarnings("ignore:Weights must be finite")
+def test_interrupted_run_that_has_diverged_keeps_what_was_good(
+    tmp_path, dataset
+):
+    model, run_dir = tiny_model(), tmp_path / "run"
+    interrupt(model, after=3)
+    diverge(model, after=2)
+    with pytest.raises(ValueError):
+        runs.pretrain(model, dataset, run_dir, epochs=3)
+    assert int(runs.load_model(run_dir).optimizer.iterations) == 2
+    assert summary_of(run_dir)["steps_trained"] == 2
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_model_that_is_not_finite_is_refused(value, tmp_path):
+    model = tiny_model()
+    weight = model.projection_head.weights[0]
+    weight.assign(np.full(weight.shape, value))
+    runs.save_model(model, tmp_path)
+    with pytest.raises(ValueError) as error:
+        runs.load_model(tmp_path)
+    found = "NaN" if np.isnan(value) else "infinity"
+    assert str(error.value).startswith(
+        f"Weights must be finite. Received: {found} in `{weight.path}` of "
+    )
+
+
+def test_run_that_cannot_be_written_is_refused_before_it_begins(
+    start, tmp_path, monkeypatch
+):
+    def refuse(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.mkdtemp", refuse)
+    monkeypatch.setattr(recipe.Recipe, "open", None)  # It is not come to that.
+    with pytest.raises(OSError, match="must be one that can be written"):
+        start()
+    assert not (tmp_path / "run").exists()
+
+
+def change_images(tmp_path, count=24):
+    images = np.random.default_rng(1).integers(0, 256, (count, 8, 8, 1))
+    np.savez(tmp_path / "images.npz", images=images.astype("uint8"))
+
+
+@pytest.mark.parametrize("count", [16, 24])
+def test_run_does_not_go_on_with_other_data(count, start, tmp_path):
+    start(stops=True)
+    before = summary_of(tmp_path / "run")
+    change_images(tmp_path, count)
+    with pytest.raises(ValueError) as error:
+        start()
+    text = str(error.value)
+    assert text.startswith("An unfinished run goes on with the data that it ")
+    assert f"sha256 {before['data']['sha256']}" in text
+    assert ("images_per_epoch 24 for " in text) == (count == 24)
+    assert "began with " in text
+    assert "--accept_changed_data" in text
+    assert summary_of(tmp_path / "run") == before
+
+
+def test_run_goes_on_with_changed_data_that_is_accepted(start, tmp_path):
+    start(stops=True, epochs=4)
+    first = summary_of(tmp_path / "run")["data"]
+    change_images(tmp_path, 24)
+    run = start(stops=False, epochs=4, accept_changed_data=True)
+    assert run.epochs == 4
+    # The schedule ends when training does, as of a run on the new images.
+    assert int(run.model.optimizer.iterations) == 4 * 3
+    assert float(run.model.optimizer.learning_rate) == pytest.approx(0)
+    summary = summary_of(tmp_path / "run")
+    assert summary["data"]["images_per_epoch"] == 24
+    assert summary["earlier_data"] == [{**first, "epochs_trained": 1}]
+    assert (
+        runs.about(tmp_path / "run")["earlier_data"][0]["sha256"]
+        == (first["sha256"])
+    )
+
+
+def test_every_change_of_data_stays_on_record(start, tmp_path):
+    start(stops=True, epochs=4)
+    for count in (24, 32):
+        change_images(tmp_path, count)
+        start(stops=True, epochs=4, accept_changed_data=True)
+    found = summary_of(tmp_path / "run")
+    sizes = [x["images_per_epoch"] for x in found["earlier_data"]]
+    assert sizes == [16, 24]
+    assert found["data"]["images_per_epoch"] == 32
+    change_images(tmp_path, 16)
+    with pytest.raises(ValueError, match="began with"):
+        start(epochs=4)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    for number in range(18):
+        path = tmp_path / "photos" / f"{number:02}.bmp"
+        pixels = rng.integers(0, 256, (8, 8, 3), "uint8")
+        PIL.Image.fromarray(pixels).save(path)
+    return tmp_path / "photos"
+
+
+def added(photos):
+    shutil.copy(photos / "00.bmp", photos / "new.bmp")
+
+
+def removed(photos):
+    (photos / "17.bmp").unlink()
+
+
+def renamed(photos):
+    (photos / "17.bmp").rename(photos / "new.bmp")
+
+
+def repainted(photos):
+    """Another picture in a file of the same name and size."""
+    shutil.copy(photos / "00.bmp", photos / "17.bmp")
+
+
+def scanned_again(photos):
+    (photos.parent / "manifest.parquet").unlink()
+    shutil.copy(photos / "00.bmp", photos / "17.bmp")
+    scanning.scan(photos, photos.parent / "manifest.parquet")
+    rng = np.random.default_rng(0)
+    for number in range(18):  # The pictures are what they were.
+        pixels = rng.integers(0, 256, (8, 8, 3), "uint8")
+        PIL.Image.fromarray(pixels).save(photos / f"{number:02}.bmp")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (added, "files 19"),
+        (removed, "files 17"),
+        (renamed, "sha256"),
+        (repainted, "content"),
+        (scanned_again, "manifest"),
+    ],
+)
+def test_any_change_of_a_folder_is_noticed(
+    change, words, photos, tmp_path, monkeypatch
+):
+    standins.use(monkeypatch)
+    manifest = None
+    if change is scanned_again:
+        manifest = str(tmp_path / "manifest.parquet")
+        scanning.scan(photos, manifest)
+
+    def begin(**options):
+        return runs.carry_out(
+            recipe.Recipe(batch_size=8, image_size=8, precision="float32"),
+            recipe.Data(data=str(photos), manifest=manifest),
+            tmp_path / "run",
+            report=lambda text: None,
+            **options,
+        )
+
+    def killed(*_, **__):
+        raise SystemExit("killed")
+
+    monkeypatch.setattr(simclr.SimCLRModel, "fit", killed)
+    with pytest.raises(SystemExit):
+        begin()
+    change(photos)
+    with pytest.raises(ValueError, match="goes on with the data") as error:
+        begin()
+    now, then = str(error.value).split(" which began with ")
+    assert words in now
+    assert words.split()[0] in then
+    with pytest.raises(SystemExit):  # It goes on.
+        begin(accept_changed_data=True)
+
+
+def test_epochs_follow_from_the_number_of_images(start, tmp_path):
+    told = []
+    run = start(stops=True, epochs=None, report=told.append)
+    assert run.recipe.epochs == 400  # Of two steps each.
+    assert "Images: 16 an epoch." in told
+    assert "Epochs: 400. Steps: 2 an epoch, 800 in all." in told
+    assert flags_of(tmp_path / "run")["epochs"] == "400"
+    # It goes on with the number of then, whatever is the default of now.
+    rewrite_flags(tmp_path / "run", epochs="2")
+    run = start(epochs=None)
+    assert run.recipe.epochs == run.epochs == 2
+
+
+def test_too_few_steps_are_told_with_the_cure(start):
+    told = []
+    start(report=told.append)
+    assert (
+        "Epochs: 2. Steps: 2 an epoch, 4 in all: too few. After fewer than "
+        "800 an encoder may be worth less than raw pixels. Cure: "
+        "--epochs=400, or no --epochs."
+    ) in told

@@ -362,3 +362,21 @@ def test_fingerprint_of_a_folder_changes_with_any_file(tmp_path):
     grown = fingerprint()
     (tmp_path / "b.png").rename(tmp_path / "c.png")
     assert len({before, grown, fingerprint()}) == 3
+
+
+def test_fingerprint_of_a_small_folder_is_of_its_content_too(
+    tmp_path, monkeypatch
+):
+    def fingerprint():
+        return sources.fingerprint(folders.ImageFolder(tmp_path))
+
+    (tmp_path / "a.png").write_bytes(b"one")
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    before = fingerprint()
+    assert before["files"] == 1
+    (tmp_path / "a.png").write_bytes(b"eno")
+    after = fingerprint()
+    assert before["sha256"] == after["sha256"]
+    assert before["content"] != after["content"]
+    monkeypatch.setattr(sources, "_MOST_READ", 2)
+    assert "content" not in fingerprint()

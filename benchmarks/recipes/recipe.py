@@ -27,6 +27,7 @@ from benchmarks.results import add_results_flag, once
 
 _RESULTS = pathlib.Path(__file__).parent / "results"
 _KEPT, _HELD_OUT = "train[:90%]", "train[90%:]"
+_IMAGES = 60_000  # Of Fashion-MNIST; nine tenths have as many epochs.
 _LABELS = 20_000  # That the probes of the search learn from.
 
 # Shoes and bags all face one way: what a flip makes of them is never seen.
@@ -121,7 +122,9 @@ def run(changed, seed, values, splits, labels=None):
             shares = probe_run(run_dir, splits, values.data_dir, labels)
         return {**shares, "minutes": minutes}
 
-    flags = dataclasses.asdict(Recipe(**changed))
+    recipe = Recipe(**changed)
+    flags = dataclasses.asdict(recipe)
+    flags["epochs"] = recipe.epochs_for(_IMAGES // recipe.batch_size)
     del flags["seed"]
     key = {"flags": flags, "seed": seed, "splits": list(splits)}
     return once(values.results / "recipe.json", key, train_and_probe)
