@@ -201,7 +201,6 @@ def write_predictions(directory, dataset, path, names=None):
             else:
                 probabilities = module.on_canvas(images, sizes).numpy()
             places = elements.places_of(element, count)
-            count += len(probabilities)
             named = valid_names(
                 str(x) if names is None else names[x] for x in places
             )

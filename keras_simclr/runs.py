@@ -261,8 +261,9 @@ def pretrain(
                 "epochs_trained": keeper.epochs,
                 "steps_trained": keeper.steps,
                 "finished": keeper.epochs == epochs,
-                "weights": keeper.weights,
             }
+            if keeper.weights:
+                entries["weights"] = keeper.weights
             update_summary(run_dir, entries)
             _sort_evaluations(run_dir, keeper.weights)
     copies.check_finite(model)

@@ -137,8 +137,8 @@ def test_predictions_are_named_by_the_places_of_their_images(
     element = {"images": images[0][:6], "places": np.array([5, 0, 3, 1, 4, 9])}
     dataset = tf.data.Dataset.from_tensor_slices(element).batch(4)
     names = [f"{letter}.png" for letter in "abcdefghij"]
-    for given in (names, iter(names), None):
-        path = tmp_path / "classes.csv"
+    for number, given in enumerate((names, iter(names), None)):
+        path = tmp_path / f"classes{number}.csv"
         classification.write_predictions(out, dataset, path, given)
         with path.open(encoding="utf-8") as file:
             found = [row["path"] for row in csv.DictReader(file)]

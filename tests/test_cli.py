@@ -708,6 +708,7 @@ def test_terminals_that_know_little_are_shown_what_they_can(
     shown = io.BytesIO()
     stream = io.TextIOWrapper(shown, encoding="ascii")
     monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setattr(evaluating.Evaluation, "verdict", "worth it: ± 1")
     assert cli.main(arguments) == 0
     assert b"simclr, knn" in shown.getvalue()
     assert b"\\xb1" in shown.getvalue()  # The plus or minus.
