@@ -85,14 +85,15 @@ def decode(contents, canvas_size):
     >>> decode(contents, 16).shape
     TensorShape([16, 8, 3])
     """
-    return tf.switch_case(
+    image, has_notes = tf.switch_case(
         _kind(contents),
         [
-            lambda: _jpeg(contents, canvas_size),
-            lambda: _finished(_png(contents), contents, 1, canvas_size),
-            lambda: _finished(_other(contents), contents, 2, canvas_size),
+            lambda: (_jpeg(contents, canvas_size), _has_notes(contents, 0)),
+            lambda: (_png(contents), _has_notes(contents, 1)),
+            lambda: (_other(contents), _has_notes(contents, 2)),
         ],
     )
+    return _finished(image, contents, has_notes, canvas_size)
 
 
 def decode_jpeg_or_png(contents, canvas_size):
@@ -119,11 +120,12 @@ def decode_jpeg_or_png(contents, canvas_size):
     known = tf.raw_ops.Assert(condition=kind < 2, data=[text])
     with tf.control_dependencies([known]):
         kind = tf.identity(kind)
-    return tf.cond(
+    image, has_notes = tf.cond(
         kind == 0,
-        lambda: _jpeg(contents, canvas_size),
-        lambda: _finished(_png(contents), contents, 1, canvas_size),
+        lambda: (_jpeg(contents, canvas_size), _has_notes(contents, 0)),
+        lambda: (_png(contents), _has_notes(contents, 1)),
     )
+    return _finished(image, contents, has_notes, canvas_size)
 
 
 def _kind(contents):
@@ -200,36 +202,33 @@ def _jpeg(contents, canvas_size):
                 for scale in _REDUCTIONS
             ],
         )
-    return _finished(image, contents, 0, canvas_size)
+    return image
 
 
-def _finished(image, contents, kind, canvas_size):
-    """The image, if need be made smaller and turned."""
-    has_notes = _has_notes(contents, kind)
-    is_large = tf.reduce_max(tf.shape(image)) > canvas_size
+def _finished(image, contents, has_notes, canvas_size):
+    """The image, if need be turned and made smaller."""
 
     def finish(image, contents, has_notes):
         orientation = tf.cond(
             has_notes,
-            lambda: _orientation(contents, kind),
+            lambda: _orientation(contents),
             lambda: tf.constant(1, tf.int64),
         )
         return _upright(_shrunk(image, canvas_size), orientation)
 
-    # A branch that is not taken costs time for each of its operations. Most
-    # images need neither: so there is one branch, of one operation.
+    # Most images need neither, and of a branch that is not taken each operation
+    # costs time: so there is one branch, and it is one operation.
     finish = tf.function(
         finish,
         autograph=False,
         experimental_attributes={"_noinline": True},
     )
-    return tf.cond(
-        has_notes | is_large,
-        lambda: tf.ensure_shape(
-            finish(image, contents, has_notes), (None, None, 3)
-        ),
+    image = tf.cond(
+        has_notes | (tf.reduce_max(tf.shape(image)) > canvas_size),
+        lambda: finish(image, contents, has_notes),
         lambda: image,
     )
+    return tf.ensure_shape(image, (None, None, 3))
 
 
 @tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
@@ -254,13 +253,22 @@ def orientation(contents):
     References:
         - CIPA DC-008 (EXIF 2.32), 4.5 and 4.6.
     """
-    return tf.switch_case(
+    with tf.device("CPU"):  # Of numbers, one at a time.
+        return _orientation(contents)
+
+
+def _orientation(contents):
+    is_webp = tf.strings.substr(contents, 0, 4) == b"RIFF"
+    is_webp = tf.cast(is_webp, tf.int64)
+    notes = tf.switch_case(
         _kind(contents),
         [
-            lambda kind=kind: _orientation(contents, kind)
-            for kind in range(len(_MARKS))
+            lambda: _notes(contents, 2, 4, _jpeg_block),
+            lambda: _from_text(_notes(contents, 8, 8, _png_block)),
+            lambda: _notes(contents, is_webp * 12, 8, _webp_block),
         ],
     )
+    return _tag(notes)
 
 
 # What stands in files that have notes, by their kind.
@@ -280,16 +288,6 @@ def _has_notes(contents, kind):
     return tf.reduce_any(tf.stack(others) != contents)
 
 
-def _orientation(contents, kind):
-    if kind == 0:
-        notes = _notes(contents, 2, 4, _jpeg_block)
-    elif kind == 1:
-        notes = _from_text(_notes(contents, 8, 8, _png_block))
-    else:
-        notes = _notes(contents, 12, 8, _webp_block)
-    return _tag(notes)
-
-
 def _notes(contents, start, header, read):
     """What is in the first of a file's blocks that holds notes, or nothing.
 
@@ -305,7 +303,7 @@ def _notes(contents, start, header, read):
     place, size, is_it = tf.while_loop(
         lambda place, size, is_it: ~is_it & (size > 0) & (place + size <= last),
         visit,
-        (tf.constant(0, tf.int64), tf.constant(start, tf.int64), False),
+        (tf.constant(0, tf.int64), tf.cast(start, tf.int64), False),
     )
     found = tf.cast(is_it, tf.int64)
     size = tf.maximum(found * size - header, 0)
@@ -318,7 +316,9 @@ def _jpeg_block(head):
     is_it = (marker == 0xFFE1) & (tf.strings.substr(head, 4, 6) == b"Exif\0\0")
     # A gap may be filled. After the last block come the pixels.
     fills, ends = marker == 0xFFFF, marker == 0xFFDA
-    return tf.where(fills, tf.ones_like(size), tf.where(ends, tf.zeros_like(size), size + 2)), is_it
+    return tf.where(
+        fills, tf.ones_like(size), tf.where(ends, tf.zeros_like(size), size + 2)
+    ), is_it
 
 
 def _png_block(head):
@@ -432,7 +432,7 @@ def _png(contents):
     with _usable(sides):
         image = tf.cond(
             depth == 16,
-            lambda: _deep_png(contents),
+            lambda: deep_png(contents)[0],
             lambda: tf.io.decode_png(contents, channels=4),
         )
     color, alpha = image[..., :3], image[..., 3:]
@@ -446,16 +446,34 @@ def _png(contents):
     )
 
 
-def _deep_png(contents):
-    """8 bits of 16, by the depth of the colours in use."""
+def deep_png(contents):
+    """Decodes a PNG of 16 bits per channel to 8, by the depth of its colours.
+
+    Args:
+        contents: Scalar string tensor, the bytes of the file.
+
+    Returns:
+        uint8 tensor of shape `(height, width, 4)`, with alpha, and a scalar
+        tensor, the bits that its largest colour needs: 8, 10, 12, 14 or 16.
+
+    Raises:
+        tf.errors.OpError: If it is broken.
+
+    Example:
+
+    >>> ramp = np.arange(4096, dtype="uint16").reshape(64, 64, 1)
+    >>> pixels, depth = deep_png(tf.io.encode_png(ramp))
+    >>> len(np.unique(pixels[..., 0])), int(depth)
+    (256, 12)
+    """
     image = tf.io.decode_png(contents, channels=4, dtype=tf.uint16)
-    image = tf.cast(image, tf.int32)
-    largest = tf.reduce_max(image[..., :3])
-    is_beyond = largest >= 2 ** tf.constant(_DEPTHS[:-1])
-    depth = tf.gather(_DEPTHS, tf.reduce_sum(tf.cast(is_beyond, tf.int32)))
-    color = tf.bitwise.right_shift(image[..., :3], depth - 8)
-    alpha = tf.bitwise.right_shift(image[..., 3:], 8)
-    return tf.cast(tf.concat([color, alpha], axis=-1), tf.uint8)
+    color, alpha = image[..., :3], image[..., 3:]
+    largest = tf.cast(tf.reduce_max(color), tf.int32)
+    is_beyond = tf.cast(largest >= 2 ** tf.constant(_DEPTHS[:-1]), tf.int32)
+    depth = tf.gather(_DEPTHS, tf.reduce_sum(is_beyond))
+    color = tf.bitwise.right_shift(color, tf.cast(depth - 8, tf.uint16))
+    alpha = tf.bitwise.right_shift(alpha, tf.constant(8, tf.uint16))
+    return tf.cast(tf.concat([color, alpha], axis=-1), tf.uint8), depth
 
 
 def _on_white(color, alpha):
