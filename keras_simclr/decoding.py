@@ -247,7 +247,7 @@ def orientation(contents):
     Example:
 
     >>> contents = tf.io.encode_png(np.zeros((20, 10, 3), "uint8"))
-    >>> orientation(contents).numpy()
+    >>> int(orientation(contents))
     1
 
     References:
@@ -314,11 +314,10 @@ def _jpeg_block(head):
     words = tf.io.decode_raw(head, tf.uint16, little_endian=False)
     marker, size, *_ = tf.unstack(tf.cast(words, tf.int64), _ROOM // 2)
     is_it = (marker == 0xFFE1) & (tf.strings.substr(head, 4, 6) == b"Exif\0\0")
-    # A gap may be filled. After the last block come the pixels.
-    fills, ends = marker == 0xFFFF, marker == 0xFFDA
-    return tf.where(
-        fills, tf.ones_like(size), tf.where(ends, tf.zeros_like(size), size + 2)
-    ), is_it
+    size = tf.where(marker == 0xFFFF, tf.ones_like(size), size + 2)  # Filling.
+    # The pixels come after the last block.
+    size = tf.where(marker == 0xFFDA, tf.zeros_like(size), size)
+    return size, is_it
 
 
 def _png_block(head):

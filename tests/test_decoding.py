@@ -111,7 +111,8 @@ def test_depth_is_that_of_colours_alone_and_transparent_ones_are_white(decode):
     values[..., 1] = np.where(np.arange(8) < 4, 0, 65535)
     values[0, 7, 0] = 0
     pixels = decode(png(values)).numpy()
-    assert (pixels[:, :4] == 255).all() and (pixels[0, 7] == 0).all()
+    assert (pixels[:, :4] == 255).all()
+    assert (pixels[0, 7] == 0).all()
     assert (pixels[1:, 4:] == 255).all()
     # A transparent colour is one of 16 bits.
     data = png(values[..., :1], before=[(b"tRNS", struct.pack(">H", 0))])

@@ -43,9 +43,9 @@ GREY_16 = Image.fromarray(np.arange(1600, dtype="uint16").reshape(40, 40) * 40)
 XRAY = Image.fromarray(np.arange(1600, dtype="uint16").reshape(40, 40) + 999)
 
 
-def behind_a_profile(jpeg):
-    """A JPEG with another segment in front of its first one."""
-    return jpeg[:2] + b"\xff\xe2\0\x0eICC_PROFILE\0" + jpeg[2:]
+def behind_a_comment(jpeg):
+    """A JPEG with a comment in front of its first segment."""
+    return jpeg[:2] + b"\xff\xfe\0\6text" + jpeg[2:]
 
 
 FRAMES = {"save_all": True, "append_images": [picture(4), picture(5)]}
@@ -116,8 +116,8 @@ REMARKS = {
         3,
         (32, 48),
     ),
-    "behind_a_profile.jpg": (
-        behind_a_profile(encoded(picture(30), "JPEG", exif=exif(5))),
+    "behind_a_comment.jpg": (
+        behind_a_comment(encoded(picture(30), "JPEG", exif=exif(5))),
         "EXIF rotation",
         3,
         (32, 48),
