@@ -303,7 +303,11 @@ def _notes(contents, start, header, read):
     place, size, is_it = tf.while_loop(
         lambda place, size, is_it: ~is_it & (size > 0) & (place + size <= last),
         visit,
-        (tf.constant(0, tf.int64), tf.cast(start, tf.int64), False),
+        (
+            tf.constant(0, tf.int64),
+            tf.cast(start, tf.int64),
+            tf.constant(False),
+        ),
     )
     found = tf.cast(is_it, tf.int64)
     size = tf.maximum(found * size - header, 0)
