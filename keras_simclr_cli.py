@@ -226,7 +226,13 @@ _COMMANDS = {
             "projection_layer": _Flag(
                 "integer",
                 None,
-                "Layer of the classifier; by default as the path's name says.",
+                "Layer of the classifier; by default as the files or the "
+                "path's name say.",
+            ),
+            "image_size": _Flag(
+                "integer",
+                None,
+                "Height and width of the images; by default 224, or 32.",
             ),
         },
     ),
@@ -634,6 +640,7 @@ def _import_official(values):
         values.path,
         values.output_dir,
         projection_layer=values.projection_layer,
+        image_size=values.image_size,
     )
     for name, value in result.info.items():
         print(f"{name}: {value}")

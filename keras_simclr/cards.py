@@ -18,6 +18,11 @@ _LICENSE_NOTE = (
     "The weights belong to whoever trained them; publish them under the "
     "licence of your choice, as far as that of your images allows."
 )
+_OFFICIAL_LICENSE_NOTE = (
+    "The weights were imported and belong to whoever trained them: their "
+    "licence is the one that they came with. What google-research/simclr "
+    "publishes is under the Apache License 2.0."
+)
 _ARCHIVE = "encoder.tar.gz"
 # Entries of a run's summary that describe weights. The first say which in
 # `evaluation`, the others in `weights`, each with a digest.
@@ -28,8 +33,8 @@ _MADE_OF = ("recipe", "data")  # Believed where `weights` are not recorded.
 _README = """\
 # {name}
 
-A SimCLR encoder, trained without labels: it makes a representation of
-{features} numbers of each input. Written by keras_simclr.
+{kind}: it makes a representation of {features} numbers of each input.
+Written by keras_simclr.
 
 ## Input
 
@@ -59,16 +64,19 @@ from the model's own representations, whose largest value is {largest:.3g}:
 """
 
 
-def describe(network, image_shape, view_shape):
+def describe(network, image_shape, view_shape, *, crops=False, about=None):
     """The entries of a model card that follow from the encoder itself.
 
     Args:
         network: Plain `keras.Model` from views to representations.
         image_shape: Shape of the images that the SavedModel takes.
         view_shape: Shape of what the encoder sees.
+        crops: Whether the edges of images are cut off first.
+        about: Dictionary of what else is known, or None. `official` in it, as
+            `import_official` records it, tells where the weights are from.
 
     Returns:
-        Dictionary that JSON can hold.
+        Dictionary that JSON can hold, with the entries of `about`.
 
     Example:
 
@@ -76,6 +84,7 @@ def describe(network, image_shape, view_shape):
     >>> describe(encoder, (None, None, 3), (8, 8, 3))["outputs"]
     {'dtype': 'float32', 'shape': [None, 512]}
     """
+    about = about or {}
     return {
         "name": network.name,
         "inputs": {
@@ -83,12 +92,15 @@ def describe(network, image_shape, view_shape):
             "shape": [None, *view_shape],
             "saved_model_shape": [None, *image_shape],
             "takes_files": takes_files(image_shape, view_shape),
-            "contract": _contract(image_shape, view_shape),
+            "contract": _contract(image_shape, view_shape, crops),
         },
         "outputs": {"dtype": "float32", "shape": [*network.output_shape]},
         "parameters": network.count_params(),
-        "license": _LICENSE_NOTE,
+        "license": (
+            _OFFICIAL_LICENSE_NOTE if "official" in about else _LICENSE_NOTE
+        ),
         "versions": versions(),
+        **about,
     }
 
 
@@ -144,7 +156,7 @@ def takes_files(image_shape, view_shape):
     return image_shape == (None, None, 3) and None not in view_shape
 
 
-def _contract(image_shape, view_shape):
+def _contract(image_shape, view_shape, crops=False):
     if len(view_shape) != 3:
         return f"float32 of shape (batch, {', '.join(map(str, view_shape))})."
     height, width, channels = view_shape
@@ -156,11 +168,18 @@ def _contract(image_shape, view_shape):
     if None in view_shape:
         return f"{text}, any height and width. They are not resized."
     size = f"{height} x {width} pixels"
+    crop = ""
+    if crops:
+        crop = (
+            " All formats cut out the centre 7/8 of height and width first, as "
+            "the evaluation does: give them whole images, because what is "
+            "cropped already would be cropped twice."
+        )
     if image_shape == view_shape:
-        return f"{text}, {size}."
+        return f"{text}, {size}.{crop}"
     return (
         f"{text}. The SavedModel takes any height and width and brings images "
-        f"to {size} itself; all other formats take {size}."
+        f"to {size} itself; all other formats take {size}.{crop}"
     )
 
 
@@ -183,7 +202,15 @@ def readme(card, uses):
     ```
     """
     result = card["round_trip"]
+    kind = "A SimCLR encoder"
+    if official := card.get("official"):
+        architecture = official.get("architecture", "an unknown architecture")
+        kind = (
+            "An encoder of weights that the official SimCLR code wrote, "
+            f"{architecture}"
+        )
     return _README.format(
+        kind=kind,
         name=card["name"],
         features=card["outputs"]["shape"][-1],
         contract=card["inputs"]["contract"],

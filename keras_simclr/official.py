@@ -7,11 +7,6 @@ import pathlib
 import re
 
 import keras
-import tensorflow as tf
-
-# The schema of the files, generated from its public .proto; `full_name` in it
-# is to be had in no other way.
-from tensorflow.core.protobuf import trackable_object_graph_pb2
 
 from keras_simclr import _checks, cards, classification, runs
 from keras_simclr._files import check_is_free, staging
@@ -20,10 +15,12 @@ from keras_simclr.copies import check_finite, plain_copy, weights_digest
 from keras_simclr.export import export_encoder
 from keras_simclr.model import SimCLRModel
 from keras_simclr.networks import ProjectionHead, ResNet
+from keras_simclr.official_files import numbered, open_file, told_layers
 
 SK_RATIO = 0.0625  # Of all published networks with selective kernels.
 _DEPTHS = (18, 34, 50, 101, 152, 200)
 _SIDES = {"imagenet": 224, "cifar": 32}
+_MOST_HEAD_LAYERS = 3
 _LISTED = 20  # Names in a list of an error.
 
 
@@ -34,55 +31,34 @@ class Published:
     Attributes:
         name: As in `info["architecture"]`.
         parameters: Trainable parameters of the encoder.
-        accuracies: Dictionary from the category, a part of the address, to the
-            published top-1 accuracy on ImageNet in %.
     """
 
     name: str
     parameters: int
-    accuracies: dict
-
-
-def _published(categories, *rows):
-    return tuple(
-        Published(name, size, dict(zip(categories, accuracies, strict=True)))
-        for name, size, *accuracies in rows
-    )
 
 
 # From google-research/simclr@383d414, README.md and
-# tf2/colabs/imagenet_results.ipynb. Those of "pretrained" are linear probes'.
-_V2 = _published(
-    (
-        "finetuned_1pct",
-        "finetuned_10pct",
-        "finetuned_100pct",
-        "pretrained",
-        "supervised",
-    ),
-    ("r50_1x_sk0", 23_508_032, 57.9, 68.4, 76.3, 71.7, 76.6),
-    ("r50_1x_sk1", 35_215_584, 64.5, 72.1, 78.7, 74.6, 78.5),
-    ("r50_2x_sk0", 93_907_072, 66.3, 73.9, 79.1, 75.6, 77.8),
-    ("r50_2x_sk1", 140_306_048, 70.6, 77.0, 81.3, 77.7, 79.3),
-    ("r101_1x_sk0", 42_500_160, 62.1, 71.4, 78.2, 73.6, 78.0),
-    ("r101_1x_sk1", 64_662_304, 68.3, 75.1, 80.6, 76.3, 79.6),
-    ("r101_2x_sk0", 169_771_136, 69.1, 75.8, 80.7, 77.0, 78.9),
-    ("r101_2x_sk1", 257_132_224, 73.2, 78.8, 82.4, 79.0, 80.1),
-    ("r152_1x_sk0", 58_143_808, 64.0, 73.0, 79.3, 74.5, 78.3),
-    ("r152_1x_sk1", 88_940_896, 70.0, 76.5, 81.3, 77.2, 79.9),
-    ("r152_2x_sk0", 232_253_568, 70.2, 76.6, 81.1, 77.4, 79.1),
-    ("r152_2x_sk1", 353_398_528, 74.2, 79.4, 82.9, 79.4, 80.4),
-    ("r152_3x_sk1", 794_704_160, 74.9, 80.1, 83.1, 79.8, 80.5),
+# tf2/colabs/imagenet_results.ipynb.
+PUBLISHED = (
+    Published("r50_1x_sk0", 23_508_032),
+    Published("r50_1x_sk1", 35_215_584),
+    Published("r50_2x_sk0", 93_907_072),
+    Published("r50_2x_sk1", 140_306_048),
+    Published("r50_4x_sk0", 375_378_176),
+    Published("r101_1x_sk0", 42_500_160),
+    Published("r101_1x_sk1", 64_662_304),
+    Published("r101_2x_sk0", 169_771_136),
+    Published("r101_2x_sk1", 257_132_224),
+    Published("r152_1x_sk0", 58_143_808),
+    Published("r152_1x_sk1", 88_940_896),
+    Published("r152_2x_sk0", 232_253_568),
+    Published("r152_2x_sk1", 353_398_528),
+    Published("r152_3x_sk1", 794_704_160),
 )
-_V1 = _published(
-    ("pretrain", "finetune_10pct", "finetune_100pct"),
-    ("r50_1x_sk0", 23_508_032, 69.1, 65.8, 75.6),
-    ("r50_2x_sk0", 93_907_072, 74.2, 71.6, 79.2),
-    ("r50_4x_sk0", 375_378_176, 76.6, 74.5, 80.8),
-)
-PUBLISHED = (*_V2, *_V1)
+# A directory of a published name, alone or before that of an architecture.
 _CATEGORY = re.compile(
-    r"pretrain(?:ed)?|finetuned?_\d+pct|supervised|distill_\w+"
+    r"(pretrain(?:ed)?|finetuned?_\d+pct|supervised|distill_[^\W_]+)"
+    r"(?:_r\d+_\dx_sk[01])?"
 )
 # Their classifiers sit on the first layer of the projection head. (Those of
 # v1, spelled finetune_10pct, do not.)
@@ -106,36 +82,42 @@ class Official:
     info: dict
 
 
-def load_official(path, *, projection_layer=None):
+def load_official(path, *, projection_layer=None, image_size=None):
     """Loads weights that the official SimCLR code wrote, v1 or v2.
 
     Only the table of the file's variables is read, no function: nothing
     foreign runs. Every variable is used once and every weight is filled, but
     for optimizer slots, counters and the second copy `ema_model/` of
-    pretrained TF1 files. Images are float in [0, 1], not normalized.
+    pretrained TF1 files. Images are float in [0, 1], not normalized, and are
+    taken as they are: `encoder` and `classifier` cut nothing off. What crops
+    to the centre 7/8 is `SimCLRModel` at rest, and so what `import_official`
+    writes.
 
     Args:
         path: A SavedModel; a TF1 or TF2 checkpoint (`model.ckpt-250228`,
             `ckpt-100`); or the directory of checkpoints, of which the one with
             the highest number is taken.
         projection_layer: Layers of the projection head before the classifier,
-            0 for none. The variables do not tell. None: by the published name
-            in the path: 1 for `finetuned_1pct`, `finetuned_10pct` and
-            `distill_*`, else 0.
+            0 for none. The variables do not tell. None: as `saved_model.pb`
+            or a `flags.json` beside the file says; or by the published name of
+            a directory in the path: 1 for `finetuned_1pct`, `finetuned_10pct`
+            and `distill_*`, 0 for others.
+        image_size: Height and width of the images, an integer or a pair, of
+            which None is any. None: that of the stem, 224 or 32.
 
     Returns:
         An `Official`. `info` holds `architecture` (`r50_1x_sk0`), `depth`,
         `width_multiplier`, `sk_ratio`, `stem`, `format`, `projection_layers`,
         `classes`, `projection_layer` with its `projection_layer_reason`,
-        `category` (a published one that the path names, or None),
-        `published_accuracy` of that category and architecture (or None), and
-        the numbers of `variables` and of those `ignored`.
+        `category` (a published one that the path names, or None), and the
+        numbers of `variables` and of those `ignored`.
 
     Raises:
         FileNotFoundError: If `path` does not exist.
         ValueError: If it is no checkpoint, is damaged, or holds other than
-            the variables of an official network; if the classifier does not
-            fit onto `projection_layer`.
+            the variables of an official network; if nothing says where the
+            classifier sits, or what says so disagrees, or it does not fit
+            there.
 
     Example:
 
@@ -155,15 +137,16 @@ def load_official(path, *, projection_layer=None):
         published accuracies give `classifier` images resized in that way.
     """
     path = pathlib.Path(path)
-    file = _open(path)
+    image_size = _checked_size(image_size)
+    file = open_file(path)
     expected, info = _match(file)
-    info.update(_choose_layer(path, projection_layer, expected, info))
+    info.update(_choose_layer(file, projection_layer, expected, info))
     encoder = ResNet(
         info["depth"],
         width_multiplier=info["width_multiplier"],
         sk_ratio=info["sk_ratio"],
         stem=info["stem"],
-        input_shape=(*[_SIDES[info["stem"]]] * 2, 3),
+        input_shape=(*(image_size or [_SIDES[info["stem"]]] * 2), 3),
     )
     head = ProjectionHead(
         info["projection_layers"],
@@ -191,6 +174,18 @@ def load_official(path, *, projection_layer=None):
     )
 
 
+def _checked_size(image_size):
+    """The pair that an `image_size` means, or None."""
+    if image_size is None:
+        return None
+    is_pair = isinstance(image_size, (list, tuple)) and len(image_size) == 2
+    sizes = tuple(image_size) if is_pair else (image_size, image_size)
+    for size in sizes:
+        if size is not None:
+            _checks.integer("image_size", size, minimum=1)
+    return sizes
+
+
 def named_layer(path):
     """What the published names in a path say about its classifier.
 
@@ -208,24 +203,29 @@ def named_layer(path):
     >>> named_layer("simclrv1/finetune_10pct/1x/saved_model")
     ('finetune_10pct', 0)
     """
-    categories = _CATEGORY.findall(str(pathlib.Path(path).absolute()))
-    if not categories:
-        return None, 0
-    return categories[-1], int(bool(_ON_FIRST_LAYER.fullmatch(categories[-1])))
+    for part in reversed(pathlib.Path(path).absolute().parts):
+        if match := _CATEGORY.fullmatch(part):
+            return match[1], int(bool(_ON_FIRST_LAYER.fullmatch(match[1])))
+    return None, 0
 
 
-def import_official(path, output_dir, *, projection_layer=None):
+def import_official(
+    path, output_dir, *, projection_layer=None, image_size=None
+):
     """Turns official weights into a run directory, as if trained here.
 
     It holds `model.keras` and `summary.json`, for `evaluate`, `finetune`,
     `embed` and `export`; `export/`, as from `export_encoder`; and, if the file
     has a classifier, `classifier/`, as from `train_classifier`, which names
-    classes by their number.
+    classes by their number. All of these cut out the centre 7/8 of images
+    first, as the official evaluation does, if the encoder takes more than 32
+    pixels: what is cropped already should be given to the `Official`.
 
     Args:
         path: As `load_official`.
         output_dir: Directory to write, new or empty. It is complete or absent.
         projection_layer: As `load_official`.
+        image_size: As `load_official`, no side of it None.
 
     Returns:
         The `Official`.
@@ -242,7 +242,9 @@ def import_official(path, output_dir, *, projection_layer=None):
     """
     output_dir = pathlib.Path(output_dir)
     check_is_free(output_dir)
-    official = load_official(path, projection_layer=projection_layer)
+    official = load_official(
+        path, projection_layer=projection_layer, image_size=image_size
+    )
     head = ProjectionHead(0, name="projection_head")
     if official.projection_head is not None:
         head = official.projection_head.get_layer("projection_head")
@@ -286,202 +288,6 @@ def _layer(variable, encoder, head, logits):
     return dense if variable.part == "dense" else norm
 
 
-@dataclasses.dataclass(frozen=True)
-class _File:
-    """An open checkpoint."""
-
-    path: pathlib.Path  # As it was given.
-    format: str
-    reader: object  # `tf.train.CheckpointReader`.
-    keys: dict  # From our name of each variable to the file's.
-    shapes: dict  # From our name to the shape.
-    is_numbered: bool  # Whether our names are those of TF1, which count layers.
-    ignored: int  # Number of variables left out by rule.
-
-    def read(self, name):
-        return _reading(
-            self.path, lambda: self.reader.get_tensor(self.keys[name])
-        )
-
-
-def _reading(path, read):
-    try:
-        return read()
-    except (tf.errors.OpError, IndexError) as error:  # Read beyond the end.
-        raise ValueError(
-            "`path` must be a whole checkpoint: its files are damaged or "
-            f"incomplete. Received: path={str(path)!r} ({error}). Copy "
-            "them again"
-        ) from None
-
-
-_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
-
-
-def _open(path):
-    prefix = _prefix(path)
-    reader = _reading(path, lambda: tf.train.load_checkpoint(str(prefix)))
-    shapes = reader.get_variable_to_shape_map()
-    if _GRAPH in shapes:
-        table = _reading(path, lambda: reader.get_tensor(_GRAPH))
-        is_saved_model = prefix.name == "variables"
-        format = f"TF2 {'SavedModel' if is_saved_model else 'checkpoint'}"
-        names, others, ignored = _by_structure(table)
-        is_numbered = not names
-        if is_numbered:
-            names, others = _by_number(others)
-    else:
-        format = "TF1 checkpoint"
-        names, others = _by_number(
-            {key: key for key in shapes if not _IGNORED.fullmatch(key)}
-        )
-        ignored = len(shapes) - len(names) - len(others)
-        is_numbered = True
-    keys = dict(names)
-    for key, name in others.items():
-        keys[key if name in keys else name] = key
-    return _File(
-        path=path,
-        format=format,
-        reader=reader,
-        keys=keys,
-        shapes={name: tuple(shapes[key]) for name, key in keys.items()},
-        is_numbered=is_numbered,
-        ignored=ignored,
-    )
-
-
-def _prefix(path):
-    """The checkpoint's path without `.index`."""
-    if (path / "saved_model.pb").is_file():
-        return path / "variables" / "variables"
-    if pathlib.Path(f"{path}.index").is_file():
-        return path
-    indexes = sorted(path.glob("*.index"), key=_step)
-    if indexes:
-        return indexes[-1].with_suffix("")
-    kind = ValueError if path.exists() else FileNotFoundError
-    raise kind(
-        "`path` must be a SavedModel (a directory with saved_model.pb), a "
-        "checkpoint without .index, or a directory of checkpoints. Received: "
-        f"path={str(path)!r}"
-    )
-
-
-def _step(path):
-    return [int(number) for number in re.findall(r"\d+", path.name)]
-
-
-# Children of the objects of the official code that lead to its variables.
-_CHILDREN = re.compile(
-    r"model|resnet_model|initial_conv_relu_max_pool|block_groups|layers"
-    r"|projection_layers|shortcut_layers|conv_relu_dropblock_layers"
-    r"|conv2d_bn_layers|conv2d_fixed_padding|conv2d(_[01])?|batch_norm_relu(_1)?"
-    r"|_projection_head|supervised_head|linear_layers?|bn_relu|bn|dense|\d+"
-    r"|kernel|bias|gamma|beta|moving_mean|moving_variance"
-)
-_STATE = ("optimizer", "global_step", "save_counter")
-_IGNORED = re.compile(
-    r"ema_model/.*|global_step|beta[12]_power|.*/(Momentum|Adam(_1)?)"
-)
-# Names of TF2 and TF1. TF2 counts all layers of a process.
-_COUNTED = re.compile(
-    r"(?:resnet|base_model)/(?:.*/)?(?:sync_)?"
-    r"(?P<kind>conv2d|batch_normalization)(?:_(?P<number>\d+))?/(?P<variable>\w+)"
-)
-_IN_HEAD = re.compile(
-    r"(?:projection_head|head_contrastive)/(?P<layer>nl_\d+)/(?:.*/)?(?:sync_)?"
-    r"(?P<kind>dense|batch_normalization)(?:_\d+)?/(?P<variable>\w+)"
-)
-_IN_CLASSIFIER = re.compile(
-    r"head_supervised/linear_layer/dense(?:_\d+)?/(?P<variable>\w+)"
-)
-
-
-def _by_structure(table):
-    """Names variables by their place among the official code's objects."""
-    # A SavedModel has anonymous keys, and its lists of variables may be empty.
-    nodes = trackable_object_graph_pb2.TrackableObjectGraph.FromString(
-        table
-    ).nodes
-    places = _reached(nodes, [(0, "")], _CHILDREN.fullmatch)
-    state = [
-        (child.node_id, child.local_name)
-        for child in nodes[0].children
-        if child.local_name in _STATE
-    ]
-    slots = [
-        (slot.slot_variable_node_id, "")
-        for node in nodes
-        for slot in node.slot_variables
-    ]
-    state = _reached(nodes, state + slots, lambda name: True)
-    names, others, ignored = {}, {}, 0
-    for number, node in enumerate(nodes):
-        for value in node.attributes:
-            if value.name != "VARIABLE_VALUE":
-                continue
-            if number in places:
-                name = places[number].removeprefix("model/")
-                names[name] = value.checkpoint_key
-            elif number in state:
-                ignored += 1
-            else:
-                name = value.full_name or value.checkpoint_key
-                others[value.checkpoint_key] = name
-    return names, others, ignored
-
-
-def _reached(nodes, start, follows):
-    """Dictionary from the nodes that `follows` leads to, to their paths."""
-    paths, rest = {}, list(start)
-    while rest:
-        number, path = rest.pop()
-        if number in paths:
-            continue
-        paths[number] = path
-        rest += [
-            (child.node_id, f"{path}/{child.local_name}".lstrip("/"))
-            for child in nodes[number].children
-            if follows(child.local_name)
-        ]
-    return paths
-
-
-def _by_number(names):
-    """Names variables as TF1 does; those it has no name for come second."""
-    layers = [match for x in names.values() if (match := _COUNTED.fullmatch(x))]
-    first = {
-        kind: min(int(x["number"] or 0) for x in layers if x["kind"] == kind)
-        for kind in {match["kind"] for match in layers}
-    }
-    ours, others = {}, {}
-    for key, name in names.items():
-        tf1 = _tf1_name(name, first)
-        if tf1 is None or tf1 in ours:
-            others[key] = name
-        else:
-            ours[tf1] = key
-    return ours, others
-
-
-def _tf1_name(name, first):
-    if match := _COUNTED.fullmatch(name):
-        kind = match["kind"]
-        number = int(match["number"] or 0) - first[kind]
-        return _numbered("base_model", kind, number, match["variable"])
-    if match := _IN_HEAD.fullmatch(name):
-        return "/".join(("head_contrastive", *match.groups()))
-    if match := _IN_CLASSIFIER.fullmatch(name):
-        return f"head_supervised/linear_layer/dense/{match['variable']}"
-    return None
-
-
-def _numbered(scope, kind, number, variable):
-    suffix = f"_{number}" if number else ""
-    return f"{scope}/{kind}{suffix}/{variable}"
-
-
 def _match(file):
     """Finds the network whose variables the file holds, all and no others."""
     candidates = itertools.product(_DEPTHS, range(1, 5), (False, True), _SIDES)
@@ -498,6 +304,12 @@ def _match(file):
     head = list(_head_variables(file, features))
     classifier = list(_classifier_variables(file, features))
     expected = [*encoder, *head, *classifier]
+    if unsupported := list(_unsupported(file, encoder)):
+        raise ValueError(
+            "`path` must hold an official network of a kind that is known "
+            f"here. Received: path={str(file.path)!r}. Not supported: "
+            f"{', '.join(unsupported)}"
+        )
     name = f"r{depth}_{width}x_sk{int(has_sk)}"
     _check_variables(file, expected, name)
     kernels = [x.shape for x in head if x.part == "dense"]
@@ -525,6 +337,32 @@ def _fit(file, candidate):
     variables = list(_encoder_variables(*candidate, file.is_numbered))
     shared = sum(file.shapes.get(x.name) == x.shape for x in variables)
     return 2 * shared - len(variables)
+
+
+# Squeeze-and-excitation: the names of its layers. No other convolution that the
+# official code makes has a bias.
+_SE = re.compile(
+    r"(.*/)?_?se_(_?layer|reduce|expand)(_\d+)?/.*|.*conv2d\w*/bias"
+)
+
+
+def _unsupported(file, encoder):
+    """Yields what the official code can make and this package cannot."""
+    if any(_SE.fullmatch(name) for name in file.shapes):
+        yield "squeeze-and-excitation (`se_ratio` above 0)"
+    for variable in encoder:
+        shape = file.shapes.get(variable.name, variable.shape)
+        is_squeeze = variable.layer.endswith("_squeeze_conv")
+        if is_squeeze and shape != variable.shape:
+            ratio = shape[-1] / shape[-2]
+            yield f"`sk_ratio` of about {ratio:.3g}, other than {SK_RATIO}"
+            break
+    layers = _head_layers(file)
+    if layers > _MOST_HEAD_LAYERS:
+        yield (
+            f"a projection head of {layers} layers, more than "
+            f"{_MOST_HEAD_LAYERS}"
+        )
 
 
 def _check_variables(file, expected, name):
@@ -563,7 +401,7 @@ def _encoder_variables(depth, width, has_sk, stem, is_numbered):
         for variable, shape in shapes.items():
             name = f"{place}/{variable}"
             if is_numbered:
-                name = _numbered("base_model", kind, counts[kind], variable)
+                name = numbered("base_model", kind, counts[kind], variable)
             yield _Variable(name, shape, "encoder", variable, layer=layer)
         counts[kind] += 1
 
@@ -579,17 +417,26 @@ def _encoder_variables(depth, width, has_sk, stem, is_numbered):
             )
 
 
-def _head_variables(file, features):
-    """Yields the `_Variable`s of a head of as many layers as the file has."""
-    top, norm = "_projection_head/linear_layers/", "bn_relu/bn"
+def _head_names(file):
     if file.is_numbered:
-        top, norm = "head_contrastive/nl_", "batch_normalization"
+        return "head_contrastive/nl_", "batch_normalization"
+    return "_projection_head/linear_layers/", "bn_relu/bn"
+
+
+def _head_layers(file):
+    top, _ = _head_names(file)
     numbers = [
         int(name.removeprefix(top).split("/")[0])
         for name in file.shapes
         if name.startswith(top)
     ]
-    layers = min(max(numbers, default=-1) + 1, 3)
+    return max(numbers, default=-1) + 1
+
+
+def _head_variables(file, features):
+    """Yields the `_Variable`s of a head of as many layers as the file has."""
+    top, norm = _head_names(file)
+    layers = _head_layers(file)
     for number in range(layers):
         is_last = number == layers - 1
         kernel = f"{top}{number}/dense/kernel"
@@ -617,49 +464,60 @@ def _classifier_variables(file, features):
     yield _Variable(names[1], (classes,), "logits", "bias")
 
 
-def _choose_layer(path, projection_layer, expected, info):
+def _choose_layer(file, asked, expected, info):
     """The entries of `info` about the classifier's place, and what is known."""
-    category, layer = named_layer(path)
-    accuracies = [
-        model.accuracies[category]
-        for model in PUBLISHED
-        if model.name == info["architecture"] and category in model.accuracies
-    ]
+    category, named = named_layer(file.path)
     entries = {
         "category": category,
-        "published_accuracy": accuracies[0] if accuracies else None,
         "projection_layer": None,
         "projection_layer_reason": "there is no classifier",
     }
-    if projection_layer is not None:
-        _checks.integer("projection_layer", projection_layer, minimum=0)
+    if asked is not None:
+        _checks.integer("projection_layer", asked, minimum=0)
     if info["classes"] is None:
         return entries
-    reason = "as asked"
-    if projection_layer is None:
-        projection_layer = layer
-        reason = (
-            f"the path says {category}"
-            if category
-            else "the path says nothing: the representation"
-        )
     (inputs,) = [
         x.shape[0]
         for x in expected
         if x.part == "logits" and x.attribute == "kernel"
     ]
     outputs = _outputs(expected, info)
-    if outputs.get(projection_layer) != inputs:
-        fitting = [x for x, units in outputs.items() if units == inputs]
+    fitting = [x for x, units in outputs.items() if units == inputs]
+    told = told_layers(file, info["projection_layers"])
+    told = {f"{source} says so": layer for source, layer in told.items()}
+    if asked is not None:
+        told = {"as asked": asked, **told}
+    elif not told and category is not None:
+        told = {f"the path says {category}": named}
+    elif not told and len(fitting) == 1:
+        told = {"no other fits": fitting[0]}
+    rule = (
+        f"`projection_layer` must be one of {fitting or 'none'}, whose outputs "
+        f"the classifier takes ({inputs}). "
+    )
+    layers = f"Layers and their outputs in path={str(file.path)!r}: {outputs}"
+    if not told:
         raise ValueError(
-            f"`projection_layer` must be one of {fitting or 'none'}, whose "
-            f"outputs the classifier takes ({inputs}). Received: "
-            f"projection_layer={projection_layer} ({reason}). Layers and their "
-            f"outputs in path={str(path)!r}: {outputs}"
+            f"{rule}Received: projection_layer=None, and neither the files nor "
+            f"the path say which. {layers}. Give `projection_layer`: 1 for "
+            "what was fine-tuned on 1 % or 10 % of the labels, or distilled; "
+            "else 0"
         )
+    received = ", ".join(
+        f"projection_layer={layer} ({reason})" for reason, layer in told.items()
+    )
+    if len(set(told.values())) > 1:
+        raise ValueError(
+            f"What says where the classifier sits must agree. Received: "
+            f"{received}, in path={str(file.path)!r}. Leave out "
+            "`projection_layer`, or move away the file that is wrong"
+        )
+    reason, layer = next(iter(told.items()))
+    if layer not in fitting:
+        raise ValueError(f"{rule}Received: {received}. {layers}")
     return {
         **entries,
-        "projection_layer": projection_layer,
+        "projection_layer": layer,
         "projection_layer_reason": reason,
     }
 

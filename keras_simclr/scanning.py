@@ -16,6 +16,8 @@ from keras_simclr.decoding import (
     FORMATS,
     MOST_PIXELS,
     SMALLEST_SIDE,
+    deep_png,
+    orientation,
     promised_format,
 )
 from keras_simclr.duplicates import SMALL, perceptual_keys
@@ -42,7 +44,7 @@ _ADVICE = {
     "wrong extension": "Nothing to do: the content decides.",
     "animated": "The first frame is used.",
     "CMYK": "Meant for print: the colours may look different on a screen.",
-    "16-bit": "8 bits per channel are used.",
+    "16-bit": "8 bits per channel are used, the upper ones of its content.",
     "palette": "Nothing to do.",
     "transparency": "Transparent parts become white.",
     "EXIF rotation": "Nothing to do: width and height are as seen.",
@@ -491,7 +493,7 @@ def examine(directory, path):
             row.format = _format(head)
             if row.format in FORMATS:
                 file.seek(0)
-                _decode(row, file, head)
+                _decode(row, file)
             else:
                 row.problem = _foreign(row.format, head)
     except Exception as error:  # Decoders raise what they like.
@@ -542,7 +544,7 @@ def _explain(error):
     return f"{kind}: {text}"
 
 
-def _decode(row, file, head):
+def _decode(row, file):
     """Fills in what the image tells."""
     from PIL import Image
 
@@ -557,12 +559,15 @@ def _decode(row, file, head):
         if min(image.size) < SMALLEST_SIDE:
             row.problem = f"too small: {row.width}x{row.height} pixels"
             return
-        row.remarks = _remarks(row, image, head)
+        row.remarks = _remarks(row, image)
+        file.seek(0)
+        contents = file.read()
         # Whole images in memory at a time: one large one, or small ones.
         large = pixels > _LARGE and row.format != "JPEG"
         with _ONE_LARGE if large else contextlib.nullcontext():
-            small = _shrink(image, row.format)
-        row.orientation = _orientation(image)
+            small = _shrink(row, image, contents)
+        # As training reads them, and not as Pillow does: so that both agree.
+        row.orientation = int(orientation(contents))
     if row.orientation > 1:
         row.remarks.append("EXIF rotation")
         small = small.transpose(_TURNS[row.orientation])
@@ -574,7 +579,7 @@ def _decode(row, file, head):
     )
 
 
-def _remarks(row, image, head):
+def _remarks(row, image):
     remarks = []
     if row.format != promised_format(row.path):
         remarks.append(f"wrong extension: {row.format}")
@@ -582,9 +587,6 @@ def _remarks(row, image, head):
         remarks.append("animated")
     if image.mode == "CMYK":
         remarks.append("CMYK")
-    # Pillow opens 16-bit colour as 8-bit: the header tells.
-    if row.format == "PNG" and head[24] == 16:
-        remarks.append("16-bit")
     if image.mode == "P" and row.format != "GIF":
         remarks.append("palette")
     if image.has_transparency_data:
@@ -592,17 +594,21 @@ def _remarks(row, image, head):
     return remarks
 
 
-def _shrink(image, name):
+def _shrink(row, image, contents):
     """Decodes all of an image, into 32 x 32 pixels of RGB."""
     from PIL import Image
 
     box = None
-    if name == "JPEG":
+    if row.format == "JPEG":
         # Inverse transforms for 128 pixels are enough, and 3 times as fast.
         _, box = image.draft(None, (128, 128)) or (None, None)
     image.load()
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype("uint8"))
+    # Pillow opens 16-bit colour as 8-bit: the header tells.
+    if row.format == "PNG" and contents[24] == 16:
+        pixels, depth = deep_png(contents)
+        image = Image.fromarray(pixels.numpy())
+        used = f": {depth} bits in use" if depth < 16 else ""
+        row.remarks.append(f"16-bit{used}")
     elif image.mode == "P" or "transparency" in image.info:
         image = image.convert("RGBA")
     elif image.mode == "1":
@@ -612,15 +618,6 @@ def _shrink(image, name):
         white = Image.new("RGBA", small.size, "white")
         small = Image.alpha_composite(white, small.convert("RGBA"))
     return small.convert("RGB")
-
-
-def _orientation(image):
-    """EXIF's number; 1, which means as it is, if there is none."""
-    try:
-        number = image.getexif().get(0x0112, 1)
-    except Exception:  # Damaged EXIF does not harm the image.
-        return 1
-    return number if number in range(1, 9) else 1
 
 
 def are_parts(names):

@@ -27,6 +27,7 @@ LEVELS = {
     "devices": 1,
     "duplicates": 1,
     "decoding": 1,
+    "official_files": 0,
     "optimizers": 1,
     "replicas": 1,
     "augmentations": 2,

@@ -1,3 +1,4 @@
+import keras
 import pytest
 
 from keras_simclr import cards
@@ -23,7 +24,7 @@ CARD = {
 
 def test_readme_of_a_card_without_a_run_is_short():
     text = cards.readme(CARD, [])
-    assert text.startswith("# My encoder\n")
+    assert text.startswith("# My encoder\n\nA SimCLR encoder: it makes ")
     assert "| keras | 1e-07 |\n\n## Versions\n\nkeras 3.15.1\n" in text
     assert "What it is worth" not in text
     assert text.endswith("## Licence\n\nYours.\n")
@@ -75,4 +76,25 @@ def test_contract_says_which_sizes_are_taken():
     assert cards._contract(fixed, fixed).endswith("batch size, 8 x 8 pixels.")
     assert cards._contract(free, free).endswith("They are not resized.")
     assert "brings images to 8 x 8 pixels" in cards._contract(free, fixed)
+    large = (224, 224, 3)
+    for images in (large, free):
+        text = cards._contract(images, large, crops=True)
+        assert "centre 7/8" in text
+        assert "cropped twice" in text
+        assert "7/8" not in cards._contract(images, large)
     assert cards._contract((6,), (6,)) == "float32 of shape (batch, 6)."
+
+
+def test_card_says_of_imported_weights_only_what_is_known():
+    encoder = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    ours = cards.describe(encoder, (4,), (4,))
+    official = {"official": {"architecture": "r50_1x_sk0"}}
+    theirs = cards.describe(encoder, (4,), (4,), about=official)
+    assert "of your choice" in ours["license"]
+    assert "of your choice" not in theirs["license"]
+    assert "Apache License 2.0" in theirs["license"]
+    for card in (ours, theirs):
+        text = cards.readme({**CARD, **card}, [])
+        assert "without labels" not in text
+        assert text.endswith(f"## Licence\n\n{card['license']}\n")
+    assert "that the official SimCLR code wrote, r50_1x_sk0: it makes" in text

@@ -821,7 +821,8 @@ def test_images_and_steps_are_told_first(data, tmp_path, capsys):
     arguments = [*PRETRAIN, data, f"--output_dir={tmp_path / 'run'}"]
     assert cli.main(arguments) == 0
     text = capsys.readouterr().out
-    assert text.index("; 32 an epoch, without their labels.") < text.index("loss: ")
+    found = text.index("; 32 an epoch, without their labels.")
+    assert found < text.index("loss: ")
     assert "Epochs: 1. Steps: 2 an epoch, 2 in all: too few." in text
     assert "Cure: --epochs=400, or no --epochs." in text
 

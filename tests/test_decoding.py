@@ -67,12 +67,56 @@ def test_first_picture_of_an_animation_is_read(decode):
     check(decode, data)
 
 
-def test_16_bits_of_gray_become_8(decode):
-    deep = PIL.Image.fromarray(
-        np.arange(8 * 8, dtype="uint16").reshape(8, 8) * 1000
+def png(values, bits=16, *, before=(), after=(), interlaced=False):
+    """A PNG of an integer array (height, width, channels), written by hand."""
+    kinds = {1: 0, 2: 4, 3: 2, 4: 6}
+    height, width, channels = values.shape
+    passes = [(0, 0, 1, 1)]
+    if interlaced:
+        passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4)]
+        passes += [(2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
+    rows = [
+        b"\0" + row.astype(f">u{bits // 8}").tobytes()
+        for y, x, down, right in passes
+        for row in values[y::down, x::right]
+    ]
+    shape = struct.pack(">II", width, height)
+    shape += bytes((bits, kinds[channels], 0, 0, interlaced))
+    chunks = [(b"IHDR", shape), *before]
+    chunks += [(b"IDAT", zlib.compress(b"".join(rows))), *after, (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(x)) + k + x + struct.pack(">I", zlib.crc32(k + x))
+        for k, x in chunks
     )
-    pixels = decode(contents(deep, "PNG"))
-    np.testing.assert_array_equal(pixels[..., 0], np.asarray(deep) >> 8)
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("depth", [8, 10, 12, 14, 16])
+def test_16_bits_are_read_by_the_depth_of_what_they_hold(
+    decode, depth, channels, interlaced
+):
+    values = np.linspace(0, 2**depth - 1, 32 * 32).astype("uint16")
+    values = np.tile(values.reshape(32, 32, 1), channels)
+    if channels in (2, 4):
+        values[..., -1] = 65535
+    pixels = decode(png(values, interlaced=interlaced)).numpy()
+    expected = (values[..., :1] >> (depth - 8)) + np.zeros(3, int)
+    np.testing.assert_array_equal(pixels, expected)
+    assert len(np.unique(pixels)) == 256
+
+
+def test_depth_is_that_of_colours_alone_and_transparent_ones_are_white(decode):
+    values = np.full((8, 8, 2), 4095)
+    values[..., 1] = np.where(np.arange(8) < 4, 0, 65535)
+    values[0, 7, 0] = 0
+    pixels = decode(png(values)).numpy()
+    assert (pixels[:, :4] == 255).all()
+    assert (pixels[0, 7] == 0).all()
+    assert (pixels[1:, 4:] == 255).all()
+    # A transparent colour is one of 16 bits.
+    data = png(values[..., :1], before=[(b"tRNS", struct.pack(">H", 0))])
+    assert (decode(data).numpy() == 255).all()
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "WEBP", "GIF"])
@@ -112,17 +156,128 @@ def test_pictures_are_turned_upright(decode, orientation):
         assert difference(decode(data), turned) <= tolerance
 
 
+def exif(orientation=6, endian="<", kind=3, **tags):
+    """Notes of one entry more than `tags` has, as TIFF has them."""
+    value = struct.pack(endian + {1: "B", 3: "H", 4: "I"}[kind], orientation)
+    entries = [(0x010F, 2, b"abc"), (0x0112, kind, value)]
+    return (
+        {"<": b"II*\0", ">": b"MM\0*"}[endian]
+        + struct.pack(endian + "IH", 8, len(entries))
+        + b"".join(
+            struct.pack(endian + "HHI", tag, kind, 4 if kind == 2 else 1)
+            + value.ljust(4, b"\0")
+            for tag, kind, value in entries
+        )
+        + bytes(4)
+    )
+
+
+def segment(marker, data):
+    return struct.pack(">HH", marker, len(data) + 2) + data
+
+
+def jpeg(*segments):
+    """A JPEG with these segments in place of the JFIF one."""
+    data = contents(picture(), "JPEG", quality=95)
+    return data[:2] + b"".join(segments) + data[20:]
+
+
+def text_chunk(notes, is_packed):
+    notes = b"Exif\0\0" + notes
+    text = f"\nexif\n{len(notes):8}\n{notes.hex()}\n".encode()
+    name = b"Raw profile type exif\0"
+    if is_packed:
+        return b"zTXt", name + b"\0" + zlib.compress(text)
+    return b"tEXt", name + text
+
+
+PIXELS = np.asarray(picture())
+APP0 = segment(0xFFE0, b"JFIF\0\1\1\0\0\1\0\1\0\0")
+XMP = segment(0xFFE1, b"http://ns.adobe.com/xap/1.0/\0<x/>" + bytes(3000))
+ICC = segment(0xFFE2, b"ICC_PROFILE\0\1\1" + bytes(65_000))
+
+
+def app1(notes):
+    return segment(0xFFE1, b"Exif\0\0" + notes)
+
+
+def placed(notes):
+    """Files that have these notes, by the place where they stand."""
+    yield "first", jpeg(app1(notes))
+    yield "behind JFIF", jpeg(APP0, app1(notes))
+    yield "behind a profile", jpeg(APP0, ICC, ICC, app1(notes))
+    yield "behind XMP", jpeg(XMP, app1(notes), ICC)
+    yield "behind filling", jpeg(APP0, b"\xff" * 5 + app1(notes))
+    yield "first of two", jpeg(app1(notes), app1(exif(3)))
+    tail = jpeg()[2:]
+    start = tail.index(b"\xff\xda")
+    yield (
+        "before the pixels",
+        (b"\xff\xd8" + tail[:start] + app1(notes) + tail[start:]),
+    )
+    chunk = b"eXIf", notes
+    yield "before IDAT", png(PIXELS, 8, before=[chunk])
+    yield "behind IDAT", png(PIXELS, 8, after=[chunk])
+    yield "16 bits", png(PIXELS.astype("uint16") * 257, before=[chunk])
+    for packed in (False, True):
+        before = [(b"tEXt", b"a\0b"), text_chunk(notes, packed)]
+        yield f"text, {packed}", png(PIXELS, 8, before=before)
+    yield "WebP", contents(picture(), "WEBP", lossless=True, exif=notes)
+
+
+PLACES = [place for place, _ in placed(exif())]
+
+
+def check_turned(decode, data):
+    """Reading and scanning agree with Pillow."""
+    image = PIL.Image.open(io.BytesIO(data))
+    number = image.getexif().get(0x0112, 1)
+    number = number if number in range(1, 9) else 1
+    assert decoding.orientation(data) == number
+    tolerance = 10 if image.format == "JPEG" else 0
+    turned = PIL.ImageOps.exif_transpose(image)
+    pixels = decode(data)
+    assert difference(pixels, turned) <= tolerance
+    return pixels.shape[:2], int(number)
+
+
+@pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("endian", ["<", ">"])
-@pytest.mark.parametrize("jfif", [0, 18])
-def test_notes_are_read_in_both_orders_of_bytes(decode, endian, jfif):
-    exif = PIL.Image.Exif()
-    exif.endian = endian
-    exif[0x010F] = "a maker"
-    exif[0x0112] = 6
-    data = contents(picture(), "JPEG", exif=exif)
-    data = data[: 2 + jfif] + data[20:]
-    assert data[6 + jfif : 10 + jfif] == b"Exif"
-    assert decode(data).shape == (24, 16, 3)
+@pytest.mark.parametrize("kind", [3, 4])
+def test_notes_are_found_wherever_they_stand(decode, place, endian, kind):
+    data = dict(placed(exif(6, endian, kind)))[place]
+    assert check_turned(decode, data) == ((24, 16), 6)
+
+
+@pytest.mark.parametrize("place", ["behind XMP", "behind IDAT", "WebP"])
+@pytest.mark.parametrize("orientation", range(10))
+def test_every_orientation_is_known_and_no_other(decode, place, orientation):
+    check_turned(decode, dict(placed(exif(orientation)))[place])
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("length", [0, 3, 8, 12, 25])
+def test_notes_that_were_cut_do_no_harm(decode, place, length):
+    data = dict(placed(exif()[:length]))[place]
+    assert decoding.orientation(data) == 1
+    assert decode(data).shape == (16, 24, 3)
+
+
+def test_what_only_looks_like_notes_is_none(decode):
+    other = segment(0xFFE2, b"FPXR\0" + app1(exif()))
+    behind = jpeg(APP0) + app1(exif())
+    picture_of_it = contents(picture(8, 8), "BMP") + b"EXIF" + exif()
+    chunk = png(PIXELS, 8, before=[(b"tEXt", b"about\0eXIf" + exif())])
+    for data in (jpeg(other), behind, picture_of_it, chunk):
+        assert decoding.orientation(data) == 1
+        size = PIL.Image.open(io.BytesIO(data)).size
+        assert decode(data).shape == (*size[::-1], 3)
+
+
+def test_larger_pictures_are_shrunk_and_turned(decode):
+    data = contents(picture(64, 32), "PNG", exif=b"Exif\0\0" + exif(8))
+    assert decode(data).shape == (32, 16, 3)
+    assert decoding.decode_jpeg_or_png(data, CANVAS).shape == (32, 16, 3)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])

@@ -254,6 +254,24 @@ def test_a_format_that_disagrees_is_refused(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("size", "crops"), [(32, False), (40, True)])
+def test_card_says_whether_the_centre_is_cut_out(tmp_path, size, crops):
+    about = {"official": {"architecture": "r50_1x_sk0"}} if crops else None
+    out = simclr.export_encoder(
+        small_model(size), tmp_path / "out", formats=["keras"], about=about
+    )
+    text = (out / "README.md").read_text()
+    assert ("cut out the centre 7/8" in text) == crops
+    assert ("that the official SimCLR code wrote" in text) == crops
+    assert ("of your choice" in text) != crops
+    # What the text says is so.
+    encoder = keras.models.load_model(out / "encoder.keras")
+    images = np.random.default_rng(0).random((1, size, size, 1), "float32")
+    edged = images.copy()
+    edged[:, 0] = edged[:, :, -1] = 1.0
+    assert np.array_equal(encoder(images), encoder(edged)) == crops
+
+
 def test_a_format_that_cannot_express_the_encoder_is_refused(tmp_path):
     crop = simclr.RandomResizedCrop(40, 40, interpolation="bicubic")
     model = small_model(40, augmentation=crop)

@@ -53,7 +53,7 @@ def r50_sk():
 
 
 def test_saved_model_is_read_by_its_objects(r18, tmp_path):
-    official_files.write_saved_model(r18, tmp_path / "saved_model")
+    official_files.write_saved_model(r18, tmp_path / "saved_model", on_layer=0)
     loaded = simclr.load_official(tmp_path / "saved_model")
     check(loaded, r18, SMALL)
     assert loaded.encoder.input_shape == (None, 32, 32, 3)
@@ -71,7 +71,7 @@ def test_saved_model_is_read_by_its_objects(r18, tmp_path):
         "variables": 121,
         "ignored": 0,
         "projection_layer": 0,
-        "published_accuracy": None,
+        "projection_layer_reason": "saved_model.pb says so",
     }
     assert loaded.info.items() >= expected.items()
     json.dumps(loaded.info)
@@ -83,7 +83,7 @@ def test_saved_model_without_objects_is_read_by_names(tmp_path):
         18, SMALL, stem="cifar", head_layers=2, classes=10, first=9
     )
     official_files.write_saved_model(network, tmp_path, has_structure=False)
-    loaded = simclr.load_official(tmp_path)
+    loaded = simclr.load_official(tmp_path, projection_layer=0)
     check(loaded, network, SMALL)
     assert loaded.info["projection_layers"] == 2
 
@@ -91,12 +91,12 @@ def test_saved_model_without_objects_is_read_by_names(tmp_path):
 def test_training_checkpoint_is_the_latest_of_its_directory(r18, tmp_path):
     prefix = official_files.write_checkpoint(r18, tmp_path)
     (tmp_path / "checkpoint").write_text("model_checkpoint_path: elsewhere")
-    check(simclr.load_official(prefix), r18, SMALL)
+    check(simclr.load_official(prefix, projection_layer=0), r18, SMALL)
     for end in ("index", "data-00000-of-00001"):
         shutil.copy(f"{prefix}.{end}", tmp_path / f"ckpt-10.{end}")
         (tmp_path / f"ckpt-1.{end}").write_bytes(b"")
         (tmp_path / f"ckpt-9.{end}").write_bytes(b"")
-    loaded = simclr.load_official(tmp_path)
+    loaded = simclr.load_official(tmp_path, projection_layer=0)
     check(loaded, r18, SMALL)
     assert loaded.info["format"] == "TF2 checkpoint"
     assert loaded.info["ignored"] == 6
@@ -115,7 +115,6 @@ def test_fine_tuned_network_with_selective_kernels(r50_sk, tmp_path):
         "category": "finetuned_10pct",
         "projection_layer": 1,
         "projection_layer_reason": "the path says finetuned_10pct",
-        "published_accuracy": 72.1,
     }
     assert loaded.info.items() >= expected.items()
 
@@ -140,7 +139,6 @@ def test_pretrained_tf1_checkpoint_has_a_second_copy(tmp_path):
     expected = {
         "format": "TF1 checkpoint",
         "category": "pretrained",
-        "published_accuracy": 71.7,
         "classes": None,
         "projection_layer": None,
         "projection_layer_reason": "there is no classifier",
@@ -165,6 +163,8 @@ def test_tf1_checkpoint_of_v1_has_no_projection_head(tmp_path):
         ("/distill_10pct/r50_1x_sk0/saved_model", ("distill_10pct", 1)),
         ("/finetuned_100pct/r50_1x_sk0", ("finetuned_100pct", 0)),
         ("/finetuned_1pct/supervised/r50_1x_sk0", ("supervised", 0)),
+        ("/finetuned_1pct/my_pretrained_copies", ("finetuned_1pct", 1)),
+        ("/unsupervised/x", (None, 0)),
         ("/pretrained/r50_1x_sk0", ("pretrained", 0)),
         ("/pretrain/1x", ("pretrain", 0)),
         ("/finetune_10pct/1x", ("finetune_10pct", 0)),
@@ -216,6 +216,120 @@ def test_layer_of_a_head_that_is_not_there_is_refused(tmp_path):
         "{0: 512}"
     )
     check(simclr.load_official(path, projection_layer=0), network, SMALL)
+
+
+@pytest.fixture(scope="module")
+def on_first_layer():
+    return official_files.Network(
+        18, SMALL, stem="cifar", classes=10, on_layer=1
+    )
+
+
+def test_functions_of_a_saved_model_tell_the_layer(on_first_layer, tmp_path):
+    path = tmp_path / "pretrained"  # A name is only a name.
+    official_files.write_saved_model(on_first_layer, path, on_layer=1)
+    loaded = simclr.load_official(path)
+    check(loaded, on_first_layer, SMALL)
+    assert loaded.info["projection_layer"] == 1
+    assert loaded.info["projection_layer_reason"] == "saved_model.pb says so"
+    assert "published_accuracy" not in loaded.info
+    loaded = simclr.load_official(path, projection_layer=1)
+    assert loaded.info["projection_layer_reason"] == "as asked"
+    text = failure(path, projection_layer=0)
+    assert text.startswith(
+        "What says where the classifier sits must agree. Received: "
+        "projection_layer=0 (as asked), projection_layer=1 (saved_model.pb "
+        "says so)"
+    )
+    (path / "saved_model.pb").write_bytes(b"damaged")
+    assert "saved_model.pb is damaged" in failure(path)
+
+
+@pytest.mark.parametrize(
+    ("selector", "layer", "above"), [(0, 0, 0), (1, 1, 2), (-2, 2, 0)]
+)
+def test_flags_of_the_official_code_tell_the_layer(
+    on_first_layer, tmp_path, selector, layer, above
+):
+    directory = tmp_path.joinpath(*["saved_model", "100"][:above])
+    directory.mkdir(parents=True, exist_ok=True)
+    prefix = official_files.write_checkpoint(on_first_layer, directory)
+    flags = tmp_path / "flags.json"
+    flags.write_text(json.dumps({"ft_proj_selector": selector}))
+    info = simclr.load_official(directory if above else prefix).info
+    assert info["projection_layer"] == layer
+    assert "ft_proj_selector" in info["projection_layer_reason"]
+    other = (layer + 1) % 3
+    assert "must agree" in failure(prefix, projection_layer=other)
+
+
+@pytest.mark.parametrize("flags", ["{}", "no JSON", '{"ft_proj_selector": ""}'])
+def test_where_nothing_tells_the_layer_it_is_asked_for(
+    on_first_layer, tmp_path, flags
+):
+    prefix = official_files.write_checkpoint(on_first_layer, tmp_path)
+    (tmp_path / "flags.json").write_text(flags)
+    text = failure(prefix)
+    assert text.startswith(
+        "`projection_layer` must be one of [0, 1, 2], whose outputs the "
+        "classifier takes (512). Received: projection_layer=None"
+    )
+    assert "Give `projection_layer`" in text
+    loaded = simclr.load_official(prefix, projection_layer=1)
+    check(loaded, on_first_layer, SMALL)
+
+
+@pytest.mark.parametrize("size", [48, (40, 56), (None, None)])
+def test_encoders_take_images_of_the_size_that_is_asked_for(
+    r18, tmp_path, size
+):
+    prefix = official_files.write_checkpoint(r18, tmp_path)
+    loaded = simclr.load_official(prefix, projection_layer=0, image_size=size)
+    pair = (size, size) if isinstance(size, int) else size
+    assert loaded.encoder.input_shape == (None, *pair, 3)
+    assert loaded.classifier.input_shape == (None, *pair, 3)
+    if size == (None, None):
+        check(loaded, r18, SMALL)
+
+
+@pytest.mark.parametrize("size", [0, -32, 2.5, (1, 2, 3), (0, 32), "32"])
+def test_sizes_must_be_sizes(tmp_path, size):
+    assert "`image_size` must be" in failure(tmp_path, image_size=size)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"extra": ["base_model/conv2d_3/bias"]},
+            "squeeze-and-excitation (`se_ratio` above 0)",
+        ),
+        (
+            {"extra": ["head_contrastive/nl_3/dense/kernel"]},
+            "a projection head of 4 layers, more than 3",
+        ),
+    ],
+)
+def test_what_is_not_supported_is_said_in_short(r18, tmp_path, changes, words):
+    official_files.write_tf1(r18, tmp_path / "model.ckpt-1", **changes)
+    assert failure(tmp_path) == (
+        "`path` must hold an official network of a kind that is known here. "
+        f"Received: path={str(tmp_path)!r}. Not supported: {words}"
+    )
+
+
+@pytest.mark.parametrize("write", ["write_tf1", "write_saved_model"])
+def test_selective_kernels_of_another_ratio_are_not_supported(
+    tmp_path, monkeypatch, write
+):
+    monkeypatch.setattr(official_files, "SK_RATIO", 0.5)
+    network = official_files.Network(50, LARGE, sk=True, head_layers=0)
+    getattr(official_files, write)(network, tmp_path / "model.ckpt-1")
+    path = tmp_path if write == "write_tf1" else tmp_path / "model.ckpt-1"
+    text = failure(path)
+    assert text.endswith(
+        "Not supported: `sk_ratio` of about 0.5, other than 0.0625"
+    )
 
 
 def test_missing_and_unexpected_variables_are_listed(r18, tmp_path):
@@ -340,6 +454,7 @@ def imported(r18, tmp_path_factory):
     path = official_files.write_checkpoint(r18, directory)
     out = directory / "run"
     arguments = [f"--path={path}", f"--output_dir={out}"]
+    arguments.append("--projection_layer=0")
     assert cli.main(["import-official", *arguments]) == 0
     return out
 

@@ -12,7 +12,7 @@ from helpers.pictures import JPEG, PNG, encoded, picture, refuse, write
 from PIL import Image
 from sklearn import datasets
 
-from keras_simclr import scanning
+from keras_simclr import decoding, scanning
 
 
 def png_that_claims(width, height):
@@ -38,6 +38,14 @@ PROGRESSIVE = encoded(picture(1, 300, 200), "JPEG", progressive=True)
 
 
 GREY_16 = Image.fromarray(np.arange(1600, dtype="uint16").reshape(40, 40) * 40)
+
+
+XRAY = Image.fromarray(np.arange(1600, dtype="uint16").reshape(40, 40) + 999)
+
+
+def behind_a_comment(jpeg):
+    """A JPEG with a comment in front of its first segment."""
+    return jpeg[:2] + b"\xff\xfe\0\6text" + jpeg[2:]
 
 
 FRAMES = {"save_all": True, "append_images": [picture(4), picture(5)]}
@@ -96,6 +104,24 @@ REMARKS = {
         (48, 32),
     ),
     "deep.png": (encoded(GREY_16, "PNG"), "16-bit", 1, (40, 40)),
+    "x-ray.png": (
+        encoded(XRAY, "PNG"),
+        "16-bit: 12 bits in use",
+        1,
+        (40, 40),
+    ),
+    "turned.png": (
+        encoded(picture(29), "PNG", exif=exif(8)),
+        "EXIF rotation",
+        3,
+        (32, 48),
+    ),
+    "behind_a_comment.jpg": (
+        behind_a_comment(encoded(picture(30), "JPEG", exif=exif(5))),
+        "EXIF rotation",
+        3,
+        (32, 48),
+    ),
     "palette.png": (encoded(picture(21).convert("P"), "PNG"), "palette"),
     "clear.png": (
         encoded(picture(22).convert("RGBA"), "PNG"),
@@ -268,6 +294,26 @@ def test_scan_finds_copies_resized_and_saved_again(tmp_path):
         assert len(groups) == 1
     assert report.duplicate_groups == 2
     assert report.duplicate_images == 10
+
+
+def test_scan_reads_depth_and_orientation_as_training_does(tmp_path):
+    photo = Image.fromarray(datasets.load_sample_image("china.jpg"))
+    grey = photo.resize((320, 214), 1).convert("L")
+    deep = np.asarray(grey).astype("uint16")
+    sideways = grey.transpose(Image.Transpose.ROTATE_90)
+    xray = Image.fromarray(np.asarray(sideways).astype("uint16") * 16 + 7)
+    files = {
+        "8.png": encoded(grey, "PNG"),
+        "8_of_16.png": encoded(Image.fromarray(deep), "PNG"),
+        "12.png": encoded(Image.fromarray(deep * 16 + 3), "PNG"),
+        "16.png": encoded(Image.fromarray(deep * 257), "PNG"),
+        "turned.png": encoded(xray, "PNG", exif=exif(6)),
+    }
+    _, rows = rows_of(write(tmp_path, files), tmp_path / "m.parquet")
+    assert len({row["group"] for row in rows.values()}) == 1
+    for path, row in rows.items():
+        shape = decoding.decode((tmp_path / path).read_bytes(), 512).shape
+        assert (row["height"], row["width"], 3) == shape
 
 
 def test_flat_images_and_line_art_are_no_duplicates(tmp_path):

@@ -9,6 +9,7 @@ among the objects of the TF2 code, its name in TF2 and its name in TF1.
 import numpy as np
 import tensorflow as tf
 
+SK_RATIO = 0.0625
 BLOCKS = {
     18: (2, 2, 2, 2),
     34: (3, 4, 6, 3),
@@ -200,7 +201,7 @@ class Network:
         x = self._norm_in(x, f"{place}/batch_norm_relu", f"resnet/{scope}")
         first, second = x[..., :filters], x[..., filters:]
         means = tf.reduce_mean(first + second, (1, 2), keepdims=True)
-        units = max(int(filters * 0.0625), 32)
+        units = max(int(filters * SK_RATIO), 32)
         kernel = self._kernel(means, f"{place}/conv2d_0", scope, units, 1)
         means = tf.nn.conv2d(means, kernel, 1, "VALID")
         means = self._norm_in(
@@ -260,12 +261,16 @@ def _suffix(number):
     return f"_{number}" if number else ""
 
 
-def write_saved_model(network, path, *, has_structure=True, extra=()):
-    """Writes what `build_saved_model` does, without its functions.
+def write_saved_model(
+    network, path, *, has_structure=True, extra=(), on_layer=None
+):
+    """Writes what `build_saved_model` does.
 
-    Lists of the variables come before the objects, as in Keras 2, so that the
-    keys in the file say nothing. `extra` holds further variables, as
-    (place, name) pairs.
+    Its function is there if the classifier's layer is given, and does and names
+    what the official one does between the encoder and the classifier. Lists of
+    the variables come before the objects, as in Keras 2, so that the keys in
+    the file say nothing. `extra` holds further variables, as (place, name)
+    pairs.
     """
     root = tf.Module()
     root.model = tf.Module()
@@ -274,7 +279,38 @@ def write_saved_model(network, path, *, has_structure=True, extra=()):
     root.model.listed = variables
     for place, name in extra:
         _put(root.model, place, tf.Variable([1.0, 2.0], name=name))
+    if on_layer is not None:
+        root.__call__ = _function(on_layer)
+        for trainable in (False, True):
+            images = tf.TensorSpec((None, None, None, 3), tf.float32)
+            root.__call__.get_concrete_function(images, trainable)
     tf.saved_model.save(root, str(path))
+
+
+def _function(on_layer, layers=3, size=4):
+    square = tf.ones((size, size))
+
+    @tf.function(autograph=False)
+    def call(inputs, trainable):
+        with tf.name_scope("resnet"):
+            x = tf.nn.conv2d(inputs, tf.ones((1, 1, 3, size)), 1, "SAME")
+            x = tf.reduce_mean(x, (1, 2), name="final_avg_pool")
+        hiddens = [x]
+        for number in range(layers):
+            with tf.name_scope(f"projection_head/nl_{number}/dense/"):
+                x = tf.matmul(hiddens[-1], square, name="MatMul")
+            if number < layers - 1:
+                with tf.name_scope("projection_head/"):
+                    x = tf.nn.relu(x, name=f"Relu{_suffix(number)}")
+            hiddens.append(x)
+        x = hiddens[on_layer]
+        if trainable:
+            x = tf.stop_gradient(x)
+        with tf.name_scope("head_supervised/linear_layer/dense_3/"):
+            logits = tf.matmul(x, square, name="MatMul")
+        return {"logits_sup": logits, "proj_head_output": hiddens[-1]}
+
+    return call
 
 
 def write_checkpoint(network, path):
