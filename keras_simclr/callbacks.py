@@ -560,7 +560,7 @@ def save_model(model, run_dir):
 
 
 def _check_has_batches(dataset):
-    fit_data.check_length(dataset, steps_per_epoch=1)  # We take the first ones.
+    fit_data.check_length(dataset, steps=1)  # We take the first ones.
 
 
 def _first(dataset, most):

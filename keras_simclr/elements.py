@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_simclr.augmentations import check_dtype
-from keras_simclr.replicas import replica_and_number
+from keras_simclr.replicas import agreed, replica_and_number
 
 _SMALLEST_IMAGE = 8  # Pixels a side.
 _SHOWN = 10  # Rows that an error message lists.
@@ -312,6 +312,27 @@ def value_checks(batch, name, *, in_unit_range):
 def _assert_no_row(is_bad, *text):
     rows = tf.where(is_bad)[:, 0]
     return check(~tf.reduce_any(is_bad), *text, "in rows", rows, "of the batch")
+
+
+def finite_step(loss, gradients):
+    """Operation that fails, in all replicas, unless a step can be made."""
+    flags = [~tf.math.is_finite(loss)]
+    flags += [
+        ~tf.reduce_all(tf.math.is_finite(gradient))
+        for gradient in gradients
+        if gradient is not None
+    ]
+    flags = agreed(tf.stack(flags))
+    return check(
+        ~tf.reduce_any(flags),
+        "The loss and its gradients must be finite: try a lower learning rate "
+        "or a longer warm-up, a higher temperature, and look at the images of "
+        "this step. Received: loss",
+        loss,
+        "and NaN or infinity in the gradients of",
+        tf.reduce_sum(tf.cast(flags[1:], tf.int32)),
+        f"of {len(gradients)} variables",
+    )
 
 
 def check(condition, *text):

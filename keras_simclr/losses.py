@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_simclr import _checks, similarities
+from keras_simclr.replicas import on_one_device, replica_and_number
 
 
 class ContrastiveLoss(keras.losses.Loss):
@@ -94,6 +95,28 @@ def as_contrastive(loss):
         if {"call", "__call__"} & vars(kind).keys():
             break
     return _Callable(loss)
+
+
+def contrast_of(loss, z, groups=None):
+    """What `loss.contrast` returns, the same on any number of replicas.
+
+    The loss is a scalar of the projections' dtype; others are refused.
+    """
+    _, replicas = replica_and_number()
+    if replicas == 1:
+        value, found = loss.contrast(z, groups)
+    elif groups is None:
+        value, found = on_one_device(loss.contrast, z)
+    else:
+        value, found = on_one_device(loss.contrast, z, groups)
+    value = tf.convert_to_tensor(value)
+    if value.shape.rank not in (0, None):
+        raise ValueError(
+            "A loss must return one number for all projections: take the mean, "
+            "tf.reduce_mean(...), or leave the `reduction` of a Keras loss as "
+            f"it is. Received: a loss of shape {value.shape}"
+        )
+    return tf.cast(value, z.dtype), found
 
 
 @keras.saving.register_keras_serializable(package="keras_simclr")

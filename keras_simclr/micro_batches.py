@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 
 from keras_simclr import devices
+from keras_simclr.replicas import ForwardPass
 
 
 def cached_gradients(
@@ -29,12 +30,13 @@ def cached_gradients(
         micro_batch_size: Images in each; the last one may be smaller.
 
     Returns:
-        Gradients, one per variable; what `contrast` returned; and, by place
-        in `averages`, the means of what they would have assigned.
-        Nothing is assigned.
+        Gradients, one per variable, as from `dense_gradients`; what `contrast`
+        returned; and, by place in `averages`, the means of what they would
+        have assigned. Nothing is assigned.
 
     Raises:
-        ValueError: If `embed` adds losses of its own.
+        ValueError: If `embed` adds losses of its own, assigns others than
+            `averages`, or reads what it assigned.
 
     Example:
 
@@ -60,24 +62,47 @@ def cached_gradients(
     with tf.GradientTape() as tape:
         tape.watch((z_1, z_2))
         loss, *rest = contrast(z_1, z_2)
-    pull_1, pull_2 = tape.gradient(loss, (z_1, z_2))
+    pull_1, pull_2 = tape.gradient(
+        loss,
+        (z_1, z_2),
+        unconnected_gradients=tf.UnconnectedGradients.ZERO,
+    )
+    has_gradient = set()  # Places in `variables`.
 
     def replay(number, *totals):
         start, stop = batches.bounds(number)
-        with keras.StatelessScope(), tf.GradientTape() as tape:
+        with ForwardPass(), tf.GradientTape() as tape:
             first, second = embed(start, stop)
             first, second = (tf.cast(z, pull_1.dtype) for z in (first, second))
             pulled = tf.reduce_sum(first * pull_1[start:stop])
             pulled += tf.reduce_sum(second * pull_2[start:stop])
-        gradients = tape.gradient(
-            pulled,
-            [variable.value for variable in variables],
-            unconnected_gradients=tf.UnconnectedGradients.ZERO,
-        )
-        return [x + y for x, y in zip(totals, gradients, strict=True)]
+        gradients = dense_gradients(tape, pulled, variables)
+        has_gradient.update(i for i, x in enumerate(gradients) if x is not None)
+        return list(map(sum_of, totals, gradients))
 
     zeros = [tf.zeros(variable.shape, variable.dtype) for variable in variables]
-    return batches.loop(replay, *zeros), (loss, *rest), means
+    gradients = [
+        gradient if place in has_gradient else None
+        for place, gradient in enumerate(batches.loop(replay, *zeros))
+    ]
+    return gradients, (loss, *rest), means
+
+
+def dense_gradients(tape, target, variables):
+    """Gradients with respect to Keras variables; None where there is none.
+
+    Optimizers treat the sparse ones of embedding layers in another way, and
+    some cannot be scaled or summed over replicas.
+    """
+    gradients = tape.gradient(target, [x.value for x in variables])
+    return [x if x is None else tf.convert_to_tensor(x) for x in gradients]
+
+
+def sum_of(gradient, other):
+    """The sum of two gradients, either of which may be None."""
+    if gradient is None or other is None:
+        return other if gradient is None else gradient
+    return gradient + other
 
 
 def embeddings(embed, *, size, micro_batch_size):
@@ -119,20 +144,14 @@ def _embeddings(embed, averages, batches):
 
     def collect(number, z_1, z_2, *sums):
         sums = list(sums)
-        with keras.StatelessScope(collect_losses=True) as scope:
+        with ForwardPass() as forward:
             first, second = embed(*batches.bounds(number))
-        if scope.losses:
-            raise ValueError(
-                "Layers that add losses of their own (`activity_regularizer`, "
-                "`add_loss`) do not work in micro-batches. Leave out "
-                "`micro_batch_size`, or use weight regularizers."
-            )
+        _check_can_be_cached(forward, averages)
         shape[1:] = first.shape[1:]
         for place, average in enumerate(averages):
-            value = scope.get_current_value(average)
-            if value is not None:
+            if id(average) in forward.written:
                 written.add(place)
-                sums[place] += value
+                sums[place] += forward.written[id(average)][1]
         return (
             z_1.write(number, tf.cast(first, dtype)),
             z_2.write(number, tf.cast(second, dtype)),
@@ -150,6 +169,28 @@ def _embeddings(embed, averages, batches):
         for place in sorted(written)
     }
     return z_1, z_2, means
+
+
+def _check_can_be_cached(forward, averages):
+    """Refuses what would not be as in a pass over the whole batch."""
+    if forward.penalties:
+        raise ValueError(
+            "Layers that add losses of their own (`activity_regularizer`, "
+            "`add_loss`) do not work in micro-batches. Leave out "
+            "`micro_batch_size`, or use weight regularizers."
+        )
+    known = set(map(id, averages))
+    set_ones = [variable for variable, _ in forward.written.values()]
+    strangers = [x for x in set_ones if id(x) not in known]
+    names = {x.path for x in forward.fed_back + forward.escaped + strangers}
+    if names:
+        raise ValueError(
+            "Layers may set averages in micro-batches, as batch norm does, and "
+            "not go on with what they have set, as "
+            "keras.layers.SpectralNormalization does. Leave out "
+            f"`micro_batch_size`. Received: {', '.join(sorted(names))}, set in "
+            "the forward pass"
+        )
 
 
 def largest_micro_batch(step, batch_size):

@@ -8,7 +8,15 @@ import warnings
 import keras
 import tensorflow as tf
 
-from keras_simclr import _checks, augmentations, copies, elements, fit_data
+from keras_simclr import (
+    _checks,
+    augmentations,
+    copies,
+    elements,
+    fit_data,
+    losses,
+    micro_batches,
+)
 from keras_simclr.augmentations import (
     Augmentation,
     accepts,
@@ -17,11 +25,11 @@ from keras_simclr.augmentations import (
     default_augmentation,
     fold_seed,
 )
-from keras_simclr.losses import NTXent, as_contrastive, per_anchor
-from keras_simclr.micro_batches import cached_gradients, embeddings
 from keras_simclr.networks import ProjectionHead
 from keras_simclr.optimizers import default_optimizer
 from keras_simclr.replicas import (
+    ForwardPass,
+    check_execution,
     check_optimizer,
     check_strategy,
     from_all_replicas,
@@ -92,6 +100,10 @@ class SimCLRModel(keras.Model):
     scope. Negatives come from all replicas, batch norm is synchronized, and
     the views depend on the image's place in the global batch: the result is
     that of one device.
+
+    Orders of arrays, and of this package's datasets, are functions of the seed
+    and the epochs trained so far, unless `initial_epoch` is given. A step whose
+    loss or gradient is not finite is not made: `fit` stops with an error.
 
     Elements of a dataset are `images`, `(images, labels)`, or a dictionary
     with `images`, or `view_1` and `view_2`, and optionally `labels`, which
@@ -244,7 +256,7 @@ class SimCLRModel(keras.Model):
             optimizer = keras.optimizers.get(optimizer or default_optimizer())
         check_strategy(self.distribute_strategy, optimizer.variables)
         if loss is None:
-            loss = NTXent()
+            loss = losses.NTXent()
         if not callable(loss):
             raise TypeError(
                 "`loss` must be a callable (z_1, z_2) -> scalar, for example "
@@ -260,7 +272,7 @@ class SimCLRModel(keras.Model):
         # What gains from XLA is compiled inside the step.
         if kwargs.get("jit_compile", "auto") == "auto":
             kwargs["jit_compile"] = False
-        self._check_execution(**kwargs)
+        check_execution(self._replicas, self.micro_batch_size, **kwargs)
         if kwargs["jit_compile"]:
             warnings.warn(
                 "With `jit_compile=True` pixel values are not checked: XLA "
@@ -270,20 +282,7 @@ class SimCLRModel(keras.Model):
         with self.distribute_strategy.scope():
             super().compile(optimizer=optimizer, **kwargs)
         self.loss = loss
-        self.contrastive_loss = as_contrastive(loss)
-
-    def _check_execution(self, jit_compile, steps_per_execution=1, **_):
-        if jit_compile and (self._replicas > 1 or self.micro_batch_size):
-            raise ValueError(
-                "`jit_compile=True` works on one device without micro-batches. "
-                "Leave it out: what gains from XLA is compiled anyway."
-            )
-        if steps_per_execution != 1 and self._replicas > 1:
-            raise ValueError(
-                "`steps_per_execution` must be 1 on several replicas, where "
-                "Keras 3 fails with more. Received: "
-                f"steps_per_execution={steps_per_execution}"
-            )
+        self.contrastive_loss = losses.as_contrastive(loss)
 
     def get_compile_config(self):
         config = super().get_compile_config()
@@ -311,17 +310,12 @@ class SimCLRModel(keras.Model):
     @functools.wraps(keras.Model.fit)
     def fit(self, *args, **kwargs):
         call = inspect.signature(super().fit).bind(*args, **kwargs).arguments
-        for name in ("class_weight", "sample_weight"):
-            if call.get(name) is not None:
-                raise ValueError(
-                    f"`{name}` has nothing to weigh: contrastive training "
-                    f"treats all images alike. Leave out `{name}`."
-                )
-        call = fit_data.fit_arguments(
+        call, stream = fit_data.fit_arguments(
             call,
             self.seed,
+            self.steps_per_execution,
             check=self._check_training_data,
-            check_validation=self._check_replicas,
+            value_checks=self._rules.value_checks,
         )
         if self._replicas > 1 and not isinstance(call["x"], tf.data.Dataset):
             raise ValueError(
@@ -330,8 +324,8 @@ class SimCLRModel(keras.Model):
             )
         # Variables made inside the step would have it traced twice.
         self.build_optimizer()
-        position = _Position()
-        call["callbacks"] = _with_callback(call.get("callbacks"), position)
+        progress = fit_data.Progress(stream)
+        call["callbacks"] = progress.among(call.get("callbacks"), self)
         try:
             history = super().fit(**call)
         except tf.errors.InvalidArgumentError as error:
@@ -339,11 +333,12 @@ class SimCLRModel(keras.Model):
             if text is None:
                 raise
             raise ValueError(
-                f"{text}{position.in_words()}. The model is as the step before "
+                f"{text}{progress.in_words()}. The model is as the step before "
                 "left it."
             ) from None
-        is_trained = call.get("epochs", 1) > call.get("initial_epoch", 0)
-        if is_trained and self.loss_metric.count.numpy() == 0:
+        finally:
+            progress.end()
+        if progress.epoch is not None and self.loss_metric.count.numpy() == 0:
             raise ValueError(
                 "The dataset must hold at least one batch. Received: a dataset "
                 "that ended before the first."
@@ -384,29 +379,36 @@ class SimCLRModel(keras.Model):
     def train_step(self, element):
         element = elements.unpack(element)
         with self._checked(element):
-            gradients, loss, found = self.replica_gradients(element)
-            is_scaled = isinstance(
-                self.optimizer, keras.optimizers.LossScaleOptimizer
-            )
-            if is_scaled and self._replicas > 1:
-                gradients = share_failure(gradients)
+            gradients, loss, found, forward = self._propagate(element)
+        is_scaled = isinstance(
+            self.optimizer, keras.optimizers.LossScaleOptimizer
+        )
+        if is_scaled and self._replicas > 1:
+            gradients = share_failure(gradients)
+        # A scale that is too high is for that optimizer to see.
+        checked = [] if is_scaled else gradients
+        with self._after(lambda: [elements.finite_step(loss, checked)]):
+            forward.write()
             self.optimizer.apply(gradients, self.trainable_variables)
             return self._report(loss, found)
 
     def test_step(self, element):
         element = elements.unpack(element)
         with self._checked(element):
+            forward = ForwardPass()
             if self.micro_batch_size is None:
-                views = self._two_views(element, _TEST_STEP)
-                z_1, z_2 = self._embed(views, training=False)
+                with forward:
+                    views = self._two_views(element, _TEST_STEP)
+                    z_1, z_2 = self._embed(views, training=False)
+                forward.write()
             else:
-                z_1, z_2 = embeddings(
+                z_1, z_2 = micro_batches.embeddings(
                     self._embed_rows(element, _TEST_STEP, training=False),
                     size=elements.size_of(element),
                     micro_batch_size=self.micro_batch_size,
                 )
             loss, found = self._contrast(z_1, z_2, element)
-            _, loss = self._with_penalties(loss)
+            _, loss = self._with_penalties(loss, forward.penalties)
             return self._report(loss, found)
 
     def predict_step(self, element):
@@ -416,9 +418,13 @@ class SimCLRModel(keras.Model):
         """Context in which nothing runs before the values are checked."""
         rules = self._rules
         rules.check(element)
+        return self._after(lambda: rules.value_checks(element))
+
+    def _after(self, checks):
+        """Context in which nothing runs before what a function returns."""
         if self.jit_compile:
             return contextlib.nullcontext()
-        return tf.control_dependencies(rules.value_checks(element))
+        return tf.control_dependencies(checks())
 
     @property
     def _rules(self):
@@ -494,24 +500,27 @@ class SimCLRModel(keras.Model):
         >>> len(gradients) == len(model.trainable_variables), found.shape
         (True, TensorShape([8]))
         """
-        step = self.optimizer.iterations
-        if self.micro_batch_size is None:
-            views = self._two_views(element, step)
-            with tf.GradientTape() as tape:
-                z_1, z_2 = self._embed(views, training=True)
-                loss, found = self._contrast(z_1, z_2, element)
-                target, loss = self._with_penalties(loss)
-            return tape.gradient(target, self.trainable_variables), loss, found
-        gradients, loss, found = self._cached_gradients(element, step)
-        with tf.GradientTape() as tape:
-            target, loss = self._with_penalties(loss)
-        others = tape.gradient(
-            target,
-            [variable.value for variable in self.trainable_variables],
-            unconnected_gradients=tf.UnconnectedGradients.ZERO,
-        )
-        gradients = [x + y for x, y in zip(gradients, others, strict=True)]
+        gradients, loss, found, forward = self._propagate(element)
+        forward.write()
         return gradients, loss, found
+
+    def _propagate(self, element):
+        """As `replica_gradients`, with the pass that has yet to be written."""
+        step = self.optimizer.iterations
+        if self.micro_batch_size is not None:
+            return self._cached_gradients(element, step)
+        forward, tape = ForwardPass(), tf.GradientTape()
+        with forward:
+            views = self._two_views(element, step)
+            with tape:
+                z_1, z_2 = self._embed(views, training=True)
+        with tape:
+            loss, found = self._contrast(z_1, z_2, element)
+            target, loss = self._with_penalties(loss, forward.penalties)
+        gradients = micro_batches.dense_gradients(
+            tape, target, self.trainable_variables
+        )
+        return gradients, loss, found, forward
 
     def _cached_gradients(self, element, step):
         averages = [
@@ -523,7 +532,7 @@ class SimCLRModel(keras.Model):
             loss, found = self._contrast(z_1, z_2, element)
             return self.optimizer.scale_loss(loss), loss, found
 
-        gradients, (_, loss, found), means = cached_gradients(
+        gradients, (_, loss, found), means = micro_batches.cached_gradients(
             self._embed_rows(element, step, training=True),
             contrast,
             self.trainable_variables,
@@ -531,11 +540,19 @@ class SimCLRModel(keras.Model):
             size=elements.size_of(element),
             micro_batch_size=self.micro_batch_size,
         )
+        forward = ForwardPass()
         replica = tf.distribute.get_replica_context()
-        for place, value in means.items():
-            value = replica.all_reduce(tf.distribute.ReduceOp.MEAN, value)
-            averages[place].assign(value)
-        return gradients, loss, found
+        with forward:
+            for place, value in means.items():
+                value = replica.all_reduce(tf.distribute.ReduceOp.MEAN, value)
+                averages[place].assign(value)
+        with tf.GradientTape() as tape:
+            target, loss = self._with_penalties(loss, [])
+        others = micro_batches.dense_gradients(
+            tape, target, self.trainable_variables
+        )
+        gradients = list(map(micro_batches.sum_of, gradients, others))
+        return gradients, loss, found, forward
 
     def _embed_rows(self, element, step, training):
         """Function that embeds examples start to stop of this replica's."""
@@ -550,13 +567,25 @@ class SimCLRModel(keras.Model):
 
         return embed
 
-    def _with_penalties(self, loss):
-        """The loss to differentiate in each replica, and the whole loss."""
-        penalty = sum((tf.cast(x, loss.dtype) for x in self.losses), 0.0)
+    def _with_penalties(self, loss, penalties):
+        """The loss to differentiate in each replica, and the whole loss.
+
+        Penalties are means over a replica's batch, as Keras has them: the mean
+        over the replicas is that of the global batch.
+        """
         _, replicas = replica_and_number()
+        penalties = penalties + [
+            variable.regularizer(variable)
+            for variable in self.trainable_variables
+            if variable.regularizer is not None
+        ]
+        penalty = sum((tf.cast(x, loss.dtype) for x in penalties), 0.0)
         # The gradients of all replicas are summed; that of `loss` reaches this
         # replica's projections only, that of a penalty is whole in each.
         target = self.optimizer.scale_loss(loss + penalty / replicas)
+        if penalties and replicas > 1:
+            replica = tf.distribute.get_replica_context()
+            penalty = replica.all_reduce(tf.distribute.ReduceOp.MEAN, penalty)
         return target, loss + penalty
 
     def _two_views(self, element, step, start=0, size=None):
@@ -569,7 +598,7 @@ class SimCLRModel(keras.Model):
             views = self._views(images, sizes, step, start, size)
         for name, view in zip(names, views, strict=True):
             self._check_view(view, name)
-        return views
+        return [tf.stop_gradient(view) for view in views]
 
     def _embed(self, views, training):
         """Projections z_1 and z_2 of two views, in one forward pass."""
@@ -588,11 +617,13 @@ class SimCLRModel(keras.Model):
             from_all_replicas(tf.cast(z, keras.config.floatx()))
             for z in (z_1, z_2)
         )
-        loss, found = self.contrastive_loss.contrast(
-            tf.stack([z_1, z_2]), groups
+        loss, found = losses.contrast_of(
+            self.contrastive_loss, tf.stack([z_1, z_2]), groups
         )
         if found is None:
-            _, found = per_anchor(tf.stop_gradient(z_1), tf.stop_gradient(z_2))
+            _, found = losses.per_anchor(
+                tf.stop_gradient(z_1), tf.stop_gradient(z_2)
+            )
         return loss, found
 
     def _report(self, loss, found):
@@ -667,28 +698,3 @@ def _check_encoder(encoder):
             "`encoder` must return one representation per image, of shape "
             f"(batch, features). Received: output shape {shape}.{cure}"
         )
-
-
-def _with_callback(callbacks, callback):
-    if isinstance(callbacks, keras.callbacks.CallbackList):
-        callbacks.append(callback)
-        return callbacks
-    if isinstance(callbacks, keras.callbacks.Callback):
-        callbacks = [callbacks]
-    return [*(callbacks or ()), callback]
-
-
-class _Position(keras.callbacks.Callback):
-    """Knows where training is, for error messages. Counts from 1."""
-
-    epoch = None
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.epoch = epoch + 1
-        self._first = int(self.model.optimizer.iterations.numpy())
-
-    def in_words(self):
-        if self.epoch is None:  # What a callback does comes first.
-            return ""
-        step = int(self.model.optimizer.iterations.numpy()) - self._first + 1
-        return f" (epoch {self.epoch}, step {step})"

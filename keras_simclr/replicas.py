@@ -1,5 +1,7 @@
 """Several replicas: what they exchange, and what they cannot train."""
 
+import concurrent.futures
+
 import keras
 import tensorflow as tf
 
@@ -33,6 +35,81 @@ def piece_and_number():
 
 def _piece(replica, devices, workers):
     return replica % devices * workers + replica // devices
+
+
+class ForwardPass(keras.StatelessScope):
+    """Scope that keeps what layers add and set; nothing is written by it.
+
+    Outside of it, layers add losses to lists that the threads of all replicas
+    share, and set variables before it is known that a step can be made.
+
+    Attributes:
+        penalties: What layers added: `add_loss`, `activity_regularizer`.
+        written: Pairs of variables and what they are set to, by their ids.
+        fed_back: Variables that were set and then read again.
+        escaped: Variables that were set where no value can be kept from: in a
+            function or branch of a layer's own. They are set at once.
+    """
+
+    def __init__(self):
+        super().__init__(collect_losses=True, initialize_variables=False)
+        self.penalties, self.written = [], {}
+        self.fed_back, self.escaped = [], []
+        self._graph = _graph_of(tf.constant(0))
+
+    def add_loss(self, loss):
+        super().add_loss(loss)  # Layers may clear it there.
+        self.penalties.append(loss)
+
+    def add_update(self, update):
+        variable, value = update
+        if _graph_of(value) is self._graph:
+            super().add_update(update)
+            self.written[id(variable)] = update
+            return
+        self.escaped.append(variable)
+        self.__exit__()
+        variable.assign(value)
+        self.__enter__()
+
+    def get_current_value(self, variable):
+        value = super().get_current_value(variable)
+        if value is not None:
+            self.fed_back.append(variable)
+        return value
+
+    def write(self):
+        """Sets the variables that were set in this pass."""
+        for variable, value in self.written.values():
+            variable.assign(value)
+
+
+def _graph_of(tensor):
+    return getattr(tensor, "graph", None)  # Eager ones have none.
+
+
+def on_one_device(function, *tensors):
+    """Calls a function of tensors as if there were no replicas.
+
+    Keras's losses divide means by the number of replicas, as is right of a
+    replica's own images. A thread of its own, which traces the function, knows
+    of no replicas.
+    """
+    specs = [tf.TensorSpec(x.shape, x.dtype) for x in tensors]
+    function = tf.function(function, autograph=False)
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        trace = thread.submit(function.get_concrete_function, *specs)
+    return trace.result()(*tensors)
+
+
+def agreed(flags):
+    """Which of some booleans are true in any replica."""
+    _, replicas = replica_and_number()
+    if replicas == 1:
+        return flags
+    counts = tf.cast(flags, tf.float32)
+    replica = tf.distribute.get_replica_context()
+    return replica.all_reduce(tf.distribute.ReduceOp.SUM, counts) > 0
 
 
 @tf.custom_gradient
@@ -174,6 +251,23 @@ def check_optimizer(optimizer, *, replicas):
                     f"Received: {name}={value!r}"
                 )
         optimizer = getattr(optimizer, "inner_optimizer", None)
+
+
+def check_execution(
+    replicas, micro_batch_size, *, jit_compile, steps_per_execution=1, **_
+):
+    """Refuses ways to run the step that do not work with what is trained."""
+    if jit_compile and (replicas > 1 or micro_batch_size):
+        raise ValueError(
+            "`jit_compile=True` works on one device without micro-batches. "
+            "Leave it out: what gains from XLA is compiled anyway."
+        )
+    if steps_per_execution != 1 and replicas > 1:
+        raise ValueError(
+            "`steps_per_execution` must be 1 on several replicas, where "
+            "Keras 3 fails with more. Received: "
+            f"steps_per_execution={steps_per_execution}"
+        )
 
 
 def check_agreement(strategy, epoch):

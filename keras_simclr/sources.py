@@ -16,6 +16,7 @@ from keras_simclr.fit_data import (
     batches_of,
     check_fills_a_batch,
     one_per_row,
+    orders,
 )
 from keras_simclr.folders import ImageFolder, parsed_split, rows_of_split
 from keras_simclr.scanning import are_parts
@@ -235,9 +236,10 @@ def dataset_from_directory(
     canvas_size = min(canvas_size, folder.largest)
     # Once more, for what is missing where files are unreadable.
     rounds = 2 if drop_remainder else 1
-    orders = _orders(size, shuffle, seed)
-    orders = orders.map(lambda order: tf.tile(order, [rounds]))
-    images = folder.read(orders, canvas_size)
+    tiled = orders(size, shuffle, seed).map(
+        lambda order: tf.tile(order, [rounds])
+    )
+    images = folder.read(tiled, canvas_size)
 
     def element(place, image):
         others = {k: values[place] for k, values in rides_along.items()}
@@ -267,22 +269,6 @@ def _on_canvases(dataset, canvas_size, batch_size, drop_remainder):
     return dataset.padded_batch(
         batch_size, shapes, drop_remainder=drop_remainder
     )
-
-
-def _orders(size, shuffle, seed):
-    """Dataset of an order of `size` places, another one each time."""
-    # A few bytes per place; `Dataset.shuffle` takes some hundred.
-    if not shuffle:
-        return tf.data.Dataset.from_tensors(tf.range(size, dtype=tf.int64))
-    epochs = tf.data.Dataset.random(seed, rerandomize_each_iteration=True)
-
-    def order(number):
-        bits = tf.random.stateless_uniform(
-            [size], tf.stack([seed, number]), None, None, tf.int64, alg="philox"
-        )
-        return tf.cast(tf.argsort(bits, stable=True), tf.int64)
-
-    return epochs.take(1).map(order)
 
 
 def open_dataset(

@@ -13,6 +13,8 @@ _TOLERANCE = 1e-9  # Of a tensor's largest entry, in float64.
 # gradient except rounding errors.
 _NEGLIGIBLE = 0.01
 _CAUSES = {
+    "penalty": "an `add_loss` that is no mean over the batch, or a layer in "
+    "front of it that looks at a replica's own images only",
     "loss": "a layer that looks at a replica's own images only (a norm other "
     "than keras.layers.BatchNormalization), or an augmentation that ignores "
     "`part`",
@@ -38,8 +40,9 @@ def assert_replica_parity(build_model, dataset, *, replicas=2):
         replicas: Number of replicas.
 
     Raises:
-        AssertionError: If the results differ; says what does so first (loss,
-            gradient, batch norm or update) and the usual cause.
+        AssertionError: If the results differ; says what does so first (what
+            layers add to the loss, the loss, gradient, batch norm or update)
+            and the usual cause.
         RuntimeError: If there are fewer logical devices than replicas.
 
     Example:
@@ -125,15 +128,19 @@ def _one_step(model, batch):
     @tf.function
     def step(element):
         def replica_step(element):
-            gradients, loss, _ = model.replica_gradients(
+            gradients, loss, _, forward = model._propagate(
                 elements.unpack(element)
             )
+            forward.write()
             model.optimizer.apply(gradients, trainable)
-            return gradients, loss
+            penalty = tf.add_n([tf.zeros_like(loss), *forward.penalties])
+            return gradients, loss, penalty
 
-        shares, loss = strategy.run(replica_step, args=(element,))
+        shares, *means = strategy.run(replica_step, args=(element,))
         gradients = [strategy.reduce("SUM", x, axis=None) for x in shares]
-        return gradients, strategy.reduce("MEAN", loss, axis=None)
+        return gradients, *(
+            strategy.reduce("MEAN", x, axis=None) for x in means
+        )
 
     def named(variables, values):
         return [
@@ -146,8 +153,9 @@ def _one_step(model, batch):
     with strategy.scope():
         model.optimizer.build(trainable)
     (element,) = strategy.experimental_distribute_dataset(batch)
-    gradients, loss = step(element)
+    gradients, loss, penalty = step(element)
     return {
+        "penalty": [("penalty", np.asarray(penalty))],
         "loss": [("loss", np.asarray(loss))],
         "gradient": named(trainable, gradients),
         "batch norm": named(averages, [x.numpy() for x in averages]),

@@ -1,10 +1,151 @@
+import itertools
+
 import keras
 import numpy as np
 import PIL.Image
 import pytest
 import tensorflow as tf
 
+import keras_simclr as simclr
 from keras_simclr import fit_data
+
+ROWS = np.random.default_rng(0).normal(size=(20, 8)).astype("float32")
+ROWS[:, 0] = range(20)
+
+
+class Seen(keras.layers.Layer):
+    """An augmentation that keeps which rows it has seen."""
+
+    def __init__(self):
+        super().__init__()
+        self.batches = []
+
+    def call(self, rows, training=True, seed=None):
+        if training:
+            tf.py_function(self.note, [rows], [])
+        return tf.identity(rows)
+
+    def note(self, rows):
+        self.batches.append(rows.numpy()[:, 0].astype(int).tolist())
+
+
+def model(**kwargs):
+    keras.utils.set_random_seed(1)
+    encoder = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3)])
+    model = simclr.SimCLRModel(
+        encoder,
+        keras.layers.Dense(2),
+        augmentation=Seen(),
+        second_augmentation=keras.layers.Identity(),
+    )
+    model.compile("sgd", **kwargs)
+    model.augmentation.batches.clear()
+    return model
+
+
+def seen(model, data, **kwargs):
+    """Batches of a `fit`: of ten in an epoch."""
+    model.augmentation.batches.clear()
+    kwargs = {"verbose": 0, **kwargs}
+    if not isinstance(data, tf.data.Dataset):
+        kwargs["batch_size"] = 2
+    model.fit(data, **kwargs)
+    return list(model.augmentation.batches)
+
+
+def flat(lists):
+    return list(itertools.chain(*lists))
+
+
+def of_user():
+    dataset = tf.data.Dataset.from_tensor_slices(ROWS).shuffle(20, seed=3)
+    return dataset.batch(2, drop_remainder=True)
+
+
+def of_package():
+    return simclr.dataset_from_arrays(ROWS, batch_size=2)
+
+
+SOURCES = {
+    "arrays": lambda: ROWS,
+    "package": of_package,
+    "mapped": lambda: of_package().map(lambda rows: rows),
+    "user": of_user,
+}
+by_source = pytest.mark.parametrize(
+    "make", SOURCES.values(), ids=SOURCES.keys()
+)
+pytestmark = pytest.mark.filterwarnings("ignore:These layers of")
+
+
+@by_source
+@pytest.mark.parametrize("steps_per_execution", [3, 8, 16])
+def test_epochs_end_where_executions_do_not(make, steps_per_execution):
+    plain = model()
+    expected = seen(plain, make(), epochs=3)
+    other = model(steps_per_execution=steps_per_execution)
+    assert seen(other, make(), epochs=3) == expected
+    assert len(expected) == int(other.optimizer.iterations) == 30
+    for start in (0, 10, 20):
+        rows = flat(expected[start : start + 10])
+        assert sorted(rows) == list(range(20))
+    assert len(seen(other, make(), epochs=2, steps_per_epoch=4)) == 8
+
+
+def test_infinite_data_and_steps_per_execution():
+    other = model(steps_per_execution=8)
+    endless = of_user().repeat()
+    assert len(seen(other, endless, epochs=3, steps_per_epoch=10)) == 30
+
+
+def test_validation_steps_are_those_that_were_asked_for():
+    other, counts = model(steps_per_execution=8), []
+    test_step = other.test_step
+    other.test_step = lambda element: counts.append(1) or test_step(element)
+    other.run_eagerly = True
+    seen(other, ROWS, validation_data=of_user(), validation_steps=3)
+    assert len(counts) == 3
+    other.evaluate(of_user(), steps=2, verbose=0)
+    assert len(counts) == 5
+
+
+@by_source
+def test_fit_in_a_loop_goes_on_with_new_orders(make):
+    whole = seen(model(), make(), epochs=3)
+    again, anew, data = model(), model(), make()
+    assert flat(seen(again, data) for _ in range(3)) == whole
+    assert flat(seen(anew, make()) for _ in range(3)) == whole
+    third = seen(model(), make(), epochs=3, initial_epoch=2)
+    assert third == whole[20:]
+    assert seen(again, ROWS, initial_epoch=0) == seen(model(), ROWS)
+
+
+def test_orders_do_not_depend_on_the_global_seed():
+    first = seen(model(), ROWS), list(map(str, of_package()))
+    keras.utils.set_random_seed(99)
+    other = model()
+    keras.utils.set_random_seed(98)
+    assert (seen(other, ROWS), list(map(str, of_package()))) == first
+
+
+class Interrupt(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        if int(self.model.optimizer.iterations) == 25:
+            raise KeyboardInterrupt
+
+
+@by_source
+def test_restored_training_is_the_uninterrupted_one(make, tmp_path):
+    whole = model()
+    batches = seen(whole, make(), epochs=4)
+    keeper = keras.callbacks.BackupAndRestore(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        seen(model(), make(), epochs=4, callbacks=[keeper, Interrupt()])
+    restored = model()
+    keeper = keras.callbacks.BackupAndRestore(tmp_path)
+    assert seen(restored, make(), epochs=4, callbacks=keeper) == batches[20:]
+    for ours, right in zip(restored.weights, whole.weights, strict=True):
+        np.testing.assert_array_equal(ours, right)
 
 
 def test_empty_dataset_is_refused():

@@ -192,7 +192,7 @@ def test_orders_are_a_function_of_seed_and_epoch(directory):
     repeated = shuffled(directory, seed=1).repeat(3)
     assert numbers(repeated) == list(itertools.chain(*epochs))
     again = shuffled(directory, seed=1)
-    iter(again)
+    next(iter(again))
     assert numbers(again) == epochs[1]
     assert numbers(shuffled(directory, seed=2)) != epochs[0]
 

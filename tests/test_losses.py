@@ -590,3 +590,30 @@ def test_similarities_are_computed_once(monkeypatch):
         del calls[:]
         model.replica_gradients({"images": images})
         assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        keras.losses.cosine_similarity,
+        keras.losses.CosineSimilarity(reduction=None),
+        lambda z_1, z_2: z_1 - z_2,
+    ],
+)
+def test_loss_that_is_no_number_is_refused(loss):
+    z = tf.zeros((2, 4, 3))
+    with pytest.raises(ValueError) as error:
+        losses.contrast_of(losses.as_contrastive(loss), z)
+    shape = "(4, 3)" if getattr(loss, "__name__", "") == "<lambda>" else "(4,)"
+    assert str(error.value) == (
+        "A loss must return one number for all projections: take the mean, "
+        "tf.reduce_mean(...), or leave the `reduction` of a Keras loss as it "
+        f"is. Received: a loss of shape {shape}"
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64"])
+def test_loss_has_the_type_of_the_projections(dtype):
+    loss = losses.as_contrastive(lambda z_1, z_2: tf.constant(2, dtype))
+    value, found = losses.contrast_of(loss, tf.zeros((2, 4, 3)))
+    assert (value.dtype, float(value), found) == (tf.float32, 2.0, None)

@@ -13,8 +13,10 @@ from helpers.training import (
     light,
     linear_head,
     network,
+    of_rows,
     sgd,
     train,
+    train_rows,
 )
 
 import keras_simclr as simclr
@@ -124,6 +126,87 @@ def test_micro_batches_take_no_losses_of_layers():
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         train(encoder=encoder, micro_batch_size=8)
+
+
+class Bins(keras.layers.Layer):
+    def call(self, rows):
+        return tf.cast(tf.abs(rows) * 3, tf.int32) % 7
+
+
+class Unused(keras.layers.Layer):
+    """Has a variable that no loss depends on, and one that a penalty does."""
+
+    def build(self, shape):
+        self.lost = self.add_weight(shape=(4, 4), name="lost")
+        self.kept = self.add_weight(shape=(4, 4), name="kept", regularizer="l2")
+
+    def call(self, rows):
+        return rows
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda: simclr.LARS(keras.optimizers.SGD(0.1), weight_decay=0.1),
+        lambda: keras.optimizers.AdamW(0.01, weight_decay=0.1),
+    ],
+    ids=["LARS", "AdamW"],
+)
+@pytest.mark.filterwarnings("ignore:Gradients do not exist")
+def test_gradients_that_are_sparse_or_missing_equal_the_batch(optimizer):
+    def encoder():
+        return of_rows(
+            Bins(),
+            keras.layers.Embedding(9, 4),
+            keras.layers.Flatten(),
+            Unused(),
+        )
+
+    kwargs = {"encoder": encoder, "optimizer": optimizer}
+    actual = train_rows(micro_batch_size=5, **kwargs)
+    assert_equal(actual, train_rows(**kwargs), 1e-9)
+
+
+def test_loss_that_lets_one_view_alone():
+    def loss(z_1, z_2):
+        return tf.reduce_mean((z_1 - tf.stop_gradient(z_2)) ** 2)
+
+    kwargs = {"encoder": lambda: of_rows(keras.layers.Dense(4)), "loss": loss}
+    actual = train_rows(micro_batch_size=5, **kwargs)
+    assert_equal(actual, train_rows(**kwargs), 1e-9)
+
+
+class Running(keras.layers.Layer):
+    """Goes on with the average that it has just moved."""
+
+    def build(self, shape):
+        self.mean = self.add_weight(
+            shape=shape[1:], trainable=False, name="mean"
+        )
+
+    def call(self, rows, training=False):
+        if training:
+            moved = 0.9 * self.mean + 0.1 * tf.reduce_mean(rows, axis=0)
+            self.mean.assign(moved)
+        return rows - self.mean
+
+
+def spectral():
+    return keras.layers.SpectralNormalization(keras.layers.Dense(4))
+
+
+@pytest.mark.parametrize(
+    ("layer", "name"), [(spectral, "kernel"), (Running, "mean")]
+)
+def test_layers_that_go_on_with_what_they_set_are_refused(layer, name):
+    message = (
+        "Layers may set averages in micro-batches, as batch norm does, and not "
+        "go on with what they have set, as keras.layers.SpectralNormalization "
+        rf"does. Leave out `micro_batch_size`. Received: \S+/{name}, set in "
+        "the forward pass"
+    )
+    with pytest.raises(ValueError, match=message):
+        train_rows(lambda: of_rows(layer()), micro_batch_size=5)
 
 
 def in_chunks(model, images, size):

@@ -54,6 +54,7 @@ def tiny_model(
     head=None,
     augmentation=None,
     optimizer=None,
+    loss=None,
     run_eagerly=True,
     **kwargs,
 ):
@@ -66,7 +67,7 @@ def tiny_model(
         **kwargs,
     )
     optimizer = optimizer or keras.optimizers.SGD(0.1, momentum=0.9)
-    model.compile(optimizer, run_eagerly=run_eagerly)
+    model.compile(optimizer, loss, run_eagerly=run_eagerly)
     return model
 
 
@@ -842,6 +843,96 @@ def test_views_and_tables_may_lie_outside_the_unit_range():
     views = 4.0 * random_images(4) - 2.0
     history = fit(model, batches({"view_1": views, "view_2": views}))
     assert np.isfinite(history["loss"]).all()
+
+
+class Diverges(keras.callbacks.Callback):
+    """Sets a rate with which the loss is infinite after the third step."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        if int(self.model.optimizer.iterations) == 2:
+            self.model.optimizer.learning_rate = 1e38
+
+
+@pytest.mark.parametrize("run_eagerly", [True, False])
+@pytest.mark.parametrize("micro_batch_size", [None, 3])
+@pytest.mark.usefixtures("in_graphs")
+def test_divergence_stops_its_step(run_eagerly, micro_batch_size):
+    model = tiny_model(
+        tiny_encoder(norm=False),
+        loss=lambda z_1, z_2: tf.reduce_mean(z_1**2 + (z_1 - z_2) ** 2),
+        optimizer=keras.optimizers.SGD(0.1),
+        run_eagerly=run_eagerly,
+        micro_batch_size=micro_batch_size,
+    )
+    states = StatesAfterSteps()
+    with pytest.raises(ValueError) as error:
+        fit(
+            model,
+            batches(random_images(8)),
+            epochs=3,
+            callbacks=[states, Diverges()],
+        )
+    text = str(error.value)
+    assert text.startswith(
+        "The loss and its gradients must be finite: try a lower learning rate "
+        "or a longer warm-up, a higher temperature, and look at the images of "
+        "this step. Received: loss "
+    )
+    assert text.endswith(
+        "(epoch 2, step 2). The model is as the step before left it."
+    )
+    assert len(states.all) == 3
+    assert_same(state(model), states.all[-1])
+
+
+@pytest.mark.usefixtures("in_graphs")
+def test_divergence_under_xla_is_seen_after_the_epoch():
+    model = tiny_model()
+    with pytest.warns(UserWarning, match="pixel values are not checked"):
+        model.compile(
+            "sgd",
+            lambda z_1, z_2: np.inf * tf.reduce_sum(z_1 - z_2) ** 2,
+            jit_compile=True,
+        )
+    with pytest.raises(ValueError) as error:
+        fit(model, batches(random_images(4)))
+    assert str(error.value) == (
+        "The loss must be finite: try a lower learning rate, a longer warm-up "
+        "or a higher temperature. With `jit_compile=True` no single step is "
+        "checked: the model is as the epoch left it. Received: loss=inf "
+        "(epoch 1)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("validation", "message"),
+    [
+        (random_images(8, dtype="uint8").astype("int32"), "must be uint8"),
+        (random_images(8, size=7), "at least 8 pixels a side"),
+        (255 * random_images(8), r"must lie in \[0, 1\]"),
+        ((random_images(8), np.ones(8), np.ones(8)), "a tuple of 3 parts"),
+        (batches(random_images(8)).repeat(), "needs `validation_steps`"),
+        (
+            tf.data.Dataset.from_tensor_slices(random_images(9)).batch(4),
+            "a batch of 1",
+        ),
+    ],
+)
+def test_validation_data_are_checked_before_the_first_step(validation, message):
+    model = tiny_model()
+    message = f"^In `validation_data`: .*{message}"
+    with pytest.raises(ValueError, match=message):
+        fit(model, batches(random_images(8)), validation_data=validation)
+    assert int(model.optimizer.iterations) == 0
+
+
+def test_callbacks_may_be_a_list_of_keras():
+    model, states = tiny_model(), StatesAfterSteps()
+    callbacks = keras.callbacks.CallbackList(
+        [states], add_history=True, model=model
+    )
+    model.fit(batches(random_images(8)), verbose=0, callbacks=callbacks)
+    assert len(states.all) == 2
 
 
 @pytest.mark.parametrize(

@@ -13,14 +13,17 @@ from helpers import cluster
 from helpers.replicas import mirrored
 from helpers.training import (
     IMAGES,
+    Same,
     assert_equal,
     flip,
     lars,
     light,
     linear_head,
     network,
+    of_rows,
     sgd,
     train,
+    train_rows,
 )
 
 import keras_simclr as simclr
@@ -113,6 +116,142 @@ def test_nan_in_one_replica_is_seen_by_all():
         for old, new in zip(before, after, strict=True):
             np.testing.assert_array_equal(old, new)
         assert model.optimizer.dynamic_scale.numpy() == scale
+
+
+class Adds(keras.layers.Layer):
+    def call(self, rows):
+        self.add_loss(tf.reduce_mean(rows**2))
+        return rows
+
+
+def penalized(**kwargs):
+    return keras.layers.Dense(5, activation="tanh", **kwargs)
+
+
+L2 = keras.regularizers.L2(1.0)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "head", "replicas"),
+    [
+        (
+            lambda: of_rows(
+                penalized(activity_regularizer=L2),
+                keras.layers.BatchNormalization(),
+            ),
+            None,
+            2,
+        ),
+        (
+            lambda: of_rows(
+                penalized(kernel_regularizer=L2),
+                keras.layers.BatchNormalization(),
+                Adds(),
+                penalized(activity_regularizer=L2),
+            ),
+            lambda: keras.layers.Dense(3, activity_regularizer="l1"),
+            4,
+        ),
+    ],
+    ids=["before batch norm", "behind it and in the head"],
+)
+def test_penalties_on_replicas_are_those_of_one_device(encoder, head, replicas):
+    kwargs = {"encoder": encoder, "head": head}
+    actual = train_rows(replicas=replicas, **kwargs)
+    assert_equal(actual, train_rows(**kwargs), 1e-9)
+
+
+class Distance(keras.losses.Loss):
+    """A value for each sample."""
+
+    def call(self, z_1, z_2):
+        return tf.reduce_mean((z_1 - z_2) ** 2, axis=-1)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        keras.losses.CosineSimilarity(),
+        Distance(reduction="sum"),
+        lambda z_1, z_2: Distance()(z_1, z_2),
+    ],
+    ids=["of Keras", "sum", "within a function"],
+)
+def test_keras_losses_are_not_divided_by_the_replicas(loss):
+    def encoder():
+        return of_rows(penalized())
+
+    kwargs = {"encoder": encoder, "loss": loss}
+    assert_equal(train_rows(replicas=2, **kwargs), train_rows(**kwargs), 1e-9)
+
+
+class Bins(keras.layers.Layer):
+    def call(self, rows):
+        return tf.cast(tf.abs(rows) * 3, tf.int32) % 7
+
+
+def embedding():
+    return of_rows(Bins(), keras.layers.Embedding(9, 4), keras.layers.Flatten())
+
+
+def small_scale():
+    inner = keras.optimizers.Adam(0.01, epsilon=0.1)
+    return keras.optimizers.LossScaleOptimizer(inner, initial_scale=8.0)
+
+
+def test_embedding_layers_in_float16_on_replicas():
+    kwargs = {
+        "encoder": embedding,
+        "dtype": "mixed_float16",
+        "optimizer": small_scale,
+    }
+    before, after = train_rows(**kwargs), train_rows(replicas=2, **kwargs)
+    assert_equal(after, before, 0.02)
+
+
+def test_spectral_normalization_is_that_of_one_device():
+    def encoder():
+        dense = keras.layers.Dense(5)
+        return of_rows(keras.layers.SpectralNormalization(dense), penalized())
+
+    actual = train_rows(encoder, replicas=2)
+    assert_equal(actual, train_rows(encoder), 1e-9)
+
+
+class FailsInPart(keras.layers.Layer):
+    """The identity, whose gradient is NaN where a row is large."""
+
+    def call(self, rows):
+        @tf.custom_gradient
+        def identity(rows):
+            large = tf.reduce_max(rows, axis=1, keepdims=True) > 99.0
+            factor = tf.cast(tf.where(large, np.nan, 1.0), rows.dtype)
+            return tf.identity(rows), lambda upstream: upstream * factor
+
+        return identity(rows)
+
+
+def test_gradient_of_one_replica_that_is_not_finite_stops_all():
+    with mirrored(2).scope():
+        model = simclr.SimCLRModel(
+            of_rows(
+                keras.layers.Dense(5, kernel_initializer="ones"),
+                FailsInPart(),
+                keras.layers.BatchNormalization(),
+            ),
+            linear_head(),
+            augmentation=Same(),
+        )
+        model.compile(lars())
+    model.build_optimizer()
+    variables = [*model.variables, *model.optimizer.variables]
+    before = [variable.numpy() for variable in variables]
+    rows = np.random.default_rng(0).random((8, 6), "float32")
+    rows[7] = 100.0  # Of the second replica.
+    with pytest.raises(ValueError, match="NaN or infinity in the gradients"):
+        model.fit(rows, batch_size=8, shuffle=False, verbose=0)
+    for variable, value in zip(variables, before, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), value)
 
 
 def dropout():
@@ -449,3 +588,14 @@ def test_whole_step_of_a_replica_compiles_with_static_shapes(monkeypatch):
             f.graph for f in graph._functions.values() if hasattr(f, "graph")
         ]
     assert not {name for name in names if "PyFunc" in name}
+
+
+def test_steps_per_epoch_on_replicas():
+    with mirrored(2).scope():
+        model = simclr.SimCLRModel(
+            of_rows(penalized()), linear_head(), augmentation=Same()
+        )
+        model.compile("sgd")
+    rows = np.random.default_rng(0).random((16, 6))
+    model.fit(rows, batch_size=4, epochs=2, steps_per_epoch=3, verbose=0)
+    assert model.optimizer.iterations.numpy() == 6

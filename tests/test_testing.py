@@ -4,7 +4,14 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.training import IMAGES, flip, linear_head, network
+from helpers.training import (
+    IMAGES,
+    Reverse,
+    flip,
+    linear_head,
+    network,
+    of_rows,
+)
 
 import keras_simclr as simclr
 from keras_simclr.networks import FusedBatchNormalization
@@ -15,6 +22,13 @@ pytestmark = pytest.mark.usefixtures("float32_afterwards")
 @pytest.mark.parametrize(
     ("what", "cause"),
     [
+        (
+            "penalty",
+            (
+                "an `add_loss` that is no mean over the batch, or a layer in "
+                "front of it that looks at a replica's own images only"
+            ),
+        ),
         (
             "gradient",
             (
@@ -36,7 +50,7 @@ pytestmark = pytest.mark.usefixtures("float32_afterwards")
     ],
 )
 def test_parity_names_what_differs_first(what, cause):
-    order = ["loss", "gradient", "batch norm", "update"]
+    order = ["penalty", "loss", "gradient", "batch norm", "update"]
     one = {name: [("w", np.ones(2)), ("b", np.ones(1))] for name in order}
     several = {name: list(values) for name, values in one.items()}
     for name in order[order.index(what) :]:
@@ -53,7 +67,7 @@ def test_parity_overlooks_rounding_errors_only():
     def results(bias):
         values = [("w", np.ones(2)), ("b", np.float64([bias]))]
         return {
-            **dict.fromkeys(("loss", "gradient", "update"), values),
+            **dict.fromkeys(("penalty", "loss", "gradient", "update"), values),
             "batch norm": [],
         }
 
@@ -83,6 +97,31 @@ def test_parity_of_a_users_own_encoder(is_exact):
         simclr.testing.assert_replica_parity(build_model, dataset)
         return
     message = "2 replicas differ from one device, first in the loss"
+    with pytest.raises(AssertionError, match=message):
+        simclr.testing.assert_replica_parity(build_model, dataset)
+
+
+@pytest.mark.parametrize("reduce", [tf.reduce_mean, tf.reduce_sum])
+def test_parity_of_a_users_own_penalty(reduce):
+    class Adds(keras.layers.Layer):
+        def call(self, rows):
+            self.add_loss(reduce(rows**2))
+            return rows
+
+    def build_model():
+        encoder = of_rows(keras.layers.Dense(4), Adds())
+        model = simclr.SimCLRModel(
+            encoder, linear_head(), augmentation=Reverse()
+        )
+        model.compile()
+        return model
+
+    rows = np.random.default_rng(0).normal(size=(8, 6))
+    dataset = simclr.dataset_from_arrays(rows, batch_size=8)
+    if reduce is tf.reduce_mean:
+        simclr.testing.assert_replica_parity(build_model, dataset)
+        return
+    message = "2 replicas differ from one device, first in the penalty"
     with pytest.raises(AssertionError, match=message):
         simclr.testing.assert_replica_parity(build_model, dataset)
 

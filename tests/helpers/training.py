@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 import keras_simclr as simclr
 from helpers.replicas import mirrored
@@ -84,6 +85,54 @@ def train(
     )
     variables = [variable.numpy() for variable in model.variables]
     return history.history, variables
+
+
+class Reverse(keras.layers.Layer):
+    """An augmentation for rows that draws nothing."""
+
+    def call(self, rows, training=True, seed=None):
+        return tf.reverse(rows, [1]) if training else rows
+
+
+class Same(keras.layers.Layer):
+    def call(self, rows, training=True, seed=None):
+        return tf.identity(rows)
+
+
+def of_rows(*layers):
+    """An encoder of rows of a table."""
+    return keras.Sequential([keras.Input((6,)), *layers])
+
+
+def train_rows(
+    encoder,
+    *,
+    replicas=1,
+    head=None,
+    dtype="float64",
+    optimizer=sgd,
+    loss=None,
+    micro_batch_size=None,
+):
+    """Two steps on rows of a table, and validation: logs and variables."""
+    if dtype == "float64":
+        keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy(dtype)
+    keras.utils.set_random_seed(1)
+    rows = np.random.default_rng(0).normal(size=(32, 6))
+    with mirrored(replicas).scope():
+        model = simclr.SimCLRModel(
+            encoder(),
+            head() if head else linear_head(),
+            augmentation=Reverse(),
+            second_augmentation=Same(),
+            micro_batch_size=micro_batch_size,
+        )
+        model.compile(optimizer(), loss)
+    history = model.fit(
+        rows, batch_size=16, validation_data=rows[:16], verbose=0
+    )
+    return history.history, [variable.numpy() for variable in model.variables]
 
 
 def assert_equal(actual, expected, tolerance):
