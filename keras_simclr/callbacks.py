@@ -21,6 +21,7 @@ from keras_simclr import (
     copies,
     elements,
     fit_data,
+    labelled,
 )
 from keras_simclr.features import extract
 from keras_simclr.model import SimCLRModel
@@ -83,11 +84,11 @@ class _Probe(_Periodic):
         super().__init__(every)
         self._sets = {"train": train, "test": test}
         self._names = {
-            name: fit_data.names_of_classes(name, images)
+            name: labelled.names_of_classes(name, images)
             for name, images in self._sets.items()
         }
         for name, images in self._sets.items():
-            self._sets[name] = fit_data.in_order_with_labels(name, images)
+            self._sets[name] = labelled.in_order_with_labels(name, images)
             _check_has_batches(self._sets[name])
 
     def on_train_begin(self, logs=None):
@@ -99,7 +100,7 @@ class _Probe(_Periodic):
         train, test = (
             self._first_labels(*x) for x in (("train", 2), ("test", 1))
         )
-        fit_data.check_comparable(train, test)
+        labelled.check_comparable(train, test)
 
     def _first_labels(self, name, fewest):
         """Reads until so many classes have been seen; raises if it is never."""
@@ -117,13 +118,13 @@ class _Probe(_Periodic):
         )
 
     def _known_labels(self, name, labels):
-        return fit_data.known_labels(name, labels, self._names[name])
+        return labelled.known_labels(name, labels, self._names[name])
 
     def measure(self):
         start = time.perf_counter()
         (train, groups), (test, _) = map(self._features_and_labels, self._sets)
         if self._latest is None:
-            for remark in fit_data.compare_classes(train[1], test[1]):
+            for remark in labelled.compare_classes(train[1], test[1]):
                 _logger.warning(remark)
         accuracy = math.nan  # Of a model that has diverged.
         if np.isfinite(train[0]).all() and np.isfinite(test[0]).all():

@@ -18,7 +18,7 @@ from keras_simclr.evaluation import Evaluation, evaluate, with_groups
 from keras_simclr.export import plain_view, write_network
 from keras_simclr.features import extract_features
 from keras_simclr.finetuning import Tuner
-from keras_simclr.fit_data import load_labelled
+from keras_simclr.labelled import load_labelled
 from keras_simclr.probes import linear_probe
 
 _CLASS_NAMES = "class_names.json"

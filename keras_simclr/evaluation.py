@@ -22,7 +22,7 @@ from keras_simclr.features import (
     resized_representation,
     settle_batch_norm,
 )
-from keras_simclr.fit_data import (
+from keras_simclr.labelled import (
     Labelled,
     check_classes,
     compare_classes,

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_simclr import _checks, copies, fit_data
+from keras_simclr import _checks, copies, fit_data, labelled
 from keras_simclr.augmentations import SimCLRAugmentation, as_list
 from keras_simclr.export import plain_view, with_evaluation_view
 from keras_simclr.features import FEW_IMAGES, settle_batch_norm, view_of
@@ -124,10 +124,10 @@ def fine_tune(
     copies.check_finite(model)
     if isinstance(model, SimCLRModel):
         plain_view(model)  # Refuses now what has no plain layers.
-    examples = fit_data.load_labelled("train", train)
+    examples = labelled.load_labelled("train", train)
     if test is not None:
-        tests = fit_data.load_labelled("test", test)
-        for remark in fit_data.compare_classes(
+        tests = labelled.load_labelled("test", test)
+        for remark in labelled.compare_classes(
             examples["labels"], tests["labels"]
         ):
             _logger.warning(remark)
@@ -183,7 +183,7 @@ class Tuner:
     def __init__(
         self, model, classes, *, projection_layer=0, from_scratch=False
     ):
-        fit_data.check_classes("train", classes)
+        labelled.check_classes("train", classes)
         self.model = model
         self.classes = classes
         self.from_scratch = from_scratch

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from keras_simclr import _checks
-from keras_simclr.fit_data import check_classes, known_labels, one_per_row
+from keras_simclr.labelled import check_classes, known_labels, one_per_row
 from keras_simclr.sampling import split_groups
 
 _K = 20

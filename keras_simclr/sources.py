@@ -12,13 +12,9 @@ import tensorflow as tf
 from keras_simclr import _checks
 from keras_simclr._files import valid_names
 from keras_simclr.decoding import SMALLEST_SIDE, fitted
-from keras_simclr.fit_data import (
-    batches_of,
-    check_fills_a_batch,
-    one_per_row,
-    orders,
-)
+from keras_simclr.fit_data import batches_of, check_fills_a_batch, orders
 from keras_simclr.folders import ImageFolder, parsed_split, rows_of_split
+from keras_simclr.labelled import one_per_row
 from keras_simclr.scanning import are_parts
 
 # Examples that wait, still encoded, to be drawn in random order.

@@ -5,7 +5,7 @@ import tensorflow as tf
 from helpers import standins
 
 import keras_simclr as simclr
-from keras_simclr import copies, finetuning, fit_data
+from keras_simclr import copies, finetuning, labelled
 
 pytestmark = pytest.mark.usefixtures("eagerly")
 
@@ -179,7 +179,7 @@ def test_images_on_canvases_are_learned_from(model, images):
 
 def test_labels_of_datasets_may_be_strings(images):
     dataset = tf.data.Dataset.from_tensor_slices(images).batch(7)
-    examples = fit_data.load_labelled("train", dataset)
+    examples = labelled.load_labelled("train", dataset)
     np.testing.assert_array_equal(examples["labels"], images[1])
     np.testing.assert_array_equal(examples["images"], images[0])
 

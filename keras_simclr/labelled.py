@@ -1,0 +1,212 @@
+"""Labels: those of examples in memory, by name, and what two sets share."""
+
+import logging
+
+import numpy as np
+
+from keras_simclr import _files
+from keras_simclr.elements import unpack
+from keras_simclr.fit_data import check_length, checked_elements, in_order
+
+_logger = logging.getLogger("keras_simclr")
+
+_SHOWN = 10  # Classes that a message lists.
+
+
+def in_order_with_labels(name, images):
+    """As `in_order`, for images that must have one label each."""
+    dataset = in_order(images)
+    labels = unpack(dataset.element_spec).get("labels")
+    if labels is None:
+        cure = ""
+        if hasattr(images, "class_names"):  # As datasets from folders have it.
+            cure = (
+                " of a folder. Put each of two or more classes into a "
+                "sub-folder, and no image beside them. Parts of a data set, "
+                "such as train/ and val/, are no classes: use "
+                "--data=DIR/train --test_data=DIR/val"
+            )
+        raise ValueError(
+            f"`{name}` must hold labels: elements (images, labels). "
+            f"Received: images only{cure}"
+        )
+    columns = (None,), (None, 1)
+    if not any(map(labels.shape.is_compatible_with, columns)):
+        _refuse_labels_of(name, labels.shape)
+    return dataset
+
+
+def _refuse_labels_of(name, shape):
+    cure = ". Of one-hot labels take labels.argmax(axis=1)" * (len(shape) == 2)
+    raise ValueError(
+        f"`{name}` must hold one label per image. Received: labels of shape "
+        f"{shape}{cure}"
+    )
+
+
+class Labelled(dict):
+    """What `load_labelled` returns: arrays of the same length, by name."""
+
+
+def load_labelled(name, source, class_names=()):
+    """Labelled images in memory: a dictionary of arrays of the same length.
+
+    Takes `(images, labels)` arrays, a dataset of batches of them, of which all
+    that rides along is kept; or what it returned before. Labels of classes with
+    names are these. Images without a label, which -1 means, are left out.
+    """
+    if isinstance(source, Labelled):
+        return source
+    class_names = names_of_classes(name, source, class_names)
+    dataset = in_order_with_labels(name, source)
+    check_length(dataset)
+    batches = list(checked_elements(dataset))
+    examples = {
+        key: np.concatenate([batch[key].numpy() for batch in batches])
+        for key in batches[0]
+    }
+    labels, rows = known_labels(name, examples["labels"], class_names)
+    size = len(examples["images"])
+    if not len(rows):
+        raise ValueError(
+            f"`{name}` must hold labels of 0 and more. Received: {size} "
+            "negative labels, which mean that there are none"
+        )
+    if len(rows) < size:
+        _logger.warning(
+            "%d of %d images of `%s` are left out: their labels are negative, "
+            "which means that there is none",
+            size - len(rows),
+            size,
+            name,
+        )
+        examples = {key: array[rows] for key, array in examples.items()}
+    return Labelled({**examples, "labels": labels})
+
+
+def names_of_classes(name, source, class_names=()):
+    """Tuple of the names that labels are places in: a dataset's own, if any.
+
+    Datasets from folders, ours and Keras's, have them as `class_names`.
+    """
+    own, given = (
+        _files.valid_names(map(str, names))
+        for names in (getattr(source, "class_names", None) or (), class_names)
+    )
+    if given and not set(own) <= set(given):
+        raise ValueError(
+            f"`class_names` must name all classes of `{name}`. Received: "
+            f"class_names={given} for classes {own}. Leave them out, or rename "
+            "the classes: dataset.class_names = [...]"
+        )
+    return tuple(own or given)
+
+
+def known_labels(name, labels, class_names=()):
+    """The labels that there are, and the rows which have them.
+
+    Args:
+        name: What holds them, for errors.
+        labels: Array of integers, or texts. A negative one means that there is
+            none.
+        class_names: Names that labels are places in; or empty.
+
+    Returns:
+        `(labels, rows)`: array of the labels, of texts where there are names;
+        and the places at which these stood.
+    """
+    labels = one_per_row(labels)
+    if labels.ndim != 1:
+        _refuse_labels_of(name, labels.shape)
+    if labels.dtype.kind in "OSU":  # TensorFlow gives bytes as objects.
+        texts = [x.decode() if isinstance(x, bytes) else str(x) for x in labels]
+        return np.array(texts, "U"), np.arange(len(texts))
+    is_float = labels.dtype.kind == "f"
+    wrong = labels[labels != np.floor(labels)] if is_float else ()
+    if len(wrong):  # NaN is among them: it equals nothing.
+        raise ValueError(
+            f"`{name}` must hold the class of each image: an integer or a "
+            f"text, and -1 where it is not known. Received: {len(wrong)} "
+            f"labels such as {wrong[0]}"
+        )
+    rows = np.flatnonzero(labels >= 0)
+    labels = labels[rows]
+    if class_names and len(labels):
+        if labels.max() >= len(class_names):
+            raise ValueError(
+                f"Labels of `{name}` must be places in its {len(class_names)} "
+                f"class names. Received: the label {labels.max()}"
+            )
+        labels = np.array(class_names)[labels.astype("int64")]
+    return labels, rows
+
+
+def check_classes(name, labels):
+    """Refuses fewer than two classes to learn from."""
+    classes = np.unique(labels)
+    if len(classes) < 2:
+        raise ValueError(
+            f"`{name}` must hold at least two classes. Received: "
+            f"{classes.tolist()}"
+        )
+
+
+def check_comparable(labels, test_labels):
+    """Refuses names of classes beside numbers."""
+    classes, test_classes = np.unique(labels), np.unique(test_labels)
+    if (classes.dtype.kind == "U") != (test_classes.dtype.kind == "U"):
+        raise ValueError(
+            "`train` and `test` must both have names of classes, or both "
+            f"numbers. Received: {_listing(classes)} in `train` and "
+            f"{_listing(test_classes)} in `test`. Set dataset.class_names, or "
+            "pass the names themselves as labels"
+        )
+
+
+def compare_classes(labels, test_labels):
+    """What a test set lacks of the classes to learn, or adds, in sentences.
+
+    Args:
+        labels: Array of labels to learn from.
+        test_labels: Array of labels to test on.
+
+    Returns:
+        List of strings, empty if both have the same classes.
+
+    Raises:
+        ValueError: If one has names and the other numbers, or they have no
+            class in common.
+    """
+    check_comparable(labels, test_labels)
+    classes = np.unique(labels)
+    test_classes, counts = np.unique(test_labels, return_counts=True)
+    is_new = ~np.isin(test_classes, classes)
+    if is_new.all():
+        raise ValueError(
+            "`test` must hold classes of `train`. Received: "
+            f"{_listing(test_classes)} in `test` and {_listing(classes)} in "
+            "`train`"
+        )
+    sentences = []
+    if is_new.any():
+        sentences.append(
+            f"{counts[is_new].sum()} of {counts.sum()} images to test on are "
+            "of classes without images to learn from, and count as wrong: "
+            f"{_listing(test_classes[is_new])}."
+        )
+    missing = np.setdiff1d(classes, test_classes)
+    if len(missing):
+        sentences.append(f"No image to test on is of {_listing(missing)}.")
+    return sentences
+
+
+def _listing(classes):
+    more = ", ..." * (len(classes) > _SHOWN)
+    return ", ".join(map(str, classes[:_SHOWN])) + more
+
+
+def one_per_row(labels):
+    """Labels as an array of shape `(N,)`, also from `(N, 1)`."""
+    labels = np.asarray(labels)
+    is_column = labels.ndim == 2 and labels.shape[1] == 1
+    return labels[:, 0] if is_column else labels

@@ -1,0 +1,116 @@
+import keras
+import numpy as np
+import PIL.Image
+import pytest
+
+from keras_simclr import labelled
+
+IMAGES = np.zeros((6, 8, 8, 1), "uint8")
+IMAGES += np.arange(6, dtype="uint8")[:, None, None, None]
+
+
+def load(labels, class_names=()):
+    return labelled.load_labelled("train", (IMAGES, labels), class_names)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.array([1, -1, 0, -1, 2, -5]),
+        np.array([1, -1, 0, -1, 2, -5], "float32"),
+        np.array([[1], [-1], [0], [-1], [2], [-5]], "int8"),
+    ],
+)
+def test_images_without_a_label_are_left_out(labels, said):
+    examples = load(labels)
+    assert examples["labels"].tolist() == [1, 0, 2]
+    np.testing.assert_array_equal(examples["images"], IMAGES[[0, 2, 4]])
+    (message,) = said.messages
+    assert message == (
+        "3 of 6 images of `train` are left out: their labels are negative, "
+        "which means that there is none"
+    )
+    names = load(labels, ("a", "b", "c"))["labels"]
+    assert names.tolist() == ["b", "a", "c"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "received"),
+    [
+        ([0.0, 1.0, 0.5, 1.0, 0.0, 1.0], "1 labels such as 0.5"),
+        ([0.0, 1.0, np.nan, 1.0, np.nan, 1.0], "2 labels such as nan"),
+        ([0.0, 1.0, np.inf, 1.0, 0.0, 1.0], None),
+    ],
+)
+def test_numbers_that_are_no_classes_are_refused(labels, received):
+    labels = np.array(labels)
+    if received is None:  # Infinity is no place in a list of names.
+        with pytest.raises(ValueError, match="Received: the label inf"):
+            load(labels, ("a", "b"))
+        return
+    with pytest.raises(ValueError) as error:
+        load(labels)
+    assert str(error.value) == (
+        "`train` must hold the class of each image: an integer or a text, and "
+        f"-1 where it is not known. Received: {received}"
+    )
+
+
+def test_labels_need_to_be_there_and_have_their_name():
+    with pytest.raises(ValueError) as error:
+        load(np.full(6, -1))
+    assert str(error.value) == (
+        "`train` must hold labels of 0 and more. Received: 6 negative labels, "
+        "which mean that there are none"
+    )
+    with pytest.raises(ValueError) as error:
+        load(np.arange(6), ("a", "b"))
+    assert str(error.value) == (
+        "Labels of `train` must be places in its 2 class names. Received: the "
+        "label 5"
+    )
+    with pytest.raises(ValueError, match="Of one-hot labels take"):
+        load(np.eye(6))
+
+
+@pytest.mark.parametrize("mode", ["int", "binary"])
+def test_folders_of_keras_have_names_too(tmp_path, mode):
+    for place, name in enumerate(("owl", "cat", "cat", "owl")):
+        path = tmp_path / name / f"{place}.png"
+        path.parent.mkdir(exist_ok=True)
+        PIL.Image.fromarray(IMAGES[0, ..., 0]).save(path)
+    dataset = keras.utils.image_dataset_from_directory(
+        tmp_path, label_mode=mode, image_size=(8, 8), shuffle=False, verbose=0
+    )
+    examples = labelled.load_labelled("train", dataset)
+    assert examples["labels"].tolist() == ["cat", "cat", "owl", "owl"]
+
+
+def test_classes_of_two_sets_are_compared():
+    def compare(train, test):
+        return labelled.compare_classes(np.array(train), np.array(test))
+
+    assert compare(["a", "b"], ["b", "a"]) == []
+    assert compare([3, 4, 4], [4, 3]) == []
+    assert compare(["a", "b", "d", "e"], ["b", "a"]) == [
+        "No image to test on is of d, e."
+    ]
+    (words,) = compare([0, 1], [1, 0, 2, 3, 3])
+    assert words == (
+        "3 of 5 images to test on are of classes without images to learn from, "
+        "and count as wrong: 2, 3."
+    )
+    with pytest.raises(ValueError) as error:
+        compare(["a", "b"], [0, 1])
+    assert str(error.value) == (
+        "`train` and `test` must both have names of classes, or both numbers. "
+        "Received: a, b in `train` and 0, 1 in `test`. Set "
+        "dataset.class_names, or pass the names themselves as labels"
+    )
+    with pytest.raises(ValueError) as error:
+        compare([0, 1], [2] * 3)
+    assert str(error.value) == (
+        "`test` must hold classes of `train`. Received: 2 in `test` and 0, 1 "
+        "in `train`"
+    )
+    assert "0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ..." in compare(range(12), [11])[0]
