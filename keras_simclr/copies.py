@@ -1,22 +1,29 @@
 """Copies of networks: plain, untrained, and those that a file brings back."""
 
 import random
+import tempfile
 import warnings
 
 import keras
+import tensorflow as tf
 
+from keras_simclr import trials
 from keras_simclr.networks import FastConv2D, FusedBatchNormalization
 
 
-def plain_copy(encoder):
-    """Copies an encoder for use at rest and for export.
+def plain_copy(network):
+    """Copies a network for use at rest and for export.
 
     Args:
-        encoder: A `keras.Model` that can be serialized.
+        network: A built Keras layer or model that can be serialized.
 
     Returns:
-        A model with the same weights that computes in float32 and holds
-        Keras's own layers where `encoder` has ours.
+        One with the same weights and other state (statistics, vocabularies)
+        that computes in float32 and holds Keras's own layers where `network`
+        has ours.
+
+    Raises:
+        ValueError: If, tried on a few examples, it returns other values.
 
     Example:
 
@@ -25,21 +32,152 @@ def plain_copy(encoder):
     >>> any(isinstance(x, FusedBatchNormalization) for x in plain.layers)
     False
     """
-    config = _plain_config(keras.saving.serialize_keras_object(encoder))
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("float32")
     try:
-        copy = keras.saving.deserialize_keras_object(config)
+        copy = _rebuilt(network, _plain_config)
     finally:
         keras.config.set_dtype_policy(policy)
-    copy_weights(encoder, copy)
+    copy_state(network, copy)
+    check_copy(network, copy)
     return copy
 
 
-def copy_weights(source, target):
-    """Gives a network the weights of another one of the same layers."""
-    for theirs, ours in zip(source.variables, target.variables, strict=True):
-        ours.assign(theirs)
+def _rebuilt(network, change=lambda config: config):
+    """A network of the same layers, not compiled, with weights drawn anew."""
+    config = keras.saving.serialize_keras_object(network)
+    config.pop("compile_config", None)
+    own = {
+        keras.saving.get_registered_name(type(layer)): type(layer)
+        for layer in nested_layers(network)
+        if not type(layer).__module__.startswith("keras.")
+    }
+    return keras.saving.deserialize_keras_object(
+        change(config), custom_objects=own
+    )
+
+
+def copy_state(source, target, *, only=lambda layer: True):
+    """Gives a network the state of another one of the same layers.
+
+    Layer by layer, as if one had been saved and the other loaded: weights, what
+    else a layer saves (`save_own_variables`, `save_assets`), and the states of
+    generators of random numbers.
+
+    Args:
+        source: A Keras layer or model.
+        target: One of the same structure.
+        only: Function of a layer of `target`: whether it gets state.
+    """
+    for theirs, ours in _pairs(source, target):
+        if not only(ours):
+            continue
+        if isinstance(ours, keras.random.SeedGenerator):
+            ours.state.assign(theirs.state)
+        else:
+            _copy_own_state(theirs, ours)
+
+
+def _copy_own_state(source, target):
+    state = {}
+    source.save_own_variables(state)
+    target.load_own_variables(
+        {
+            name: keras.ops.convert_to_numpy(value)
+            if isinstance(value, keras.Variable)
+            else value
+            for name, value in state.items()
+        }
+    )
+    if hasattr(source, "save_assets"):
+        with tempfile.TemporaryDirectory() as directory:
+            source.save_assets(directory)
+            target.load_assets(directory)
+
+
+def _pairs(source, target):
+    """Layers and generators of one network, with those of another."""
+    found, seen = [], set()
+
+    def visit(theirs, ours):
+        if isinstance(theirs, _STATEFUL) and isinstance(ours, _STATEFUL):
+            if id(theirs) not in seen:
+                seen.add(id(theirs))
+                found.append((theirs, ours))
+                visit(vars(theirs), vars(ours))
+        elif isinstance(theirs, dict) and isinstance(ours, dict):
+            for name in theirs:
+                visit(theirs[name], ours.get(name))
+        elif isinstance(theirs, (list, tuple)):
+            if isinstance(ours, (list, tuple)) and len(theirs) == len(ours):
+                list(map(visit, theirs, _in_order_of(theirs, ours)))
+
+    visit(source, target)
+    return found
+
+
+_STATEFUL = (keras.layers.Layer, keras.random.SeedGenerator)
+
+
+def _in_order_of(theirs, ours):
+    """Layers in the order of others of the same names, if that is known."""
+    places = {getattr(x, "name", None): x for x in ours}
+    names = [getattr(x, "name", None) for x in theirs]
+    if None in places or len(places) < len(ours) or {*names} != {*places}:
+        return ours
+    return [places[name] for name in names]
+
+
+def check_copy(network, copy):
+    """Refuses a copy that does not return what a network returns at rest.
+
+    Both are tried on a few examples, in their own precision.
+
+    Args:
+        network: A built Keras layer or model.
+        copy: The same.
+
+    Raises:
+        ValueError: If they differ, or `network` is random at rest.
+
+    Example:
+
+    >>> dense = keras.layers.Dense(2)
+    >>> dense.build((None, 3))
+    >>> check_copy(dense, dense)
+    """
+    inputs = examples_for(network)
+    try:
+        with keras.StatelessScope():
+            expected = network(inputs[:2], training=False)
+    except (ValueError, tf.errors.OpError):
+        return  # It takes other values only: these tell nothing.
+    with keras.StatelessScope():
+        found = copy(inputs[:2], training=False)
+    dtypes = {layer.compute_dtype for layer in nested_layers(network)}
+    if not trials.differ(found, expected, dtypes=dtypes):
+        return
+    if trials.is_random(lambda x: network(x, training=False), inputs):
+        raise ValueError(
+            f"{network.name!r} must not be random at rest (training=False). "
+            "Received: other outputs for equal inputs. Let its layers draw "
+            "random numbers only if `training` is true."
+        )
+    raise ValueError(
+        f"A copy of {network.name!r} must return what it returns. Received: "
+        "other outputs. A layer holds what Keras does not save with it: make "
+        "it a weight (`add_weight`), an entry of `get_config`, or override "
+        "`save_own_variables` and `load_own_variables`."
+    )
+
+
+def examples_for(network):
+    """`trials.examples` of what a built layer or model takes."""
+    shape = getattr(network, "input_shape", None)
+    shape = shape or network.get_build_config()["input_shape"]
+    inputs = getattr(network, "inputs", None)
+    dtype = inputs[0].dtype if inputs else "float32"
+    return trials.examples(shape[1:], dtype)
 
 
 def _plain_config(config):
@@ -49,7 +187,8 @@ def _plain_config(config):
         return config
     config = {name: _plain_config(part) for name, part in config.items()}
     if config.get("class_name") == "DTypePolicy":
-        config["config"] = {"name": "float32"}
+        if "float" in config["config"]["name"]:  # Not int64, of a lookup.
+            config["config"] = {"name": "float32"}
     plain_class = _PLAIN_CLASSES.get(config.get("registered_name"))
     if plain_class is not None:
         config.update(
@@ -67,13 +206,33 @@ _PLAIN_CLASSES = {
 
 
 def untrained_copy(model, seed):
-    """The model with its weights drawn anew; no global state is changed."""
+    """The model with its weights drawn anew; no global state is changed.
+
+    Layers that training leaves alone, such as `Normalization`, keep theirs.
+    """
     state = random.getstate()
     random.seed(seed)  # Keras takes the seeds of initializers from here.
     try:
-        return type(model).from_config(model.get_config())
+        copy = _rebuilt(model)
     finally:
         random.setstate(state)
+    copy_state(model, copy, only=_is_never_trained)
+    return copy
+
+
+def _is_never_trained(part):
+    """Whether all state of a layer comes from elsewhere, as from `adapt`."""
+    if isinstance(
+        part, (keras.random.SeedGenerator, keras.layers.BatchNormalization)
+    ):
+        return False
+    if len(nested_layers(part)) > 1:
+        return False
+    trainable = part.trainable
+    part.trainable = True  # Also of a frozen layer.
+    is_never = not part.trainable_variables
+    part.trainable = trainable
+    return is_never
 
 
 def check_can_be_saved(model):

@@ -180,6 +180,7 @@ class Tuner:
         self.classes = classes
         self.from_scratch = from_scratch
         self.projection_layer = projection_layer
+        self._is_proven = False  # That copies return what was copied.
         layers = _layers(copies.untrained_copy(model, 0), projection_layer)
         for layer in layers:
             _unfreeze(layer)
@@ -209,7 +210,10 @@ class Tuner:
             _layers(source, self.projection_layer),
             strict=True,
         ):
-            copies.copy_weights(layer, copy)
+            copies.copy_state(layer, copy)
+            if not self._is_proven:
+                copies.check_copy(layer, copy)
+        self._is_proven = True
         _assign(self._network.dense.weights, self._start(images, places))
         _assign(self._network.optimizer.variables, self._fresh)
         steps = steps or steps_for(len(places))

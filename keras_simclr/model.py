@@ -138,6 +138,8 @@ class SimCLRModel(keras.Model):
         networks = (encoder, projection_head)
         prepare(
             [x for network in networks for x in copies.nested_layers(network)],
+            lambda views: self._project(views, training=True),
+            copies.examples_for(encoder),
             replicas=self._replicas,
             micro_batch_size=micro_batch_size,
         )
@@ -574,9 +576,12 @@ class SimCLRModel(keras.Model):
     def _embed(self, views, training):
         """Projections z_1 and z_2 of two views, in one forward pass."""
         views = tf.concat(views, axis=0)  # (2N, ...)
+        # (N, D) each
+        return tf.split(self._project(views, training), 2, axis=0)
+
+    def _project(self, views, training):
         representations = self.encoder(views, training=training)
-        projections = self.projection_head(representations, training=training)
-        return tf.split(projections, 2, axis=0)  # (N, D) each
+        return self.projection_head(representations, training=training)
 
     def _contrast(self, z_1, z_2, element):
         """Loss among the projections of all replicas, and what was found."""

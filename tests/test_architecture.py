@@ -22,6 +22,7 @@ LEVELS = {
     "_files": 0,
     "architectures": 0,
     "cards": 0,
+    "trials": 0,
     "devices": 1,
     "duplicates": 1,
     "decoding": 1,

@@ -1,0 +1,125 @@
+"""What networks and layers do, tried on a few examples; nothing is assigned."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+_SIDE = 64  # Where any size may come: enough for networks that shrink 32 times.
+# Of a tensor's largest entry: what rounding may change from one call to the
+# next, and from the precision of a network to float32.
+_ROUNDING = {"float16": 0.01, "bfloat16": 0.05}
+_PRECISION = {"float16": 0.05, "bfloat16": 0.2}
+_SEED_STATE = "seed_generator_state"  # Keras's name of such variables.
+
+
+def examples(shape, dtype="float32"):
+    """Four examples to try a network on: two, and the same two again.
+
+    Args:
+        shape: Shape of one; None for any size.
+        dtype: What the network takes.
+
+    Returns:
+        Tensor of shape `(4, *shape)`. Images, of rank 3, lie in [0, 1]; whole
+        numbers are 0 or 1, which are places in any table.
+
+    Example:
+
+    >>> first, second, third, fourth = examples((8, 8, 3))
+    >>> np.array_equal(first, third), np.array_equal(second, fourth)
+    (True, True)
+    """
+    rng = np.random.default_rng(0)
+    shape = [_SIDE if size is None else size for size in shape]
+    two = rng.random((2, *shape))
+    if not tf.as_dtype(dtype).is_floating:
+        two = np.rint(two).astype("int32")
+    elif len(shape) != 3:
+        two[1] = 10 * rng.normal(size=shape)  # Not all data are in [0, 1].
+    four = np.concatenate([two, two])
+    if dtype == "string":
+        return tf.strings.as_string(four)
+    return tf.constant(four, dtype)
+
+
+def is_random(function, inputs, *, runs=2):
+    """Whether a function of a batch draws random numbers.
+
+    It does if it takes a seed from one of Keras's generators, if equal
+    examples get different outputs, or if another call returns others. No Keras
+    variable is assigned, not even a generator's state.
+
+    Args:
+        function: From a batch to a batch of as many outputs.
+        inputs: As `examples` returns them.
+        runs: How often it is called, where the first call tells nothing.
+
+    Returns:
+        Boolean.
+
+    Example:
+
+    >>> dropout = keras.layers.Dropout(0.5)
+    >>> [
+    ...     is_random(lambda x: dropout(x, training=training), examples((9,)))
+    ...     for training in (False, True)
+    ... ]
+    [False, True]
+    """
+    first = None
+    with _Recorder() as scope:
+        for _ in range(runs):
+            outputs = function(inputs)
+            first = outputs if first is None else first
+            half = len(inputs) // 2
+            if (
+                scope.drew
+                or differ(outputs[:half], outputs[half:])
+                or differ(outputs, first)
+            ):
+                return True
+    return False
+
+
+class _Recorder(keras.StatelessScope):
+    """Scope that knows whether Keras was asked for a seed in it."""
+
+    drew = False
+
+    def add_update(self, update):
+        variable, _ = update
+        self.drew = self.drew or variable.name == _SEED_STATE
+        super().add_update(update)
+
+
+def differ(outputs, expected, *, dtypes=()):
+    """Whether two tensors differ by more than rounding does.
+
+    Args:
+        outputs: Tensor.
+        expected: Tensor. What is not finite in it is not compared.
+        dtypes: Names of those that `expected` was computed in, and `outputs`
+            perhaps not.
+
+    Returns:
+        Boolean.
+
+    Example:
+
+    >>> differ(tf.ones(3), tf.fill(3, 1.1)), differ(tf.ones(3), tf.ones(3))
+    (True, False)
+    """
+    outputs, expected = map(keras.ops.convert_to_tensor, (outputs, expected))
+    if outputs.shape != expected.shape:
+        return True
+    tolerance = _ROUNDING.get(expected.dtype.name, 1e-4)
+    if dtypes:
+        tolerance = max(_PRECISION.get(dtype, 1e-3) for dtype in dtypes)
+    outputs, expected = (
+        keras.ops.convert_to_numpy(tf.cast(x, tf.float64))
+        for x in (outputs, expected)
+    )
+    known = np.isfinite(expected)
+    outputs, expected = outputs[known], expected[known]
+    error = np.abs(outputs - expected).max(initial=0.0)
+    return not error <= tolerance * np.abs(expected).max(initial=0.0)
