@@ -5,7 +5,11 @@ import sys
 import keras
 import tensorflow as tf
 
-from keras_simclr import devices
+from keras_simclr import devices, elements, replicas
+
+# Of the largest entry of the embeddings: rounding changes less of them from the
+# first pass to the second, in which TensorFlow may fuse other operations.
+_ROUNDING = {2: 0.1, 4: 0.01, 8: 0.01}  # By bytes of a number.
 
 
 def cached_gradients(
@@ -35,6 +39,7 @@ def cached_gradients(
 
     Raises:
         ValueError: If `embed` adds losses of its own.
+        tf.errors.InvalidArgumentError: If it does not return the same again.
 
     Example:
 
@@ -66,7 +71,13 @@ def cached_gradients(
         start, stop = batches.bounds(number)
         with keras.StatelessScope(), tf.GradientTape() as tape:
             first, second = embed(start, stop)
+            tolerance = _ROUNDING[first.dtype.size]
             first, second = (tf.cast(z, pull_1.dtype) for z in (first, second))
+            repeated = _assert_repeated(
+                tf.stack([first, second]),
+                tf.stack([z_1[start:stop], z_2[start:stop]]),
+                tolerance,
+            )
             pulled = tf.reduce_sum(first * pull_1[start:stop])
             pulled += tf.reduce_sum(second * pull_2[start:stop])
         gradients = tape.gradient(
@@ -74,10 +85,21 @@ def cached_gradients(
             [variable.value for variable in variables],
             unconnected_gradients=tf.UnconnectedGradients.ZERO,
         )
-        return [x + y for x, y in zip(totals, gradients, strict=True)]
+        with tf.control_dependencies([repeated]):
+            return [x + y for x, y in zip(totals, gradients, strict=True)]
 
     zeros = [tf.zeros(variable.shape, variable.dtype) for variable in variables]
     return batches.loop(replay, *zeros), (loss, *rest), means
+
+
+def _assert_repeated(z, cached, tolerance):
+    """Fails if the second pass embeds otherwise than the first; not for NaN."""
+    largest = tf.reduce_max(tf.abs(cached))
+    differ = tf.abs(z - cached) > tolerance * largest
+    return elements.check(
+        ~tf.reduce_any(differ),
+        f"{replicas.REPEATABLE} Received: a second pass with other embeddings",
+    )
 
 
 def embeddings(embed, *, size, micro_batch_size):

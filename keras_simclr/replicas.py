@@ -5,6 +5,11 @@ import tensorflow as tf
 
 from keras_simclr import trials
 
+REPEATABLE = (
+    "`micro_batch_size` needs a forward pass that can be repeated: no dropout, "
+    "nothing else that draws random numbers."
+)
+
 
 def replica_and_number():
     """Which replica this is, and of how many; `(0, 1)` outside of replicas."""
@@ -110,9 +115,7 @@ def _refuse_randomness(layers, is_cached):
         )
     if is_cached:
         raise ValueError(
-            "`micro_batch_size` needs a forward pass that can be repeated: no "
-            "dropout, nothing else that draws random numbers. Received: "
-            f"{words}, or leave out `micro_batch_size`."
+            f"{REPEATABLE} Received: {words}, or leave out `micro_batch_size`."
         )
     raise ValueError(
         "Several replicas need layers that draw no random numbers: Keras "

@@ -31,7 +31,7 @@ LEVELS = {
     "augmentations": 2,
     "similarities": 2,
     "networks": 2,
-    "micro_batches": 2,
+    "micro_batches": 4,
     "scanning": 2,
     "losses": 3,
     "elements": 3,
