@@ -462,6 +462,12 @@ class SimCLRModel(keras.Model):
                 needs_seed=self._replicas > 1 or self.micro_batch_size,
             )
             self._check_view(view, f"`{name}`")
+        layers = as_list(self.augmentation)
+        if not all(isinstance(layer, Augmentation) for layer in layers):
+            view = augmentations.check_at_rest(
+                layers, self.encoder.input_shape
+            )
+            self._check_view(view, "`augmentation` at rest")
 
     def _check_view(self, view, name):
         expected = self.encoder.input_shape
