@@ -1322,14 +1322,18 @@ def check_at_rest(augmentation, shape):
         shape: Shape of a batch of what the encoder takes.
 
     Returns:
-        Tensor: some views at rest.
+        Views at rest; a `keras.KerasTensor` if all layers are ours, which are
+        not tried.
 
     Raises:
         ValueError: If a layer returns other views of equal images.
     """
+    layers = as_list(augmentation)
+    if all(isinstance(layer, Augmentation) for layer in layers):
+        return at_rest(layers, keras.KerasTensor((None, *shape[1:])))
     views = plain = trials.examples(shape[1:])
     changing = []
-    for layer in as_list(augmentation):
+    for layer in layers:
         images = views
         views = call_layer(layer, images, training=False)
         if isinstance(layer, Augmentation):
@@ -1353,6 +1357,32 @@ def check_at_rest(augmentation, shape):
             stacklevel=4,
         )
     return views
+
+
+def warn_of_sizes(augmentation, images, expected):
+    """Warns if images at rest have another shape than the encoder expects.
+
+    `images` is a `tf.TensorSpec`; layers of ours are known to bring images to
+    one size, or to be refused in training.
+    """
+    shape = images.shape
+    layers = as_list(augmentation)
+    if all(isinstance(layer, Augmentation) for layer in layers):
+        return
+    if shape.rank is None or None in shape[1:]:
+        return
+    dtype = "float32" if shape.rank == 4 else images.dtype.name
+    view = keras.KerasTensor((None, *shape[1:]), dtype)
+    for layer in layers:
+        view = call_layer(layer, view, training=False)
+    if not tf.TensorShape(view.shape).is_compatible_with(expected):
+        warnings.warn(
+            f"`predict`, probes and exports will refuse images of shape "
+            f"{tuple(shape[1:])}: `augmentation` makes {view.shape[1:]} of "
+            f"them at rest, and the encoder takes {expected[1:]}. Put "
+            "RandomResizedCrop first, which resizes at rest.",
+            stacklevel=6,
+        )
 
 
 def is_random_at_rest(layer, inputs):

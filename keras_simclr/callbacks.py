@@ -61,7 +61,7 @@ class _Periodic(keras.callbacks.Callback):
             logs.update(self.repeated(self._latest))
 
     def copy_weights(self):
-        copies.copy_state(self.model.encoder, self._encoder)
+        copies.copy_weights(self.model.encoder, self._encoder)
 
     def repeated(self, latest):
         return latest
@@ -269,7 +269,7 @@ class Measures(_Periodic):
 
     def copy_weights(self):
         super().copy_weights()
-        copies.copy_state(self.model.projection_head, self._head)
+        copies.copy_weights(self.model.projection_head, self._head)
 
     def on_epoch_begin(self, epoch, logs=None):
         self._batches = 0

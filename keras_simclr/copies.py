@@ -38,7 +38,9 @@ def plain_copy(network):
         copy = _rebuilt(network, _plain_config)
     finally:
         keras.config.set_dtype_policy(policy)
-    copy_state(network, copy)
+    for pair in _pairs(network, copy):
+        _copy_own_weights(*pair)
+        _copy_own_assets(*pair)
     check_copy(network, copy)
     return copy
 
@@ -57,38 +59,30 @@ def _rebuilt(network, change=lambda config: config):
     )
 
 
-def copy_state(source, target, *, only=lambda layer: True):
-    """Gives a network the state of another one of the same layers.
+def copy_weights(source, target):
+    """Gives a network the weights of another one of the same layers.
 
-    Layer by layer, as if one had been saved and the other loaded: weights, what
-    else a layer saves (`save_own_variables`, `save_assets`), and the states of
-    generators of random numbers.
-
-    Args:
-        source: A Keras layer or model.
-        target: One of the same structure.
-        only: Function of a layer of `target`: whether it gets state.
+    Layer by layer, as if one had been saved and the other loaded: what
+    `save_own_variables` saves, and the states of generators of random numbers.
+    What graphs of the target hold besides (vocabularies) stays as it is.
     """
     for theirs, ours in _pairs(source, target):
-        if not only(ours):
-            continue
-        if isinstance(ours, keras.random.SeedGenerator):
-            ours.state.assign(theirs.state)
-        else:
-            _copy_own_state(theirs, ours)
+        _copy_own_weights(theirs, ours)
 
 
-def _copy_own_state(source, target):
+def _copy_own_weights(source, target):
+    if isinstance(source, keras.random.SeedGenerator):
+        target.state.assign(source.state)
+        return
     state = {}
     source.save_own_variables(state)
-    target.load_own_variables(
-        {
-            name: keras.ops.convert_to_numpy(value)
-            if isinstance(value, keras.Variable)
-            else value
-            for name, value in state.items()
-        }
-    )
+    for name, value in state.items():
+        if isinstance(value, keras.Variable):
+            state[name] = keras.ops.convert_to_numpy(value)
+    target.load_own_variables(state)
+
+
+def _copy_own_assets(source, target):
     if hasattr(source, "save_assets"):
         with tempfile.TemporaryDirectory() as directory:
             source.save_assets(directory)
@@ -128,7 +122,7 @@ def _in_order_of(theirs, ours):
     return [places[name] for name in names]
 
 
-def check_copy(network, copy):
+def check_copy(network, copy, inputs=None):
     """Refuses a copy that does not return what a network returns at rest.
 
     Both are tried on a few examples, in their own precision.
@@ -136,6 +130,7 @@ def check_copy(network, copy):
     Args:
         network: A built Keras layer or model.
         copy: The same.
+        inputs: Batch to try instead, or None.
 
     Raises:
         ValueError: If they differ, or `network` is random at rest.
@@ -146,23 +141,22 @@ def check_copy(network, copy):
     >>> dense.build((None, 3))
     >>> check_copy(dense, dense)
     """
-    inputs = examples_for(network)
+    if inputs is None:
+        inputs = examples_for(network)
+        if inputs is None:
+            return
+        inputs = inputs[:2]  # Others are the same.
     try:
         with keras.StatelessScope():
-            expected = network(inputs[:2], training=False)
-    except (ValueError, tf.errors.OpError):
-        return  # It takes other values only: these tell nothing.
+            expected = network(inputs, training=False)
+    except trials.REFUSALS:
+        return  # These tell nothing.
     with keras.StatelessScope():
-        found = copy(inputs[:2], training=False)
+        found = copy(inputs, training=False)
     dtypes = {layer.compute_dtype for layer in nested_layers(network)}
     if not trials.differ(found, expected, dtypes=dtypes):
         return
-    if trials.is_random(lambda x: network(x, training=False), inputs):
-        raise ValueError(
-            f"{network.name!r} must not be random at rest (training=False). "
-            "Received: other outputs for equal inputs. Let its layers draw "
-            "random numbers only if `training` is true."
-        )
+    _check_at_rest(network, tf.concat([inputs, inputs], axis=0))
     raise ValueError(
         f"A copy of {network.name!r} must return what it returns. Received: "
         "other outputs. A layer holds what Keras does not save with it: make "
@@ -171,10 +165,23 @@ def check_copy(network, copy):
     )
 
 
+def _check_at_rest(network, inputs):
+    if inputs is not None and trials.is_random(
+        lambda batch: network(batch, training=False), inputs, by_seeds=False
+    ):
+        raise ValueError(
+            f"{network.name!r} must draw nothing at rest (training=False). "
+            "Received: other outputs for equal inputs. Let its layers draw "
+            "random numbers only if `training` is true."
+        )
+
+
 def examples_for(network):
-    """`trials.examples` of what a built layer or model takes."""
+    """`trials.examples` of what a layer or model takes; None if not known."""
     shape = getattr(network, "input_shape", None)
-    shape = shape or network.get_build_config()["input_shape"]
+    shape = shape or (network.get_build_config() or {}).get("input_shape")
+    if shape is None or isinstance(shape[-1], (tuple, list, dict)):
+        return None
     inputs = getattr(network, "inputs", None)
     dtype = inputs[0].dtype if inputs else "float32"
     return trials.examples(shape[1:], dtype)
@@ -216,7 +223,10 @@ def untrained_copy(model, seed):
         copy = _rebuilt(model)
     finally:
         random.setstate(state)
-    copy_state(model, copy, only=_is_never_trained)
+    for pair in _pairs(model, copy):
+        if _is_never_trained(pair[1]):
+            _copy_own_weights(*pair)
+            _copy_own_assets(*pair)
     return copy
 
 
@@ -260,6 +270,29 @@ def check_can_be_saved(model):
             f"Keras does not know {', '.join(names)}: the file will load only "
             "with keras.models.load_model(path, custom_objects={"
             f"{objects}}}). Decorate each with {_REGISTER} before you save.",
+            stacklevel=3,
+        )
+
+
+def check_for_later(model):
+    """Says before training what would be refused after it.
+
+    Args:
+        model: A `SimCLRModel`.
+
+    Raises:
+        ValueError: If encoder or projection head are random at rest.
+    """
+    for network in (model.encoder, model.projection_head):
+        _check_at_rest(network, examples_for(network))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Of what can be helped later.
+            check_can_be_saved(model)
+    except Exception as error:  # What `get_config` of users' layers raises.
+        reason = str(error).strip().split("\n")[0]
+        warnings.warn(
+            f"This model can be trained, but not saved: {reason}",
             stacklevel=3,
         )
 

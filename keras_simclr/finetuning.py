@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_simclr import _checks, copies, fit_data
-from keras_simclr.augmentations import SimCLRAugmentation, as_list
+from keras_simclr.augmentations import SimCLRAugmentation, as_list, at_rest
 from keras_simclr.export import plain_view, with_evaluation_view
 from keras_simclr.features import FEW_IMAGES, view_of
 from keras_simclr.model import SimCLRModel
@@ -210,7 +210,7 @@ class Tuner:
             _layers(source, self.projection_layer),
             strict=True,
         ):
-            copies.copy_state(layer, copy)
+            copies.copy_weights(layer, copy)
             if not self._is_proven:
                 copies.check_copy(layer, copy)
         self._is_proven = True
@@ -373,9 +373,7 @@ def _crops_and_flips(model):
 
 def _others_at_rest(model, views):
     """Applies the layers behind the first, as at rest."""
-    for layer in as_list(model.augmentation)[1:]:
-        views = layer(views, training=False)
-    return views
+    return at_rest(as_list(model.augmentation)[1:], views)
 
 
 def _layers(model, projection_layer):

@@ -19,7 +19,7 @@ from keras_simclr.augmentations import (
 )
 from keras_simclr.losses import NTXent, as_contrastive, per_anchor
 from keras_simclr.micro_batches import cached_gradients, embeddings
-from keras_simclr.networks import ProjectionHead
+from keras_simclr.networks import ProjectionHead, check_encoder
 from keras_simclr.optimizers import default_optimizer
 from keras_simclr.replicas import (
     check_optimizer,
@@ -117,7 +117,7 @@ class SimCLRModel(keras.Model):
     ):
         # Images must not be cast to the compute dtype: the encoder does that.
         super().__init__(autocast=False, **kwargs)
-        _check_encoder(encoder)
+        check_encoder(encoder)
         if projection_head is None:
             projection_head = ProjectionHead(name="projection_head")
         if augmentation is None:
@@ -132,6 +132,7 @@ class SimCLRModel(keras.Model):
         self.seed = _checks.integer("seed", seed, minimum=0)
         self.loss_metric = keras.metrics.Mean(name="loss")
         self.accuracy_metric = keras.metrics.Mean(name="contrastive_accuracy")
+        self._is_tried = False  # Before the first `fit`.
         self._check_augmentations()
         if not projection_head.built:
             projection_head.build(encoder.output_shape)
@@ -325,6 +326,9 @@ class SimCLRModel(keras.Model):
             check=self._check_training_data,
             check_validation=self._check_replicas,
         )
+        if not self._is_tried:
+            copies.check_for_later(self)
+            self._is_tried = True
         if self._replicas > 1 and not isinstance(call["x"], tf.data.Dataset):
             raise ValueError(
                 "Several replicas need arrays or a tf.data.Dataset. Received: "
@@ -444,8 +448,13 @@ class SimCLRModel(keras.Model):
         )
 
     def _check_training_data(self, dataset):
-        self._rules.check(elements.unpack(dataset.element_spec))
+        element = elements.unpack(dataset.element_spec)
+        self._rules.check(element)
         self._check_replicas(dataset)
+        if "images" in element:
+            augmentations.warn_of_sizes(
+                self.augmentation, element["images"], self.encoder.input_shape
+            )
 
     def _check_replicas(self, dataset):
         check_strategy(self.distribute_strategy, self.variables)
@@ -462,12 +471,10 @@ class SimCLRModel(keras.Model):
                 needs_seed=self._replicas > 1 or self.micro_batch_size,
             )
             self._check_view(view, f"`{name}`")
-        layers = as_list(self.augmentation)
-        if not all(isinstance(layer, Augmentation) for layer in layers):
-            view = augmentations.check_at_rest(
-                layers, self.encoder.input_shape
-            )
-            self._check_view(view, "`augmentation` at rest")
+        view = augmentations.check_at_rest(
+            self.augmentation, self.encoder.input_shape
+        )
+        self._check_view(view, "`augmentation` at rest")
 
     def _check_view(self, view, name):
         expected = self.encoder.input_shape
@@ -654,29 +661,6 @@ class SimCLRModel(keras.Model):
                 )
                 for name, value in config.items()
             }
-        )
-
-
-def _check_encoder(encoder):
-    if not isinstance(encoder, keras.Model):
-        raise TypeError(
-            "`encoder` must be a Keras model, for example simclr.ResNet(18). "
-            f"Received: encoder={encoder!r}"
-        )
-    if not encoder.built or not hasattr(encoder, "input_shape"):
-        raise ValueError(
-            "`encoder` must know its input shape: make it a functional model, "
-            "or a Sequential one that starts with keras.Input(shape). "
-            f"Received: encoder={encoder.name!r}"
-        )
-    shape = encoder.output_shape
-    if not isinstance(shape, tuple) or len(shape) != 2:
-        cure = ""
-        if isinstance(shape, tuple) and len(shape) == 4:
-            cure = " Add keras.layers.GlobalAveragePooling2D() to its end."
-        raise ValueError(
-            "`encoder` must return one representation per image, of shape "
-            f"(batch, features). Received: output shape {shape}.{cure}"
         )
 
 

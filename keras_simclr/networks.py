@@ -419,3 +419,27 @@ class ProjectionHead(keras.layers.Layer):
             "units": self.units,
             "hidden_units": self.hidden_units,
         }
+
+
+def check_encoder(encoder):
+    """Refuses what is no network from images to representations."""
+    if not isinstance(encoder, keras.Model):
+        raise TypeError(
+            "`encoder` must be a Keras model, for example simclr.ResNet(18). "
+            f"Received: encoder={encoder!r}"
+        )
+    if not encoder.built or not hasattr(encoder, "input_shape"):
+        raise ValueError(
+            "`encoder` must know its input shape: make it a functional model, "
+            "or a Sequential one that starts with keras.Input(shape). "
+            f"Received: encoder={encoder.name!r}"
+        )
+    shape = encoder.output_shape
+    if not isinstance(shape, tuple) or len(shape) != 2:
+        cure = ""
+        if isinstance(shape, tuple) and len(shape) == 4:
+            cure = " Add keras.layers.GlobalAveragePooling2D() to its end."
+        raise ValueError(
+            "`encoder` must return one representation per image, of shape "
+            f"(batch, features). Received: output shape {shape}.{cure}"
+        )

@@ -9,6 +9,8 @@ _SIDE = 64  # Where any size may come: enough for networks that shrink 32 times.
 # next, and from the precision of a network to float32.
 _ROUNDING = {"float16": 0.002, "bfloat16": 0.01}
 _PRECISION = {"float16": 0.05, "bfloat16": 0.2}
+# What networks raise at values that they cannot take.
+REFUSALS = (ValueError, tf.errors.OpError)
 _SEED_STATE = "seed_generator_state"  # Keras's name of such variables.
 
 
@@ -78,7 +80,7 @@ def is_random(function, inputs, *, runs=2, by_seeds=True):
         by_seeds: Whether to draw a seed is to be random, used or not.
 
     Returns:
-        Boolean.
+        Boolean; False if it refuses such inputs, which then tell nothing.
 
     Example:
 
@@ -89,12 +91,14 @@ def is_random(function, inputs, *, runs=2, by_seeds=True):
     ... ]
     [False, True]
     """
-    first = None
+    first, half = None, len(inputs) // 2
     with _Recorder() as scope:
         for _ in range(runs):
-            outputs = function(inputs)
+            try:
+                outputs = function(inputs)
+            except REFUSALS:
+                return False
             first = outputs if first is None else first
-            half = len(inputs) // 2
             if (
                 (by_seeds and scope.drew)
                 or differ(outputs[:half], outputs[half:])
