@@ -47,7 +47,7 @@ def plain_copy(network):
 
 def _rebuilt(network, change=lambda config: config):
     """A network of the same layers, not compiled, with weights drawn anew."""
-    config = keras.saving.serialize_keras_object(network)
+    config = _config(network)
     config.pop("compile_config", None)
     own = {
         keras.saving.get_registered_name(type(layer)): type(layer)
@@ -57,6 +57,12 @@ def _rebuilt(network, change=lambda config: config):
     return keras.saving.deserialize_keras_object(
         change(config), custom_objects=own
     )
+
+
+def _config(network):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Of lambdas, which no file brings back.
+        return keras.saving.serialize_keras_object(network)
 
 
 def copy_weights(source, target):
@@ -247,9 +253,7 @@ def _is_never_trained(part):
 
 def check_can_be_saved(model):
     """Refuses to save what no file brings back; warns of what needs help."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Of lambdas; refused below.
-        config = keras.saving.serialize_keras_object(model)
+    config = _config(model)
     strangers = set()
     parts = {**config["config"], **config.get("compile_config", {})}
     parts["model"] = {"registered_name": config["registered_name"]}
