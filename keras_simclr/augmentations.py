@@ -1282,7 +1282,7 @@ def _check_range(name, layers, shape):
     is_ours = [isinstance(layer, Augmentation) for layer in layers]
     if all(is_ours):
         return
-    contrast = 0.0  # The largest range of a view.
+    ranges = {}  # By layer: smallest and largest value of each image, by run.
     with keras.StatelessScope():  # No layer's state moves.
         for run in range(_IN_TRAINING):
             views = trials.ramps(shape[1:])
@@ -1291,27 +1291,27 @@ def _check_range(name, layers, shape):
                 views = call_layer(
                     layer, views, training=not is_ours[place], seed=seed
                 )
-                if is_ours[place] or not all(is_ours[place + 1 : place + 2]):
-                    continue
-                low, high = tf.reduce_min(views), tf.reduce_max(views)
-                if low < -_OVERSHOOT or high > 1 + _OVERSHOOT:
-                    _refuse_range(name, layer, low, high)
-            axes = range(1, views.shape.rank)
-            ranges = tf.reduce_max(views, axes) - tf.reduce_min(views, axes)
-            contrast = max(contrast, float(tf.reduce_max(ranges)))
-    if contrast < _FLAT:
-        _refuse_range(name, layers[-1], low, high)
-
-
-def _refuse_range(name, layer, low, high):
-    raise ValueError(
-        "Views must lie in [0, 1] and use it, as the images do that come to an "
-        "augmentation. Received: of images from 0 to 1, views from "
-        f"{float(low):.3g} to {float(high):.3g} by {layer.name} of `{name}`. "
-        "Give Keras's layers value_range=(0, 1), leave out Rescaling(1 / 255), "
-        "clip what overshoots, and put a Rescaling that the encoder wants in "
-        "front of the encoder."
-    )
+                # What follows another layer may undo what that did.
+                if not is_ours[place] and all(is_ours[place + 1 : place + 2]):
+                    axes = range(1, views.shape.rank)
+                    low = np.asarray(tf.reduce_min(views, axes))
+                    high = np.asarray(tf.reduce_max(views, axes))
+                    ranges.setdefault(layer.name, []).append((low, high))
+    for layer, found in ranges.items():
+        lows, highs = np.float32(found).swapaxes(0, 1)
+        is_in_range = (
+            lows.min() >= -_OVERSHOOT and highs.max() <= 1 + _OVERSHOOT
+        )
+        if is_in_range and (highs - lows).max() >= _FLAT:
+            continue
+        raise ValueError(
+            "Views must lie in [0, 1] and use it, as the images do that come "
+            "to an augmentation. Received: of images from 0 to 1, views from "
+            f"{lows.min():.3g} to {highs.max():.3g} by {layer} of `{name}`. "
+            "Give Keras's layers value_range=(0, 1), leave out "
+            "Rescaling(1 / 255), clip what overshoots, and put a Rescaling "
+            "that the encoder wants in front of the encoder."
+        )
 
 
 def check_at_rest(augmentation, shape):

@@ -49,19 +49,25 @@ def _rebuilt(network, change=lambda config: config):
     """A network of the same layers, not compiled, with weights drawn anew."""
     config = _config(network)
     config.pop("compile_config", None)
-    own = {
+    return keras.saving.deserialize_keras_object(
+        change(config), custom_objects=own_classes(network)
+    )
+
+
+def own_classes(network):
+    """Dictionary of the classes of layers that are not of Keras, by name."""
+    return {
         keras.saving.get_registered_name(type(layer)): type(layer)
         for layer in nested_layers(network)
         if not type(layer).__module__.startswith("keras.")
     }
-    return keras.saving.deserialize_keras_object(
-        change(config), custom_objects=own
-    )
 
 
 def _config(network):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Of lambdas, which no file brings back.
+        warnings.simplefilter(
+            "ignore"
+        )  # Of lambdas, which no file brings back.
         return keras.saving.serialize_keras_object(network)
 
 
@@ -294,7 +300,7 @@ def check_for_later(model):
             warnings.simplefilter("ignore")  # Of what can be helped later.
             check_can_be_saved(model)
     except Exception as error:  # What `get_config` of users' layers raises.
-        reason = str(error).strip().split("\n")[0]
+        reason = " ".join(str(error).strip().split("\n\n")[0].split())
         warnings.warn(
             f"This model can be trained, but not saved: {reason}",
             stacklevel=3,

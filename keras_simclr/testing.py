@@ -56,7 +56,9 @@ def assert_copies_agree(encoder, inputs=None):
         with tempfile.TemporaryDirectory() as directory:
             path = pathlib.Path(directory) / "encoder.keras"
             encoder.save(path)
-            loaded = keras.models.load_model(path)
+            loaded = keras.models.load_model(
+                path, custom_objects=copies.own_classes(encoder)
+            )
         copies.check_copy(encoder, loaded, inputs)
     except ValueError as error:
         raise AssertionError(str(error)) from error

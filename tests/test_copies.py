@@ -251,7 +251,10 @@ def test_copies_change_nothing():
 def test_values_that_an_encoder_refuses_prove_nothing():
     few = keras.layers.Embedding(1, 2)
     encoder = table(few, keras.layers.Flatten(), dtype="int32")
-    assert copies.plain_copy(encoder)(np.zeros((1, 6), "int32")).shape == (1, 12)
+    assert copies.plain_copy(encoder)(np.zeros((1, 6), "int32")).shape == (
+        1,
+        12,
+    )
 
 
 def test_encoders_with_vocabularies_are_probed_again_and_again():
