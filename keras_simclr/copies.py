@@ -65,9 +65,7 @@ def own_classes(network):
 
 def _config(network):
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # Of lambdas, which no file brings back.
+        warnings.simplefilter("ignore")  # Keras's own, of lambdas.
         return keras.saving.serialize_keras_object(network)
 
 
@@ -257,11 +255,17 @@ def _is_never_trained(part):
     return is_never
 
 
-def check_can_be_saved(model):
-    """Refuses to save what no file brings back; warns of what needs help."""
+def check_can_be_saved(model, *, with_compile=True):
+    """Refuses to save what no file brings back; warns of what needs help.
+
+    `with_compile`: also loss and optimizer, which can still be changed after
+    training.
+    """
     config = _config(model)
     strangers = set()
-    parts = {**config["config"], **config.get("compile_config", {})}
+    parts = dict(config["config"])
+    if with_compile:
+        parts.update(config.get("compile_config", {}))
     parts["model"] = {"registered_name": config["registered_name"]}
     for part, value in parts.items():
         names = set(_unregistered(value))
@@ -298,7 +302,7 @@ def check_for_later(model):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Of what can be helped later.
-            check_can_be_saved(model)
+            check_can_be_saved(model, with_compile=False)
     except Exception as error:  # What `get_config` of users' layers raises.
         reason = " ".join(str(error).strip().split("\n\n")[0].split())
         warnings.warn(

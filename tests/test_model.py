@@ -1001,9 +1001,9 @@ def test_views_out_of_the_range_of_images_are_refused(place, layer):
         with pytest.raises(ValueError) as error:
             tiny_model(**{"augmentation": Shake(), place: layers})
         assert re.fullmatch(
-            r"Views must lie in \[0, 1\] and use it, as the images do that come "
-            r"to an augmentation. Received: of images from 0 to 1, views from "
-            rf"\S+ to \S+ by mine of `{place}`. Give Keras's layers "
+            r"Views must lie in \[0, 1\] and use it, as the images do that "
+            r"come to an augmentation. Received: of images from 0 to 1, views "
+            rf"from \S+ to \S+ by mine of `{place}`. Give Keras's layers "
             r"value_range=\(0, 1\), leave out Rescaling\(1 / 255\), clip what "
             r"overshoots, and put a Rescaling that the encoder wants in front "
             r"of the encoder.",
