@@ -434,6 +434,14 @@ def check_encoder(encoder):
             "or a Sequential one that starts with keras.Input(shape). "
             f"Received: encoder={encoder.name!r}"
         )
+    inputs = getattr(encoder, "inputs", None)
+    dtype = inputs[0].dtype if inputs else "float32"
+    if len(encoder.input_shape) == 4 and "float" not in dtype:
+        raise ValueError(
+            "`encoder` must take floats: views lie in [0, 1], and as integers "
+            "would be 0. Begin it with keras.Input(shape) and, if it expects 0 "
+            f"to 255, keras.layers.Rescaling(255.0). Received: inputs of {dtype}"
+        )
     shape = encoder.output_shape
     if not isinstance(shape, tuple) or len(shape) != 2:
         cure = ""

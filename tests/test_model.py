@@ -1078,3 +1078,16 @@ def test_images_that_predict_will_refuse_are_said_before_training():
     assert record[-1].filename == __file__
     with pytest.raises(ValueError, match="`augmentation` at rest"):
         model.predict(images, verbose=0)
+
+
+def test_an_encoder_of_integers_would_see_black_images():
+    encoder = keras.Sequential(
+        [keras.Input((8, 8, 3), dtype="uint8"), keras.layers.Flatten()]
+    )
+    with pytest.raises(ValueError) as error:
+        tiny_model(encoder)
+    assert str(error.value) == (
+        "`encoder` must take floats: views lie in [0, 1], and as integers "
+        "would be 0. Begin it with keras.Input(shape) and, if it expects 0 to "
+        "255, keras.layers.Rescaling(255.0). Received: inputs of uint8"
+    )
