@@ -2,6 +2,7 @@
 
 import random
 import tempfile
+import types
 import warnings
 
 import keras
@@ -50,16 +51,25 @@ def _rebuilt(network, change=lambda config: config):
     config = _config(network)
     config.pop("compile_config", None)
     return keras.saving.deserialize_keras_object(
-        change(config), custom_objects=own_classes(network)
+        change(config), custom_objects=own_objects(network)
     )
 
 
-def own_classes(network):
-    """Dictionary of the classes of layers that are not of Keras, by name."""
+def own_objects(network):
+    """Classes of layers, and their functions, that are not of Keras; by name.
+
+    For `custom_objects`: what is at hand need not be registered.
+    """
+    layers = nested_layers(network)
+    found = {keras.saving.get_registered_name(type(x)): type(x) for x in layers}
+    for layer in layers:
+        for value in vars(layer).values():
+            if isinstance(value, types.FunctionType):
+                found[value.__name__] = value
     return {
-        keras.saving.get_registered_name(type(layer)): type(layer)
-        for layer in nested_layers(network)
-        if not type(layer).__module__.startswith("keras.")
+        name: value
+        for name, value in found.items()
+        if not value.__module__.startswith("keras.")
     }
 
 

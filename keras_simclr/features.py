@@ -33,7 +33,8 @@ def extract_features(model, images, *, batch_size=256):
         from the float32 encoder that `export_encoder` writes.
 
     Raises:
-        ValueError: If images are not finite, or floats not in [0, 1].
+        ValueError: If images are not finite, or floats not in [0, 1]; or if a
+            copy of the encoder does not return what it returns.
 
     Example:
 

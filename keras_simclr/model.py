@@ -72,7 +72,9 @@ class SimCLRModel(keras.Model):
 
     Raises:
         TypeError: If `encoder` is not a Keras model.
-        ValueError: If encoder, head and augmentation do not fit together.
+        ValueError: If encoder, head and augmentation do not fit together; if
+            an augmentation draws at rest, or brings images out of [0, 1]; or
+            if a layer draws where a forward pass must be repeatable.
 
     Example:
 

@@ -440,7 +440,8 @@ def check_encoder(encoder):
         raise ValueError(
             "`encoder` must take floats: views lie in [0, 1], and as integers "
             "would be 0. Begin it with keras.Input(shape) and, if it expects 0 "
-            f"to 255, keras.layers.Rescaling(255.0). Received: inputs of {dtype}"
+            "to 255, keras.layers.Rescaling(255.0). Received: inputs of "
+            f"{dtype}"
         )
     shape = encoder.output_shape
     if not isinstance(shape, tuple) or len(shape) != 2:

@@ -57,7 +57,7 @@ def assert_copies_agree(encoder, inputs=None):
             path = pathlib.Path(directory) / "encoder.keras"
             encoder.save(path)
             loaded = keras.models.load_model(
-                path, custom_objects=copies.own_classes(encoder)
+                path, custom_objects=copies.own_objects(encoder)
             )
         copies.check_copy(encoder, loaded, inputs)
     except ValueError as error:

@@ -5,6 +5,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import standins
 
 import keras_simclr as simclr
 from keras_simclr import copies
@@ -118,6 +119,11 @@ def of_policy(policy, make):
         keras.config.set_dtype_policy("float32")
 
 
+def doubled(inputs):
+    """An activation that nobody registered."""
+    return 2.0 * inputs
+
+
 NUMBERS, WORDS = np.arange(20), np.array(["0", "1", "b"])
 ENCODERS = {
     "adapted": lambda: table(normalization(), keras.layers.Dense(3)),
@@ -135,6 +141,7 @@ ENCODERS = {
     ),
     "hashes": lambda: looked_up(keras.layers.Hashing(10), "int32"),
     "state in a store": lambda: shifted(SavedShift),
+    "own function": lambda: table(keras.layers.Dense(3, activation=doubled)),
     "partly frozen": partly_frozen,
     "nested": nested,
     "subclassed": subclassed,
@@ -293,3 +300,30 @@ def test_fit_says_what_cannot_be_saved(part):
     for warns in (pytest.warns(UserWarning, match=message), nullcontext()):
         with warns:
             model.fit(np.zeros((4, 6), "float32"), batch_size=2, verbose=0)
+
+
+def test_adapted_statistics_reach_all_that_is_made_of_an_encoder(tmp_path):
+    images, labels = standins.labelled_images()
+    norm = adapted(keras.layers.Normalization(), 0.3 * images)
+    encoder = keras.Sequential([keras.Input((8, 8, 1)), norm])
+    encoder.add(standins.encoder())
+    model = simclr.SimCLRModel(encoder, augmentation=simclr.RandomFlip())
+    expected = model.predict(images, verbose=0)
+
+    def assert_equal(features):
+        np.testing.assert_allclose(features, expected, atol=1e-5)
+
+    assert_equal(simclr.extract_features(model, images))
+    out = simclr.export_encoder(model, tmp_path / "out")
+    assert_equal(keras.models.load_model(out / "encoder.keras")(images))
+    assert_equal(tf.saved_model.load(out / "saved_model")(images))
+    for from_scratch in (False, True):
+        result = simclr.fine_tune(
+            model, (images, labels), from_scratch=from_scratch
+        )
+        (found,) = (
+            layer
+            for layer in copies.nested_layers(result.classifier)
+            if isinstance(layer, keras.layers.Normalization)
+        )
+        np.testing.assert_array_equal(found.mean, norm.mean)
