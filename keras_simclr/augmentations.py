@@ -21,7 +21,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_simclr import _checks, devices
+from keras_simclr import _checks, devices, trials
 
 # Weights of red, green and blue in the official code's grayscale image
 # (google-research/simclr@383d414, tf2/data_util.py:46-50).
@@ -1233,7 +1233,8 @@ def check_augmentation(name, augmentation, shape, *, needs_seed):
 
     Raises:
         TypeError: If it is no layer.
-        ValueError: If a layer takes no `seed` where one is needed.
+        ValueError: If a layer takes no `seed` where one is needed, or makes
+            views of images out of [0, 1].
     """
     view = keras.KerasTensor((None, *shape[1:]))
     unseeded = []
@@ -1262,7 +1263,136 @@ def check_augmentation(name, augmentation, shape, *, needs_seed):
             "layers as a list.",
             stacklevel=4,
         )
+    if len(shape) == 4:
+        _check_range(name, as_list(augmentation), shape)
     return view
+
+
+_AT_REST = 16  # Trials of a layer: one that draws may draw the same again.
+_IN_TRAINING = 4
+_OVERSHOOT = 0.01  # Of interpolation.
+_FLAT = 0.05  # What is left of a range of 1.
+
+
+def _check_range(name, layers, shape):
+    """Refuses layers that make views of images out of [0, 1], or all black.
+
+    Ours do not, and are not tried; they stand between the others as at rest.
+    """
+    is_ours = [isinstance(layer, Augmentation) for layer in layers]
+    if all(is_ours):
+        return
+    ranges = {}  # By layer: smallest and largest value of each image, by run.
+    with keras.StatelessScope():  # No layer's state moves.
+        for run in range(_IN_TRAINING):
+            views = trials.ramps(shape[1:])
+            seed = tf.constant([0, run], tf.int64)
+            for place, layer in enumerate(layers):
+                views = call_layer(
+                    layer, views, training=not is_ours[place], seed=seed
+                )
+                # What follows another layer may undo what that did.
+                if not is_ours[place] and all(is_ours[place + 1 : place + 2]):
+                    axes = range(1, views.shape.rank)
+                    low = np.asarray(tf.reduce_min(views, axes))
+                    high = np.asarray(tf.reduce_max(views, axes))
+                    ranges.setdefault(layer.name, []).append((low, high))
+    for layer, found in ranges.items():
+        lows, highs = np.float32(found).swapaxes(0, 1)
+        is_in_range = (
+            lows.min() >= -_OVERSHOOT and highs.max() <= 1 + _OVERSHOOT
+        )
+        if is_in_range and (highs - lows).max() >= _FLAT:
+            continue
+        raise ValueError(
+            "Views must lie in [0, 1] and use it, as the images do that come "
+            "to an augmentation. Received: of images from 0 to 1, views from "
+            f"{lows.min():.3g} to {highs.max():.3g} by {layer} of `{name}`. "
+            "Give Keras's layers value_range=(0, 1), leave out "
+            "Rescaling(1 / 255), clip what overshoots, and put a Rescaling "
+            "that the encoder wants in front of the encoder."
+        )
+
+
+def check_at_rest(augmentation, shape):
+    """Refuses layers that are random at rest; warns of those that do anything.
+
+    Args:
+        augmentation: A layer, or a list of layers.
+        shape: Shape of a batch of what the encoder takes.
+
+    Returns:
+        Views at rest; a `keras.KerasTensor` if all layers are ours, which are
+        not tried.
+
+    Raises:
+        ValueError: If a layer returns other views of equal images.
+    """
+    layers = as_list(augmentation)
+    if all(isinstance(layer, Augmentation) for layer in layers):
+        return at_rest(layers, keras.KerasTensor((None, *shape[1:])))
+    views = plain = trials.examples(shape[1:])
+    changing = []
+    for layer in layers:
+        images = views
+        views = call_layer(layer, images, training=False)
+        if isinstance(layer, Augmentation):
+            plain = layer(plain, training=False)
+            continue
+        if is_random_at_rest(layer, images):
+            raise ValueError(
+                "Augmentations must draw nothing at rest (training=False), as "
+                "in `predict`. Received: other views of equal images by "
+                f"{layer.name}. Let its `call(images, training=True)` return "
+                "the images as they are if `training` is false."
+            )
+        if trials.differ(images, views):
+            changing.append(layer.name)
+    if changing and trials.differ(plain, views):
+        warnings.warn(
+            "These layers of `augmentation` change images at rest: "
+            f"{', '.join(changing)}. No plain layers can repeat it: "
+            "`export_encoder` and `fine_tune` will refuse the model. Put what "
+            "is done to every image in front of the encoder instead.",
+            stacklevel=4,
+        )
+    return views
+
+
+def warn_of_sizes(augmentation, images, expected):
+    """Warns if images at rest have another shape than the encoder expects.
+
+    `images` is a `tf.TensorSpec`; layers of ours are known to bring images to
+    one size, or to be refused in training.
+    """
+    shape = images.shape
+    layers = as_list(augmentation)
+    if all(isinstance(layer, Augmentation) for layer in layers):
+        return
+    if shape.rank is None or None in shape[1:]:
+        return
+    dtype = "float32" if shape.rank == 4 else images.dtype.name
+    view = keras.KerasTensor((None, *shape[1:]), dtype)
+    for layer in layers:
+        view = call_layer(layer, view, training=False)
+    if not tf.TensorShape(view.shape).is_compatible_with(expected):
+        warnings.warn(
+            f"`predict`, probes and exports will refuse images of shape "
+            f"{tuple(shape[1:])}: `augmentation` makes {view.shape[1:]} of "
+            f"them at rest, and the encoder takes {expected[1:]}. Put "
+            "RandomResizedCrop first, which resizes at rest.",
+            stacklevel=6,
+        )
+
+
+def is_random_at_rest(layer, inputs):
+    """Whether a layer or model draws at rest; `inputs` as of `trials`."""
+    return trials.is_random(
+        lambda batch: call_layer(layer, batch, training=False),
+        inputs,
+        runs=_AT_REST,
+        by_seeds=False,  # Keras's layers may draw one, and not use it.
+    )
 
 
 def as_list(augmentation):

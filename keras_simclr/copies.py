@@ -2,23 +2,30 @@
 
 import hashlib
 import random
+import tempfile
+import types
 import warnings
 
 import keras
 import tensorflow as tf
 
+from keras_simclr import trials
 from keras_simclr.networks import FastConv2D, FusedBatchNormalization
 
 
-def plain_copy(encoder):
-    """Copies an encoder for use at rest and for export.
+def plain_copy(network):
+    """Copies a network for use at rest and for export.
 
     Args:
-        encoder: A `keras.Model` that can be serialized.
+        network: A built Keras layer or model that can be serialized.
 
     Returns:
-        A model with the same weights that computes in float32 and holds
-        Keras's own layers where `encoder` has ours.
+        One with the same weights and other state (statistics, vocabularies)
+        that computes in float32 and holds Keras's own layers where `network`
+        has ours.
+
+    Raises:
+        ValueError: If, tried on a few examples, it returns other values.
 
     Example:
 
@@ -27,21 +34,178 @@ def plain_copy(encoder):
     >>> any(isinstance(x, FusedBatchNormalization) for x in plain.layers)
     False
     """
-    config = _plain_config(keras.saving.serialize_keras_object(encoder))
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("float32")
     try:
-        copy = keras.saving.deserialize_keras_object(config)
+        copy = _rebuilt(network, _plain_config)
     finally:
         keras.config.set_dtype_policy(policy)
-    copy_weights(encoder, copy)
+    for pair in _pairs(network, copy):
+        _copy_own_weights(*pair)
+        _copy_own_assets(*pair)
+    check_copy(network, copy)
     return copy
 
 
+def _rebuilt(network, change=lambda config: config):
+    """A network of the same layers, not compiled, with weights drawn anew."""
+    config = _config(network)
+    config.pop("compile_config", None)
+    return keras.saving.deserialize_keras_object(
+        change(config), custom_objects=own_objects(network)
+    )
+
+
+def own_objects(network):
+    """Classes of layers, and their functions, that are not of Keras; by name.
+
+    For `custom_objects`: what is at hand need not be registered.
+    """
+    layers = nested_layers(network)
+    found = {keras.saving.get_registered_name(type(x)): type(x) for x in layers}
+    for layer in layers:
+        for value in vars(layer).values():
+            if isinstance(value, types.FunctionType):
+                found[value.__name__] = value
+    return {
+        name: value
+        for name, value in found.items()
+        if not value.__module__.startswith("keras.")
+    }
+
+
+def _config(network):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Keras's own, of lambdas.
+        return keras.saving.serialize_keras_object(network)
+
+
 def copy_weights(source, target):
-    """Gives a network the weights of another one of the same layers."""
-    for theirs, ours in zip(source.variables, target.variables, strict=True):
-        ours.assign(theirs)
+    """Gives a network the weights of another one of the same layers.
+
+    Layer by layer, as if one had been saved and the other loaded: what
+    `save_own_variables` saves, and the states of generators of random numbers.
+    What graphs of the target hold besides (vocabularies) stays as it is.
+    """
+    for theirs, ours in _pairs(source, target):
+        _copy_own_weights(theirs, ours)
+
+
+def _copy_own_weights(source, target):
+    if isinstance(source, keras.random.SeedGenerator):
+        target.state.assign(source.state)
+        return
+    state = {}
+    source.save_own_variables(state)
+    for name, value in state.items():
+        if isinstance(value, keras.Variable):
+            state[name] = keras.ops.convert_to_numpy(value)
+    target.load_own_variables(state)
+
+
+def _copy_own_assets(source, target):
+    if hasattr(source, "save_assets"):
+        with tempfile.TemporaryDirectory() as directory:
+            source.save_assets(directory)
+            target.load_assets(directory)
+
+
+def _pairs(source, target):
+    """Layers and generators of one network, with those of another."""
+    found, seen = [], set()
+
+    def visit(theirs, ours):
+        if isinstance(theirs, _STATEFUL) and isinstance(ours, _STATEFUL):
+            if id(theirs) not in seen:
+                seen.add(id(theirs))
+                found.append((theirs, ours))
+                visit(vars(theirs), vars(ours))
+        elif isinstance(theirs, dict) and isinstance(ours, dict):
+            for name in theirs:
+                visit(theirs[name], ours.get(name))
+        elif isinstance(theirs, (list, tuple)):
+            if isinstance(ours, (list, tuple)) and len(theirs) == len(ours):
+                list(map(visit, theirs, _in_order_of(theirs, ours)))
+
+    visit(source, target)
+    return found
+
+
+_STATEFUL = (keras.layers.Layer, keras.random.SeedGenerator)
+
+
+def _in_order_of(theirs, ours):
+    """Layers in the order of others of the same names, if that is known."""
+    places = {getattr(x, "name", None): x for x in ours}
+    names = [getattr(x, "name", None) for x in theirs]
+    if None in places or len(places) < len(ours) or {*names} != {*places}:
+        return ours
+    return [places[name] for name in names]
+
+
+def check_copy(network, copy, inputs=None):
+    """Refuses a copy that does not return what a network returns at rest.
+
+    Both are tried on a few examples, in their own precision.
+
+    Args:
+        network: A built Keras layer or model.
+        copy: The same.
+        inputs: Batch to try instead, or None.
+
+    Raises:
+        ValueError: If they differ, or `network` is random at rest.
+
+    Example:
+
+    >>> dense = keras.layers.Dense(2)
+    >>> dense.build((None, 3))
+    >>> check_copy(dense, dense)
+    """
+    if inputs is None:
+        inputs = examples_for(network)
+        if inputs is None:
+            return
+        inputs = inputs[:2]  # Others are the same.
+    try:
+        with keras.StatelessScope():
+            expected = network(inputs, training=False)
+    except trials.REFUSALS:
+        return  # These tell nothing.
+    with keras.StatelessScope():
+        found = copy(inputs, training=False)
+    dtypes = {layer.compute_dtype for layer in nested_layers(network)}
+    if not trials.differ(found, expected, dtypes=dtypes):
+        return
+    _check_at_rest(network, tf.concat([inputs, inputs], axis=0))
+    raise ValueError(
+        f"A copy of {network.name!r} must return what it returns. Received: "
+        "other outputs. A layer holds what Keras does not save with it: make "
+        "it a weight (`add_weight`), an entry of `get_config`, or override "
+        "`save_own_variables` and `load_own_variables`."
+    )
+
+
+def _check_at_rest(network, inputs):
+    if inputs is not None and trials.is_random(
+        lambda batch: network(batch, training=False), inputs, by_seeds=False
+    ):
+        raise ValueError(
+            f"{network.name!r} must draw nothing at rest (training=False). "
+            "Received: other outputs for equal inputs. Let its layers draw "
+            "random numbers only if `training` is true."
+        )
+
+
+def examples_for(network):
+    """`trials.examples` of what a layer or model takes; None if not known."""
+    shape = getattr(network, "input_shape", None)
+    shape = shape or (network.get_build_config() or {}).get("input_shape")
+    if shape is None or isinstance(shape[-1], (tuple, list, dict)):
+        return None
+    inputs = getattr(network, "inputs", None)
+    dtype = inputs[0].dtype if inputs else "float32"
+    return trials.examples(shape[1:], dtype)
 
 
 def _plain_config(config):
@@ -51,7 +215,8 @@ def _plain_config(config):
         return config
     config = {name: _plain_config(part) for name, part in config.items()}
     if config.get("class_name") == "DTypePolicy":
-        config["config"] = {"name": "float32"}
+        if "float" in config["config"]["name"]:  # Not int64, of a lookup.
+            config["config"] = {"name": "float32"}
     plain_class = _PLAIN_CLASSES.get(config.get("registered_name"))
     if plain_class is not None:
         config.update(
@@ -69,22 +234,49 @@ _PLAIN_CLASSES = {
 
 
 def untrained_copy(model, seed):
-    """The model with its weights drawn anew; no global state is changed."""
+    """The model with its weights drawn anew; no global state is changed.
+
+    Layers that training leaves alone, such as `Normalization`, keep theirs.
+    """
     state = random.getstate()
     random.seed(seed)  # Keras takes the seeds of initializers from here.
     try:
-        return type(model).from_config(model.get_config())
+        copy = _rebuilt(model)
     finally:
         random.setstate(state)
+    for pair in _pairs(model, copy):
+        if _is_never_trained(pair[1]):
+            _copy_own_weights(*pair)
+            _copy_own_assets(*pair)
+    return copy
 
 
-def check_can_be_saved(model):
-    """Refuses to save what no file brings back; warns of what needs help."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Of lambdas; refused below.
-        config = keras.saving.serialize_keras_object(model)
+def _is_never_trained(part):
+    """Whether all state of a layer comes from elsewhere, as from `adapt`."""
+    if isinstance(
+        part, (keras.random.SeedGenerator, keras.layers.BatchNormalization)
+    ):
+        return False
+    if len(nested_layers(part)) > 1:
+        return False
+    trainable = part.trainable
+    part.trainable = True  # Also of a frozen layer.
+    is_never = not part.trainable_variables
+    part.trainable = trainable
+    return is_never
+
+
+def check_can_be_saved(model, *, with_compile=True):
+    """Refuses to save what no file brings back; warns of what needs help.
+
+    `with_compile`: also loss and optimizer, which can still be changed after
+    training.
+    """
+    config = _config(model)
     strangers = set()
-    parts = {**config["config"], **config.get("compile_config", {})}
+    parts = dict(config["config"])
+    if with_compile:
+        parts.update(config.get("compile_config", {}))
     parts["model"] = {"registered_name": config["registered_name"]}
     for part, value in parts.items():
         names = set(_unregistered(value))
@@ -103,6 +295,29 @@ def check_can_be_saved(model):
             f"Keras does not know {', '.join(names)}: the file will load only "
             "with keras.models.load_model(path, custom_objects={"
             f"{objects}}}). Decorate each with {_REGISTER} before you save.",
+            stacklevel=3,
+        )
+
+
+def check_for_later(model):
+    """Says before training what would be refused after it.
+
+    Args:
+        model: A `SimCLRModel`.
+
+    Raises:
+        ValueError: If encoder or projection head are random at rest.
+    """
+    for network in (model.encoder, model.projection_head):
+        _check_at_rest(network, examples_for(network))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Of what can be helped later.
+            check_can_be_saved(model, with_compile=False)
+    except Exception as error:  # What `get_config` of users' layers raises.
+        reason = " ".join(str(error).strip().split("\n\n")[0].split())
+        warnings.warn(
+            f"This model can be trained, but not saved: {reason}",
             stacklevel=3,
         )
 

@@ -41,8 +41,9 @@ def extract_features(model, images, *, batch_size=256, return_places=False):
         `return_places` also an integer array of shape `(N,)`.
 
     Raises:
-        ValueError: If images are not finite, or floats not in [0, 1]; or if the
-            weights, or representations, are not finite.
+        ValueError: If images are not finite, or floats not in [0, 1]; if the
+            weights, or representations, are not finite; or if a copy of the
+            encoder does not return what it returns.
 
     Example:
 

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_simclr import _checks, copies, fit_data, labelled
-from keras_simclr.augmentations import SimCLRAugmentation, as_list
+from keras_simclr.augmentations import SimCLRAugmentation, as_list, at_rest
 from keras_simclr.export import plain_view, with_evaluation_view
 from keras_simclr.features import FEW_IMAGES, settle_batch_norm, view_of
 from keras_simclr.model import SimCLRModel
@@ -188,6 +188,7 @@ class Tuner:
         self.classes = classes
         self.from_scratch = from_scratch
         self.projection_layer = projection_layer
+        self._is_proven = False  # That copies return what was copied.
         layers = _layers(copies.untrained_copy(model, 0), projection_layer)
         for layer in layers:
             _unfreeze(layer)
@@ -219,6 +220,9 @@ class Tuner:
             strict=True,
         ):
             copies.copy_weights(layer, copy)
+            if not self._is_proven:
+                copies.check_copy(layer, copy)
+        self._is_proven = True
         _assign(self._network.dense.weights, self._start(images, places))
         _assign(self._network.optimizer.variables, self._fresh)
         steps = steps or steps_for(len(places))
@@ -378,9 +382,7 @@ def _crops_and_flips(model):
 
 def _others_at_rest(model, views):
     """Applies the layers behind the first, as at rest."""
-    for layer in as_list(model.augmentation)[1:]:
-        views = layer(views, training=False)
-    return views
+    return at_rest(as_list(model.augmentation)[1:], views)
 
 
 def _layers(model, projection_layer):

@@ -5,8 +5,12 @@ import sys
 import keras
 import tensorflow as tf
 
-from keras_simclr import devices
+from keras_simclr import devices, elements, replicas
 from keras_simclr.replicas import ForwardPass
+
+# Of the largest entry of the embeddings: rounding changes less of them from the
+# first pass to the second, in which TensorFlow may fuse other operations.
+_ROUNDING = {2: 0.1, 4: 0.01, 8: 0.01}  # By bytes of a number.
 
 
 def cached_gradients(
@@ -37,6 +41,7 @@ def cached_gradients(
     Raises:
         ValueError: If `embed` adds losses of its own, assigns others than
             `averages`, or reads what it assigned.
+        tf.errors.InvalidArgumentError: If it does not return the same again.
 
     Example:
 
@@ -73,12 +78,22 @@ def cached_gradients(
         start, stop = batches.bounds(number)
         with ForwardPass(), tf.GradientTape() as tape:
             first, second = embed(start, stop)
+            tolerance = _ROUNDING[first.dtype.size]
             first, second = (tf.cast(z, pull_1.dtype) for z in (first, second))
+            repeated = _assert_repeated(
+                tf.stack([first, second]),
+                tf.stack([z_1[start:stop], z_2[start:stop]]),
+                tolerance,
+            )
             pulled = tf.reduce_sum(first * pull_1[start:stop])
             pulled += tf.reduce_sum(second * pull_2[start:stop])
         gradients = dense_gradients(tape, pulled, variables)
         has_gradient.update(i for i, x in enumerate(gradients) if x is not None)
-        return list(map(sum_of, totals, gradients))
+        with tf.control_dependencies([repeated]):
+            return [
+                tf.identity(sum_of(total, gradient))
+                for total, gradient in zip(totals, gradients, strict=True)
+            ]
 
     zeros = [tf.zeros(variable.shape, variable.dtype) for variable in variables]
     gradients = [
@@ -103,6 +118,16 @@ def sum_of(gradient, other):
     if gradient is None or other is None:
         return other if gradient is None else gradient
     return gradient + other
+
+
+def _assert_repeated(z, cached, tolerance):
+    """Fails if the second pass embeds otherwise than the first; not for NaN."""
+    largest = tf.reduce_max(tf.abs(cached))
+    differ = tf.abs(z - cached) > tolerance * largest
+    return elements.check(
+        ~tf.reduce_any(differ),
+        f"{replicas.REPEATABLE} Received: a second pass with other embeddings",
+    )
 
 
 def embeddings(embed, *, size, micro_batch_size):

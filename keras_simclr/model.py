@@ -25,7 +25,7 @@ from keras_simclr.augmentations import (
     default_augmentation,
     fold_seed,
 )
-from keras_simclr.networks import ProjectionHead
+from keras_simclr.networks import ProjectionHead, check_encoder
 from keras_simclr.optimizers import default_optimizer
 from keras_simclr.replicas import (
     ForwardPass,
@@ -80,7 +80,9 @@ class SimCLRModel(keras.Model):
 
     Raises:
         TypeError: If `encoder` is not a Keras model.
-        ValueError: If encoder, head and augmentation do not fit together.
+        ValueError: If encoder, head and augmentation do not fit together; if
+            an augmentation draws at rest, or brings images out of [0, 1]; or
+            if a layer draws where a forward pass must be repeatable.
 
     Example:
 
@@ -129,7 +131,7 @@ class SimCLRModel(keras.Model):
     ):
         # Images must not be cast to the compute dtype: the encoder does that.
         super().__init__(autocast=False, **kwargs)
-        _check_encoder(encoder)
+        check_encoder(encoder)
         if projection_head is None:
             projection_head = ProjectionHead(name="projection_head")
         if augmentation is None:
@@ -144,12 +146,15 @@ class SimCLRModel(keras.Model):
         self.seed = _checks.integer("seed", seed, minimum=0)
         self.loss_metric = keras.metrics.Mean(name="loss")
         self.accuracy_metric = keras.metrics.Mean(name="contrastive_accuracy")
+        self._is_tried = False  # Before the first `fit`.
         self._check_augmentations()
         if not projection_head.built:
             projection_head.build(encoder.output_shape)
         networks = (encoder, projection_head)
         prepare(
             [x for network in networks for x in copies.nested_layers(network)],
+            lambda views: self._project(views, training=True),
+            copies.examples_for(encoder),
             replicas=self._replicas,
             micro_batch_size=micro_batch_size,
         )
@@ -317,6 +322,9 @@ class SimCLRModel(keras.Model):
             check=self._check_training_data,
             value_checks=self._rules.value_checks,
         )
+        if not self._is_tried:
+            copies.check_for_later(self)
+            self._is_tried = True
         if self._replicas > 1 and not isinstance(call["x"], tf.data.Dataset):
             raise ValueError(
                 "Several replicas need arrays or a tf.data.Dataset. Received: "
@@ -448,8 +456,13 @@ class SimCLRModel(keras.Model):
         )
 
     def _check_training_data(self, dataset):
-        self._rules.check(elements.unpack(dataset.element_spec))
+        element = elements.unpack(dataset.element_spec)
+        self._rules.check(element)
         self._check_replicas(dataset)
+        if "images" in element:
+            augmentations.warn_of_sizes(
+                self.augmentation, element["images"], self.encoder.input_shape
+            )
 
     def _check_replicas(self, dataset):
         check_strategy(self.distribute_strategy, self.variables)
@@ -466,6 +479,10 @@ class SimCLRModel(keras.Model):
                 needs_seed=self._replicas > 1 or self.micro_batch_size,
             )
             self._check_view(view, f"`{name}`")
+        view = augmentations.check_at_rest(
+            self.augmentation, self.encoder.input_shape
+        )
+        self._check_view(view, "`augmentation` at rest")
 
     def _check_view(self, view, name):
         expected = self.encoder.input_shape
@@ -603,9 +620,12 @@ class SimCLRModel(keras.Model):
     def _embed(self, views, training):
         """Projections z_1 and z_2 of two views, in one forward pass."""
         views = tf.concat(views, axis=0)  # (2N, ...)
+        # (N, D) each
+        return tf.split(self._project(views, training), 2, axis=0)
+
+    def _project(self, views, training):
         representations = self.encoder(views, training=training)
-        projections = self.projection_head(representations, training=training)
-        return tf.split(projections, 2, axis=0)  # (N, D) each
+        return self.projection_head(representations, training=training)
 
     def _contrast(self, z_1, z_2, element):
         """Loss among the projections of all replicas, and what was found."""
@@ -674,27 +694,4 @@ class SimCLRModel(keras.Model):
                 )
                 for name, value in config.items()
             }
-        )
-
-
-def _check_encoder(encoder):
-    if not isinstance(encoder, keras.Model):
-        raise TypeError(
-            "`encoder` must be a Keras model, for example simclr.ResNet(18). "
-            f"Received: encoder={encoder!r}"
-        )
-    if not encoder.built or not hasattr(encoder, "input_shape"):
-        raise ValueError(
-            "`encoder` must know its input shape: make it a functional model, "
-            "or a Sequential one that starts with keras.Input(shape). "
-            f"Received: encoder={encoder.name!r}"
-        )
-    shape = encoder.output_shape
-    if not isinstance(shape, tuple) or len(shape) != 2:
-        cure = ""
-        if isinstance(shape, tuple) and len(shape) == 4:
-            cure = " Add keras.layers.GlobalAveragePooling2D() to its end."
-        raise ValueError(
-            "`encoder` must return one representation per image, of shape "
-            f"(batch, features). Received: output shape {shape}.{cure}"
         )

@@ -420,3 +420,36 @@ class ProjectionHead(keras.layers.Layer):
             "units": self.units,
             "hidden_units": self.hidden_units,
         }
+
+
+def check_encoder(encoder):
+    """Refuses what is no network from images to representations."""
+    if not isinstance(encoder, keras.Model):
+        raise TypeError(
+            "`encoder` must be a Keras model, for example simclr.ResNet(18). "
+            f"Received: encoder={encoder!r}"
+        )
+    if not encoder.built or not hasattr(encoder, "input_shape"):
+        raise ValueError(
+            "`encoder` must know its input shape: make it a functional model, "
+            "or a Sequential one that starts with keras.Input(shape). "
+            f"Received: encoder={encoder.name!r}"
+        )
+    inputs = getattr(encoder, "inputs", None)
+    dtype = inputs[0].dtype if inputs else "float32"
+    if len(encoder.input_shape) == 4 and "float" not in dtype:
+        raise ValueError(
+            "`encoder` must take floats: views lie in [0, 1], and as integers "
+            "would be 0. Begin it with keras.Input(shape) and, if it expects 0 "
+            "to 255, keras.layers.Rescaling(255.0). Received: inputs of "
+            f"{dtype}"
+        )
+    shape = encoder.output_shape
+    if not isinstance(shape, tuple) or len(shape) != 2:
+        cure = ""
+        if isinstance(shape, tuple) and len(shape) == 4:
+            cure = " Add keras.layers.GlobalAveragePooling2D() to its end."
+        raise ValueError(
+            "`encoder` must return one representation per image, of shape "
+            f"(batch, features). Received: output shape {shape}.{cure}"
+        )

@@ -5,6 +5,13 @@ import concurrent.futures
 import keras
 import tensorflow as tf
 
+from keras_simclr import trials
+
+REPEATABLE = (
+    "`micro_batch_size` needs a forward pass that can be repeated: no dropout, "
+    "nothing else that draws random numbers."
+)
+
 
 def replica_and_number():
     """Which replica this is, and of how many; `(0, 1)` outside of replicas."""
@@ -152,18 +159,24 @@ def share_failure(gradients):
     return gradients
 
 
-def prepare(layers, *, replicas, micro_batch_size):
+def prepare(layers, embed, inputs, *, replicas, micro_batch_size):
     """Makes layers fit for replicas or micro-batches, or refuses them.
 
     Batch norm is synchronized among replicas, but not in micro-batches: no
     collective may stand inside their loop. A forward pass that cannot be
-    repeated is refused.
+    repeated is refused: `embed` is that of all layers, in training, tried on
+    `inputs` (`trials.examples`).
     """
     is_cached = micro_batch_size is not None
+    if (is_cached or replicas > 1) and trials.is_random(embed, inputs):
+        _refuse_randomness(layers, is_cached)
     for layer in layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.synchronized = replicas > 1 and not is_cached
-    random = [
+
+
+def _refuse_randomness(layers, is_cached):
+    names = [
         layer.name
         for layer in layers
         if any(
@@ -171,19 +184,20 @@ def prepare(layers, *, replicas, micro_batch_size):
             for value in vars(layer).values()
         )
     ]
-    if random and is_cached:
-        raise ValueError(
-            "`micro_batch_size` needs a forward pass that can be repeated: no "
-            "dropout, nothing else that draws random numbers. Received: "
-            f"layers {', '.join(random)}. Leave them out, or leave out "
-            "`micro_batch_size`."
+    words = f"layers {', '.join(names)}. Leave them out"
+    if not names:
+        words = (
+            "other outputs for equal inputs. Leave out what draws in its "
+            "`call`, for example from keras.random or tf.random"
         )
-    if random and replicas > 1:
+    if is_cached:
         raise ValueError(
-            "Several replicas need layers that draw no random numbers: Keras "
-            "gives all replicas the same ones. Received: layers "
-            f"{', '.join(random)}. Leave them out."
+            f"{REPEATABLE} Received: {words}, or leave out `micro_batch_size`."
         )
+    raise ValueError(
+        "Several replicas need layers that draw no random numbers: Keras "
+        f"gives all replicas the same ones. Received: {words}."
+    )
 
 
 def check_strategy(strategy, variables, micro_batch_size=None):

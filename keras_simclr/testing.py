@@ -1,12 +1,14 @@
 """Checks for encoders, augmentations and losses of your own."""
 
 import contextlib
+import pathlib
+import tempfile
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_simclr import elements
+from keras_simclr import augmentations, copies, elements
 
 _TOLERANCE = 1e-9  # Of a tensor's largest entry, in float64.
 # But at least of this part of all tensors': a bias before batch norm has no
@@ -24,6 +26,74 @@ _CAUSES = {
     "update": "an optimizer that looks at a replica's own gradients: override "
     "`update_step`, not `apply`",
 }
+
+
+def assert_copies_agree(encoder, inputs=None):
+    """Asserts that copies of an encoder return at rest what it returns.
+
+    These are the float32 copy that probes, fine-tuning and exports use, and one
+    that was saved and loaded. What is lost in them is state that is neither a
+    weight nor in `get_config` nor in `save_own_variables`.
+
+    Args:
+        encoder: Built `keras.Model`.
+        inputs: Batch of what it takes, or None for random numbers: give one
+            for an encoder that takes words, or only some numbers.
+
+    Raises:
+        AssertionError: If one returns other values, or the encoder is random
+            at rest.
+
+    Example:
+
+    >>> normalization = keras.layers.Normalization()
+    >>> normalization.adapt(np.random.default_rng(0).normal(5, 2, (100, 4)))
+    >>> encoder = keras.Sequential(
+    ...     [keras.Input((4,)), normalization, keras.layers.Dense(3)]
+    ... )
+    >>> assert_copies_agree(encoder)
+    """
+    try:
+        copies.check_copy(encoder, copies.plain_copy(encoder), inputs)
+        with tempfile.TemporaryDirectory() as directory:
+            path = pathlib.Path(directory) / "encoder.keras"
+            encoder.save(path)
+            loaded = keras.models.load_model(
+                path, custom_objects=copies.own_objects(encoder)
+            )
+        copies.check_copy(encoder, loaded, inputs)
+    except ValueError as error:
+        raise AssertionError(str(error)) from error
+
+
+def assert_at_rest(part, inputs):
+    """Asserts that nothing is random at rest (`training=False`).
+
+    Each layer is called several times, and sees each example twice.
+
+    Args:
+        part: An augmentation (a layer, or a list of layers), an encoder, a
+            projection head or a `SimCLRModel`.
+        inputs: Batch of examples that it takes.
+
+    Raises:
+        AssertionError: If a layer returns different outputs for equal inputs.
+
+    Example:
+
+    >>> images = np.random.default_rng(0).random((2, 8, 8, 3), "float32")
+    >>> assert_at_rest([simclr.RandomFlip()], images)
+    >>> assert_at_rest(keras.layers.RandomFlip(), images)
+    """
+    inputs = tf.convert_to_tensor(inputs)
+    for layer in augmentations.as_list(part):
+        twice = tf.concat([inputs, inputs], axis=0)
+        if augmentations.is_random_at_rest(layer, twice):
+            raise AssertionError(
+                f"{layer.name!r} returns other outputs for equal inputs at "
+                "rest. Let its `call` draw only if `training` is true."
+            )
+        inputs = augmentations.at_rest(layer, inputs)
 
 
 def assert_replica_parity(build_model, dataset, *, replicas=2):

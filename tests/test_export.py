@@ -373,7 +373,7 @@ def test_export_refuses_what_is_not_a_simclr_model(tmp_path):
 @pytest.mark.filterwarnings("ignore:These layers:UserWarning")
 def test_export_refuses_an_augmentation_that_changes_images_at_rest(tmp_path):
     model = small_model(
-        8, augmentation=[keras.layers.Rescaling(2.0), simclr.RandomFlip()]
+        8, augmentation=[keras.layers.Rescaling(0.5), simclr.RandomFlip()]
     )
     with pytest.raises(ValueError) as error:
         simclr.export_encoder(model, tmp_path / "out")

@@ -20,7 +20,7 @@ from helpers.training import (
 )
 
 import keras_simclr as simclr
-from keras_simclr import micro_batches
+from keras_simclr import micro_batches, trials
 
 pytestmark = pytest.mark.usefixtures("float32_afterwards")
 
@@ -335,3 +335,80 @@ def test_foreign_augmentation_draws_anew_in_each_part():
     model._views(IMAGES[:2], None, 0, start=4, size=8)
     whole, _, part, _ = (tuple(seed.numpy()) for seed in seen)
     assert whole != part
+
+
+class Drawing(keras.layers.Layer):
+    """Draws in training, by no generator of its own."""
+
+    def call(self, inputs, training=False):
+        return self.draw(inputs) if training else inputs
+
+
+def drawing(draw):
+    layer = Drawing()
+    layer.draw = draw
+    return layer
+
+
+DRAWS = {
+    "keras": lambda x: keras.random.dropout(x, 0.1),
+    "one mask": lambda x: keras.random.dropout(x, 0.5, seed=1),
+    "tf": lambda x: x + tf.random.normal(tf.shape(x)),
+    "tf with a seed": lambda x: tf.nn.dropout(x, 0.5, seed=1),
+    "of the batch": lambda x: x * tf.random.uniform([]),
+}
+
+
+@pytest.mark.parametrize("name", DRAWS)
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_randomness_is_told_by_what_an_encoder_does(name, replicas):
+    message = {
+        1: "`micro_batch_size` needs a forward pass that can be repeated: no "
+        "dropout, nothing else that draws random numbers. Received: other "
+        "outputs for equal inputs. Leave out what draws in its `call`, for "
+        "example from keras.random or tf.random, or leave out "
+        "`micro_batch_size`.",
+        2: "Several replicas need layers that draw no random numbers: Keras "
+        "gives all replicas the same ones. Received: other outputs for equal "
+        "inputs. Leave out what draws in its `call`, for example from "
+        "keras.random or tf.random.",
+    }
+    with mirrored(replicas).scope(), pytest.raises(ValueError) as error:
+        simclr.SimCLRModel(
+            keras.Sequential([network(), drawing(DRAWS[name])]),
+            augmentation=flip(),
+            micro_batch_size=4 if replicas == 1 else None,
+        )
+    assert str(error.value) == message[replicas]
+
+
+def test_a_head_that_draws_is_refused():
+    head = keras.Sequential([keras.Input((16,)), drawing(DRAWS["tf"])])
+    with pytest.raises(ValueError, match="pass that can be repeated"):
+        simclr.SimCLRModel(
+            network(), head, augmentation=flip(), micro_batch_size=4
+        )
+
+
+@pytest.mark.parametrize("run_eagerly", [False, True])
+def test_a_second_pass_that_differs_stops_the_step(monkeypatch, run_eagerly):
+    """What draws so seldom that trying it does not show it."""
+    monkeypatch.setattr(trials, "is_random", lambda *args, **kwargs: False)
+    model = simclr.SimCLRModel(
+        keras.Sequential([network(), drawing(DRAWS["of the batch"])]),
+        linear_head(),
+        augmentation=flip(),
+        micro_batch_size=8,
+    )
+    model.compile(sgd(), run_eagerly=run_eagerly)
+    before = model.get_weights()
+    with pytest.raises(ValueError) as error:
+        model.fit(IMAGES, batch_size=16, verbose=0)
+    assert str(error.value) == (
+        "`micro_batch_size` needs a forward pass that can be repeated: no "
+        "dropout, nothing else that draws random numbers. Received: a second "
+        "pass with other embeddings (epoch 1, step 1). The model is as the "
+        "step before left it."
+    )
+    for value, expected in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(value, expected)

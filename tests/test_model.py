@@ -1,3 +1,5 @@
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -1000,3 +1002,183 @@ def test_groups_need_a_loss_that_takes_them():
 def test_images_of_one_group_are_no_negatives():
     images = {"images": random_images(), "groups": np.zeros(8, int)}
     assert fit(tiny_model(), images, batch_size=8)["loss"] == [0.0]
+
+
+class Unrested(keras.layers.Layer):
+    """A user's own augmentation that knows no `training`."""
+
+    def call(self, images):
+        return images * tf.random.uniform((tf.shape(images)[0], 1, 1, 1))
+
+
+class SeldomFlipped(keras.layers.Layer):
+    """Draws once for a whole batch, whatever `training` is."""
+
+    def call(self, images, training=True, seed=None):
+        is_flipped = tf.random.uniform(()) < 0.5
+        return tf.cond(is_flipped, lambda: images[:, :, ::-1], lambda: images)
+
+
+class Counting(keras.layers.Layer):
+    """Depends on how often it was called."""
+
+    def build(self, input_shape):
+        self.calls = self.add_weight(initializer="zeros", trainable=False)
+
+    def call(self, images):
+        self.calls.assign_add(0.01)
+        return images * (1.0 - self.calls)
+
+
+@pytest.mark.filterwarnings("ignore:These layers:UserWarning")
+@pytest.mark.parametrize(
+    "layers",
+    [
+        Unrested(name="mine"),
+        SeldomFlipped(name="mine"),
+        Counting(name="mine"),
+        [simclr.RandomFlip(), Unrested(name="mine")],
+        keras.Sequential([keras.Input((8, 8, 3)), Unrested()], name="mine"),
+        keras.layers.Pipeline([Unrested()], name="mine"),
+    ],
+)
+def test_augmentations_that_draw_at_rest_are_refused(layers):
+    with pytest.raises(ValueError) as error:
+        tiny_model(augmentation=layers)
+    assert str(error.value) == (
+        "Augmentations must draw nothing at rest (training=False), as in "
+        "`predict`. Received: other views of equal images by mine. Let its "
+        "`call(images, training=True)` return the images as they are if "
+        "`training` is false."
+    )
+
+
+def keras_layer(name, **kwargs):
+    return getattr(keras.layers, name)(name="mine", **kwargs)
+
+
+def clipped_noise():
+    noise = keras.layers.GaussianNoise(0.1)
+    clip = keras.layers.ReLU(max_value=1.0)
+    return [noise, clip]
+
+
+@pytest.mark.filterwarnings("ignore:These layers:UserWarning")
+@pytest.mark.parametrize("place", ["augmentation", "second_augmentation"])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        keras_layer("RandomBrightness", factor=0.5),
+        keras_layer("RandomContrast", factor=0.5),
+        keras_layer("RandomInvert"),
+        keras_layer("Rescaling", scale=2.0),
+        keras_layer("Rescaling", scale=2.0, offset=-1.0),
+        keras_layer("Rescaling", scale=1 / 255),
+        keras_layer("Rescaling", scale=255.0),
+        keras_layer("GaussianNoise", stddev=0.1),
+        keras.Sequential(
+            [
+                keras.Input((8, 8, 3)),
+                keras.layers.Rescaling(1 / 255),
+                keras.layers.RandomFlip(),
+                keras.layers.RandomBrightness(0.2, value_range=(0, 1)),
+            ],
+            name="mine",
+        ),
+    ],
+)
+def test_views_out_of_the_range_of_images_are_refused(place, layer):
+    for layers in ([layer], [simclr.RandomFlip(), layer, simclr.RandomFlip()]):
+        with pytest.raises(ValueError) as error:
+            tiny_model(**{"augmentation": Shake(), place: layers})
+        assert re.fullmatch(
+            r"Views must lie in \[0, 1\] and use it, as the images do that "
+            r"come to an augmentation. Received: of images from 0 to 1, views "
+            rf"from \S+ to \S+ by mine of `{place}`. Give Keras's layers "
+            r"value_range=\(0, 1\), leave out Rescaling\(1 / 255\), clip what "
+            r"overshoots, and put a Rescaling that the encoder wants in front "
+            r"of the encoder.",
+            str(error.value),
+        )
+
+
+@pytest.mark.filterwarnings("ignore:These layers of .* take no:UserWarning")
+@pytest.mark.parametrize(
+    "layers",
+    [
+        keras_layer("RandomBrightness", factor=0.5, value_range=(0, 1)),
+        keras_layer("RandomContrast", factor=0.5, value_range=(0, 1)),
+        keras_layer("RandomSaturation", factor=0.5, value_range=(0, 1)),
+        keras_layer("RandomRotation", factor=0.2),
+        keras_layer("RandomCrop", height=8, width=8),
+        keras_layer("Resizing", height=8, width=8, interpolation="bicubic"),
+        clipped_noise(),
+        [
+            keras.layers.Rescaling(255.0),
+            keras.layers.RandomBrightness(0.2),
+            keras.layers.Rescaling(1 / 255),
+        ],
+        Shake(),
+    ],
+)
+def test_views_in_the_range_of_images_are_taken(layers):
+    images = random_images(2)
+    model = tiny_model(augmentation=layers)
+    np.testing.assert_allclose(model.evaluation_view(images), images, atol=1e-5)
+
+
+def test_layers_of_tables_have_any_range():
+    encoder = keras.Sequential([keras.Input((5,)), keras.layers.Dense(3)])
+    tiny_model(encoder, augmentation=[Shake(), TimesHundred()])
+
+
+class TimesHundred(keras.layers.Layer):
+    def call(self, rows, training=True, seed=None):
+        return 100.0 * rows if training else rows
+
+
+def test_layers_that_change_images_at_rest_are_said():
+    with pytest.warns(UserWarning, match="take no `seed`"):
+        with pytest.warns(UserWarning, match="at rest: half") as record:
+            tiny_model(
+                augmentation=[
+                    simclr.RandomFlip(),
+                    keras.layers.Rescaling(0.5, name="half"),
+                ]
+            )
+    assert {warning.filename for warning in record} == {__file__}
+
+
+class CutInTraining(keras.layers.Layer):
+    """Makes views of the encoder's size in training only."""
+
+    def call(self, images, training=True, seed=None):
+        return images[:, :8, :8] if training else images
+
+
+def test_images_that_predict_will_refuse_are_said_before_training():
+    model = tiny_model(augmentation=CutInTraining())
+    images = random_images(4, size=16)
+    message = (
+        "`predict`, probes and exports will refuse images of shape (16, 16, "
+        "3): `augmentation` makes (16, 16, 3) of them at rest, and the encoder "
+        "takes (8, 8, 3). Put RandomResizedCrop first, which resizes at rest."
+    )
+    with pytest.warns(UserWarning, match=re.escape(message)) as record:
+        fit(model, images, batch_size=2)
+    assert record[-1].filename == __file__
+    with pytest.raises(ValueError, match="`augmentation` at rest"):
+        model.predict(images, verbose=0)
+
+
+def test_an_encoder_of_integers_would_see_black_images():
+    encoder = keras.Sequential(
+        [keras.Input((8, 8, 3), dtype="uint8"), keras.layers.Flatten()]
+    )
+    with pytest.raises(ValueError) as error:
+        tiny_model(encoder)
+    assert str(error.value) == (
+        "`encoder` must take floats: views lie in [0, 1], and as integers "
+        "would be 0. Begin it with keras.Input(shape) and, if it expects 0 to "
+        "255, keras.layers.Rescaling(255.0). Received: inputs of uint8"
+    )

@@ -135,3 +135,66 @@ def test_parity_says_how_to_make_devices():
     )
     with pytest.raises(RuntimeError, match=re.escape(message)):
         simclr.testing.assert_replica_parity(None, None, replicas=5)
+
+
+def test_copies_of_a_users_own_encoder():
+    class Mean(keras.layers.Layer):
+        """Subtracts what it was given after it was made."""
+
+        mean = 0.0
+
+        def call(self, images):
+            return images - self.mean
+
+    encoder = network(Mean)
+    simclr.testing.assert_copies_agree(encoder)
+    encoder.layers[1].mean = 3.0
+    with pytest.raises(AssertionError, match="must return what it returns"):
+        simclr.testing.assert_copies_agree(encoder)
+
+
+def test_copies_are_tried_on_a_users_own_inputs():
+    """Random words would all be unknown ones."""
+    lookup = keras.layers.StringLookup()
+    lookup.adapt(np.array(["cat", "dog"]))
+    layers = [lookup, keras.layers.Embedding(3, 2), keras.layers.Flatten()]
+    encoder = keras.Sequential([keras.Input((1,), dtype="string"), *layers])
+    words = tf.constant([["cat"], ["dog"], ["cow"]])
+    simclr.testing.assert_copies_agree(encoder, words)
+    plain = simclr.copies.plain_copy
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            simclr.copies, "plain_copy", lambda x: reversed_words(plain(x))
+        )
+        with pytest.raises(AssertionError, match="must return what it returns"):
+            simclr.testing.assert_copies_agree(encoder, words)
+
+
+def reversed_words(encoder):
+    lookup = encoder.layers[0]
+    lookup.set_vocabulary(lookup.get_vocabulary()[:0:-1])
+    return encoder
+
+
+def test_nothing_is_random_at_rest():
+    class Noise(keras.layers.Layer):
+        """Knows no `training`."""
+
+        def call(self, images):
+            return images + tf.random.normal(tf.shape(images))
+
+    images = np.float32(IMAGES[:3] / 255)
+    assert_at_rest = simclr.testing.assert_at_rest
+    assert_at_rest(flip(), images)
+    assert_at_rest([keras.layers.RandomRotation(0.1), flip()], images)
+    assert_at_rest(network(), images)
+    assert_at_rest(keras.layers.Dropout(0.5), images)
+    model = simclr.SimCLRModel(network(), augmentation=flip())
+    assert_at_rest(model, images)
+    for part in (
+        Noise(name="noise"),
+        [flip(), Noise(name="noise")],
+        keras.Sequential([Noise()], name="noise"),
+    ):
+        with pytest.raises(AssertionError, match="'noise' returns other"):
+            assert_at_rest(part, images)
