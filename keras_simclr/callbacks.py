@@ -323,7 +323,8 @@ class Measures(_Periodic):
         self._batches = 0
 
     def on_train_batch_end(self, batch, logs=None):
-        self._batches = batch + 1
+        # Keras counts the last execution of an epoch as full.
+        self._batches = min(batch + 1, self.params["steps"] or batch + 1)
 
     def on_test_begin(self, logs=None):
         self._learn_chance()  # Validation is about to reset the metrics.

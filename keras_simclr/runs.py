@@ -251,11 +251,11 @@ def pretrain(
             dataset, epochs=epochs, initial_epoch=first, callbacks=callbacks
         )
     except KeyboardInterrupt:
-        for callback in callbacks:
-            callback.on_train_end()
         if is_chief and keeper.is_worth_keeping():
             keeper.save_model()
     finally:
+        for callback in callbacks:
+            callback.on_train_end()
         if is_chief:
             entries = {
                 "epochs_trained": keeper.epochs,
@@ -300,7 +300,15 @@ def _csv_logger(path, first):
         with path.open(newline="") as file:  # The log ends lines as CSV does.
             lines = file.readlines()
         _write_text(path, "".join(lines[: first + 1]))
-    return keras.callbacks.CSVLogger(path, append=first > 0)
+    return _Log(path, append=first > 0)
+
+
+class _Log(keras.callbacks.CSVLogger):
+    """Can be closed again, and before it was opened."""
+
+    def on_train_end(self, logs=None):
+        if self.csv_file is not None:
+            super().on_train_end(logs)
 
 
 def recorded_flags(run_dir):

@@ -121,7 +121,7 @@ def check_predictions(out, images, expected, path):
     assert classification.input_shape(out) == (8, 8, 1)
     colored = tf.data.Dataset.from_tensors(np.zeros((2, 8, 8, 3), "uint8"))
     with pytest.raises(ValueError) as error:
-        classification.write_predictions(out, colored, path)
+        classification.write_predictions(out, colored, path.with_stem("b"))
     assert str(error.value) == (
         "The classifier takes images of 1 channels. Received: images of 3 "
         "channels"

@@ -524,9 +524,11 @@ def test_a_failed_import_leaves_nothing(tmp_path, monkeypatch):
 def test_weights_that_are_not_finite_are_refused(r18, tmp_path, monkeypatch):
     path = tmp_path / "saved_model"
     official_files.write_saved_model(r18, path)
-    read = official._File.read
+    read = simclr.official_files.OfficialFile.read
     monkeypatch.setattr(
-        official._File, "read", lambda *args: read(*args) * np.nan
+        simclr.official_files.OfficialFile,
+        "read",
+        lambda *args: read(*args) * np.nan,
     )
     with pytest.raises(ValueError, match="Weights must be finite"):
         simclr.load_official(path)

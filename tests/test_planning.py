@@ -192,6 +192,7 @@ def flags_of(report):
     }
 
 
+@pytest.mark.filterwarnings("ignore:These layers of `augmentation` change")
 @pytest.mark.usefixtures("_quick")
 def test_folder_is_planned(directory, capsys):
     arguments = [f"--data={directory}", "--batch_size=12", "--seed=3"]
@@ -213,6 +214,7 @@ def test_folder_is_planned(directory, capsys):
     }
 
 
+@pytest.mark.filterwarnings("ignore:These layers of `augmentation` change")
 @pytest.mark.usefixtures("_quick")
 def test_file_is_planned_for_little_memory(tmp_path, monkeypatch, capsys):
     free = types.SimpleNamespace(available=1000)
