@@ -11,7 +11,9 @@ import dis
 import importlib.util
 import io
 import os
+import pathlib
 import sys
+import tempfile
 import traceback
 
 from absl import flags
@@ -285,9 +287,14 @@ class _Output:
 
 
 def _main(argv):
-    if not argv or argv[0] in ("--help", "-h", "help"):
+    if not argv or argv in (["--help"], ["-h"], ["help"]):
         print(_overview())
         return 0 if argv else 2
+    if argv[0] == "--version":
+        print(f"keras-simclr {_version()}")
+        return 0
+    if argv[0] in ("--help", "-h", "help"):
+        argv = [*argv[1:], "--help"]
     command, *rest = argv
     if command not in _COMMANDS:
         near = difflib.get_close_matches(command, _COMMANDS, n=1)
@@ -304,6 +311,10 @@ def _main(argv):
         return _fail(f"{command}: {error}", 2)
     if positional:
         return _fail(f"{command}: write --flag=value, not {positional[0]!r}", 2)
+    for name in _COMMANDS[command][1]:
+        if str(values[name].value).startswith("~"):  # Shells leave --data=~/x.
+            path = pathlib.Path(values[name].value)
+            values[name].value = str(path.expanduser())
     try:
         return run(command, values) or 0
     except KeyboardInterrupt:
@@ -368,6 +379,16 @@ def _overview():
     return "\n".join(lines)
 
 
+def _version():
+    """The package's, without importing it."""
+    import ast
+
+    origin = importlib.util.find_spec("keras_simclr").origin
+    lines = pathlib.Path(origin).read_text("utf-8").splitlines()
+    (version,) = (x for x in lines if x.startswith("__version__ = "))
+    return ast.literal_eval(version.partition(" = ")[2])
+
+
 def _command_help(command):
     text, table = _COMMANDS[command]
     lines = [f"usage: keras-simclr {command} [--flag=value ...]", "", text, ""]
@@ -387,7 +408,9 @@ def run(command, values):
     Returns:
         Exit code, or None for 0.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if "TF_CPP_MIN_LOG_LEVEL" not in os.environ:
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+        _import_quietly()
     return {
         "demo": _demo,
         "scan": _scan,
@@ -402,6 +425,25 @@ def run(command, values):
     }[command](values)
 
 
+def _import_quietly():
+    """Imports TensorFlow without what it says before it can be told not to."""
+    with tempfile.TemporaryFile() as said:
+        try:
+            stderr = os.dup(2)
+        except OSError:  # There is none.
+            return
+        os.dup2(said.fileno(), 2)
+        try:
+            import keras_simclr  # noqa: F401
+        except BaseException:
+            said.seek(0)
+            os.write(stderr, said.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+
+
 def _demo(values):
     from keras_simclr import demo
 
@@ -409,8 +451,6 @@ def _demo(values):
 
 
 def _scan(values):
-    import pathlib
-
     import keras
 
     from keras_simclr import _files, scanning
@@ -599,8 +639,6 @@ def _record(values, source, model):
 def _write_table(source, output_dir, name, what, write):
     """A row for each image, and beside it a list of the files without one."""
     import csv
-    import pathlib
-
     from keras_simclr import _files
 
     output_dir = pathlib.Path(output_dir)

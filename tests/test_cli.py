@@ -2,6 +2,7 @@ import csv
 import errno
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -852,3 +853,40 @@ def test_changed_data_is_accepted_on_demand(tmp_path, monkeypatch, capsys):
     summary = json.loads((out / "summary.json").read_text())
     assert summary["earlier_data"][0]["images_per_epoch"] == 16
     assert "accept_changed_data" not in (out / "flags.txt").read_text()
+
+
+def test_version_and_help_of_a_command(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"keras-simclr {simclr.__version__}\n"
+    texts = []
+    for arguments in (["help", "scan"], ["scan", "--help"], ["-h", "scan"]):
+        assert cli.main(arguments) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0].startswith("usage: keras-simclr scan ")
+    assert texts[0] == texts[1] == texts[2]
+    assert cli.main(["help", "scam"]) == 2
+    assert "Did you mean scan?" in capsys.readouterr().err
+
+
+def test_home_is_found(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    arguments = ["scan", "--data=~/photos", "--output_dir=~/scan"]
+    assert cli.main(arguments) == 1
+    assert f"directory={str(tmp_path / 'photos')!r}" in capsys.readouterr().err
+
+
+def test_nothing_stands_between_the_user_and_the_result(tmp_path):
+    environment = {k: v for k, v in os.environ.items() if "LOG_LEVEL" not in k}
+    found = subprocess.run(
+        [
+            sys.executable,
+            *("-m", "keras_simclr", "scan", "--data=nowhere"),
+            f"--output_dir={tmp_path}",
+        ],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert found.stdout == ""
+    assert found.stderr.startswith("keras-simclr: scan: `directory` must exist")
+    assert found.stderr.count("\n") == 1
