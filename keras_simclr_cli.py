@@ -639,6 +639,7 @@ def _record(values, source, model):
 def _write_table(source, output_dir, name, what, write):
     """A row for each image, and beside it a list of the files without one."""
     import csv
+
     from keras_simclr import _files
 
     output_dir = pathlib.Path(output_dir)

@@ -880,7 +880,8 @@ def test_nothing_stands_between_the_user_and_the_result(tmp_path):
     found = subprocess.run(
         [
             sys.executable,
-            *("-m", "keras_simclr", "scan", "--data=nowhere"),
+            *("-c", "import keras_simclr_cli as x, sys; sys.exit(x.main())"),
+            *("scan", "--data=nowhere"),
             f"--output_dir={tmp_path}",
         ],
         capture_output=True,
