@@ -380,7 +380,10 @@ class RandomResizedCrop(Augmentation):
             return (zeros, heights), (zeros, widths)
         ratio = self.width / self.height
         side = 7 / 8 * tf.minimum(heights, widths / ratio)
-        height, width = tf.round(side), tf.round(side * ratio)
+        # At least a pixel, of images that are very long and narrow.
+        height, width = (
+            tf.maximum(tf.round(x), 1.0) for x in (side, side * ratio)
+        )
         top = tf.floor((heights - height + 1) / 2)
         left = tf.floor((widths - width + 1) / 2)
         return (top, height), (left, width)

@@ -1167,3 +1167,18 @@ def test_refusals_reach_the_caller_of_the_layer():
 def test_callers_learn_that_a_seed_is_a_pair(seed):
     with pytest.raises(ValueError, match="`seed` must be a pair of integers"):
         shared("flip")(IMAGES, seed=seed)
+
+
+@pytest.mark.parametrize("size", [(60, 4), (4, 60), (1, 64), (64, 1), (9, 8)])
+@pytest.mark.parametrize("target", [(16, 128), (128, 16), (40, 40)])
+def test_long_and_narrow_images_are_seen_at_rest(size, target):
+    images = np.random.default_rng(0).random((2, *size, 3), "float32")
+    crop = simclr.RandomResizedCrop(*target)
+    views = crop(images, training=False).numpy()
+    assert np.isfinite(views).all()
+    low, high = images.min(axis=(1, 2)), images.max(axis=(1, 2))
+    assert (views.min(axis=(1, 2)) >= low - 1e-6).all()
+    assert (views.max(axis=(1, 2)) <= high + 1e-6).all()
+    np.testing.assert_allclose(
+        crop.plain_at_rest(tf.constant(images)), views, atol=1e-5
+    )
