@@ -1,8 +1,10 @@
 """What stands beside an exported encoder: model card, pages, archive."""
 
 import gzip
+import html
 import importlib.metadata
 import json
+import pathlib
 import re
 import shlex
 import tarfile
@@ -84,7 +86,7 @@ def describe(network, image_shape, view_shape, *, crops=False, about=None):
     >>> describe(encoder, (None, None, 3), (8, 8, 3))["outputs"]
     {'dtype': 'float32', 'shape': [None, 512]}
     """
-    about = about or {}
+    about = _without_places(about or {})
     return {
         "name": network.name,
         "inputs": {
@@ -136,6 +138,20 @@ def of_weights(about, weights):
         )
     kept = {k: v for k, v in about.items() if k not in left_out}
     return {k: v for k, v in kept.items() if k != "weights" or v == weights}
+
+
+def _without_places(value):
+    """The same with the names of files alone: cards are for others to read."""
+    if isinstance(value, dict):
+        return {
+            _without_places(name): _without_places(each)
+            for name, each in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return [_without_places(each) for each in value]
+    if isinstance(value, str) and pathlib.PurePath(value).is_absolute():
+        return pathlib.PurePath(value).name
+    return value
 
 
 def takes_files(image_shape, view_shape):
@@ -211,7 +227,7 @@ def readme(card, uses):
         )
     return _README.format(
         kind=kind,
-        name=card["name"],
+        name=_as_text(card["name"]),
         features=card["outputs"]["shape"][-1],
         contract=card["inputs"]["contract"],
         shape=[4, *(x or 64 for x in card["inputs"]["shape"][1:])],
@@ -238,12 +254,14 @@ def _origin(card):
         for row in card["rows"]:
             low, high = (100 * x for x in row["interval"])
             yield (
-                f"| {row['features']} | {row['probe']} | {row['labels']} | "
-                f"{100 * row['accuracy']:.1f} | {low:.1f} to {high:.1f} |\n"
+                f"| {_as_text(row['features'])} | {row['probe']} | "
+                f"{row['labels']} | {100 * row['accuracy']:.1f} | "
+                f"{low:.1f} to {high:.1f} |\n"
             )
         yield "\n"
     if card.get("recipe"):
         flags = shlex.join(f"--{k}={v}" for k, v in card["recipe"].items())
+        flags = _in_one_line(flags)
         yield f"## Recipe\n\n```shell\nkeras-simclr pretrain {flags}\n```\n\n"
     if card.get("weights"):
         yield (
@@ -252,8 +270,19 @@ def _origin(card):
         )
     for name in ("data", "versions"):
         if card.get(name):
-            pairs = ", ".join(f"{k} {v}" for k, v in card[name].items())
+            pairs = ", ".join(
+                f"{k} {_as_text(str(v))}" for k, v in card[name].items()
+            )
             yield f"## {name.capitalize()}\n\n{pairs}\n\n"
+
+
+def _as_text(name):
+    """A name that people gave, in Markdown: it shows as it is."""
+    return re.sub(r"([\\`*_|\[\]])", r"\\\1", html.escape(_in_one_line(name)))
+
+
+def _in_one_line(text):
+    return "".join(x if x.isprintable() else ascii(x)[1:-1] for x in text)
 
 
 def write_hub(card, directory):

@@ -98,3 +98,35 @@ def test_card_says_of_imported_weights_only_what_is_known():
         assert "without labels" not in text
         assert text.endswith(f"## Licence\n\n{card['license']}\n")
     assert "that the official SimCLR code wrote, r50_1x_sk0: it makes" in text
+
+
+def test_cards_hold_names_as_text_and_no_places():
+    name = "/home/ada/<img onerror=x>|\n```"
+    about = {
+        "recipe": {"data": name, "depth": "10"},
+        "data": {"source": name, "files": 3},
+        "rows": [
+            {
+                "features": name,
+                "probe": "knn",
+                "labels": "all",
+                "accuracy": 0.5,
+                "interval": [0.4, 0.6],
+            }
+        ],
+    }
+    network = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    card = cards.describe(network, (2,), (2,), about=about)
+    assert "/home" not in str(card)
+    assert card["recipe"] == {"data": name[10:], "depth": "10"}
+    card["round_trip"] = {
+        "images": 1,
+        "largest_value": 1.0,
+        "max_difference": {},
+    }
+    text = cards.readme(card, [])
+    (row,) = (x for x in text.splitlines() if "| knn |" in x)
+    assert row.startswith(r"| &lt;img onerror=x&gt;\|\\n\`\`\` | knn | all |")
+    assert "source &lt;img" in text
+    fenced = text.split("```shell\n")[1].splitlines()
+    assert (fenced[0][:22], fenced[1]) == ("keras-simclr pretrain ", "```")
