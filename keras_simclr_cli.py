@@ -612,9 +612,12 @@ def _write_table(source, output_dir, name, what, write):
     print(f"{path} holds {count} {what}.")
     if is_folder:
         others = output_dir / "skipped.csv"
-        with others.open("w", newline="", errors="backslashreplace") as file:
-            reasons = {**source.left_out, **source.skipped}
-            csv.writer(file).writerows([("path", "reason"), *reasons.items()])
+        reasons = {**source.left_out, **source.skipped}
+        rows = zip(_files.valid_names(reasons), reasons.values(), strict=True)
+        with others.open(
+            "w", newline="", encoding="utf-8", errors="backslashreplace"
+        ) as file:
+            csv.writer(file).writerows([("path", "reason"), *rows])
         print(f"{others} lists {len(reasons)} other files.")
 
 

@@ -11,6 +11,8 @@ import warnings
 import keras
 import tensorflow as tf
 
+from keras_simclr._files import valid_names
+
 # As Kaggle's own templates have it: its client refuses to upload the first.
 _OWNER = "INSERT_OWNER_SLUG_HERE"
 _LICENSE = "INSERT_LICENSE_NAME_HERE"
@@ -209,7 +211,7 @@ def readme(card, uses):
             "An encoder of weights that the official SimCLR code wrote, "
             f"{architecture}"
         )
-    return _README.format(
+    text = _README.format(
         kind=kind,
         name=card["name"],
         features=card["outputs"]["shape"][-1],
@@ -225,6 +227,7 @@ def readme(card, uses):
         origin="".join(_origin(card)),
         license=card["license"],
     )
+    return valid_names([text])[0]
 
 
 def _origin(card):

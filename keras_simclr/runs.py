@@ -1,5 +1,6 @@
 """The run directory: flags, log, weights and results of one pretraining."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -213,7 +214,7 @@ def pretrain(
     Raises:
         FileExistsError: If `run_dir` holds a finished run, one with other
             flags, or anything else.
-        OSError: If it cannot be written.
+        OSError: If it cannot be written, or another process trains in it.
         ValueError: If the run began with other data; or if training diverges:
             then the model from before is kept.
 
@@ -226,10 +227,23 @@ def pretrain(
     """
     run_dir, summary = pathlib.Path(run_dir), dict(summary or {})
     check_can_run(run_dir, flags, accept_changed_data)
+    alone = contextlib.nullcontext()
+    if model.distribute_strategy.extended.should_checkpoint:
+        _files.check_can_write(run_dir)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        alone = _files.locked(run_dir)
+    with alone:
+        return _train(
+            model, dataset, run_dir, epochs, flags, summary, accept_changed_data
+        )
+
+
+def _train(
+    model, dataset, run_dir, epochs, flags, summary, accept_changed_data
+):
+    """What `pretrain` does in a directory that it has for itself."""
     strategy = model.distribute_strategy
     is_chief = strategy.extended.should_checkpoint
-    if is_chief:
-        _files.check_can_write(run_dir)
     earlier = _earlier_data(run_dir, summary.get("data"), accept_changed_data)
     first = restore(model, run_dir)
     check_agreement(strategy, first)
@@ -241,7 +255,6 @@ def pretrain(
     keeper = Checkpoints(run_dir)
     callbacks = [keeper]
     if is_chief:
-        run_dir.mkdir(parents=True, exist_ok=True)
         _write_text(run_dir / FLAGS, flags)
         update_summary(run_dir, summary)
         _forget_weights(run_dir)

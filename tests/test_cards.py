@@ -98,3 +98,12 @@ def test_card_says_of_imported_weights_only_what_is_known():
         assert "without labels" not in text
         assert text.endswith(f"## Licence\n\n{card['license']}\n")
     assert "that the official SimCLR code wrote, r50_1x_sk0: it makes" in text
+
+
+def test_page_names_what_is_no_text():
+    """Names of files may be any bytes, and any under some locales."""
+    recipe = {"data": "r\udcff", "output_dir": "r\udcc3\udca9"}
+    text = cards.readme({**CARD, "recipe": recipe, "data": recipe}, [])
+    assert "pretrain '--data=r\\xff' '--output_dir=r\u00e9'\n" in text
+    assert "data r\\xff, output_dir r\u00e9\n" in text
+    assert text.encode("utf-8")

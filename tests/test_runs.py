@@ -1,5 +1,7 @@
 import json
 import shutil
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -187,6 +189,36 @@ def test_run_goes_on_with_its_own_flags_only(tmp_path, dataset):
         f"Received: --epochs=6 for {str(tmp_path / 'run')!r}, which has "
         "--epochs=5"
     )
+
+
+def test_two_processes_do_not_train_in_one_directory(tmp_path, dataset):
+    """They would write over each other's files."""
+    model, run_dir = tiny_model(), tmp_path / "run"
+    interrupt(model, after=3)
+    runs.pretrain(model, dataset, run_dir, epochs=2)
+    before = {path: path.read_bytes() for path in run_dir.iterdir()}
+    code = (
+        "import sys\n"
+        "from keras_simclr import _files\n"
+        "with _files.locked(sys.argv[1]):\n"
+        "    print(flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, run_dir],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as other:
+        other.stdout.readline()
+        with pytest.raises(OSError) as error:
+            runs.pretrain(tiny_model(), dataset, run_dir, epochs=2)
+        other.kill()
+    assert str(error.value).endswith(
+        f"Received: {str(run_dir)!r}, where another one is at work. Wait until "
+        "it ends, or choose another directory"
+    )
+    assert before == {path: path.read_bytes() for path in run_dir.iterdir()}
+    assert runs.pretrain(tiny_model(), dataset, run_dir, epochs=2) == 2
 
 
 def test_finished_run_is_left_alone(tmp_path, dataset):
@@ -681,9 +713,9 @@ def test_other_flags_of_the_data_are_a_change_of_them(start, tmp_path):
         f"Received: --split=train[:8] for {str(tmp_path / 'run')!r}, which has "
         "--split=train. --accept_changed_data goes on with these data"
     )
-    with pytest.raises(FileExistsError, match="has --seed=0 --split=train$"):
+    with pytest.raises(FileExistsError, match=r"has --seed=0 --split=train$"):
         start(split="train[:8]", seed=1)
-    with pytest.raises(FileExistsError, match="has --seed=0$"):
+    with pytest.raises(FileExistsError, match=r"has --seed=0$"):
         start(split="train[:8]", seed=1, accept_changed_data=True)
     (tmp_path / "images.npz").rename(tmp_path / "moved.npz")
     moved = {"data": str(tmp_path / "moved.npz"), "split": "train[:8]"}
