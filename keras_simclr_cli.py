@@ -590,14 +590,14 @@ def _write_table(values, source, model, name, what, write):
     from keras_simclr import _files, cards, copies, runs, sources
 
     others, is_folder = "skipped.csv", not isinstance(source, str)
+    found = sources.fingerprint(source, data_dir=values.data_dir)
+    about = {
+        "weights": copies.weights_digest(model),
+        "data": {**found, "split": values.split},
+        **cards.versions(),
+    }
     with _files.staging(values.output_dir) as staged:
         count = write(staged / name, source.paths if is_folder else None)
-        found = sources.fingerprint(source, data_dir=values.data_dir)
-        about = {
-            "weights": copies.weights_digest(model),
-            "data": {**found, "split": values.split},
-            **cards.versions(),
-        }
         runs.update_summary(staged, about)
         if is_folder:
             reasons = {**source.left_out, **source.skipped}
