@@ -455,16 +455,16 @@ def _scan(values):
 
     from keras_simclr import _files, scanning
 
-    _files.check_is_free(values.output_dir)
-    path = pathlib.Path(values.output_dir) / "manifest.parquet"
+    name = "manifest.parquet"
     bar = keras.utils.Progbar(None, unit_name="file")
 
     def progress(done, total):
         bar.target = total
         bar.update(done)
 
-    print(scanning.scan(values.data, path, progress=progress))
-    print(f"{path} describes every file.")
+    with _files.staging(values.output_dir) as staged:
+        print(scanning.scan(values.data, staged / name, progress=progress))
+    print(f"{pathlib.Path(values.output_dir, name)} describes every file.")
 
 
 def _fields(kind, values):
@@ -586,21 +586,20 @@ def _predict(values):
     from keras_simclr import _files, classification
 
     _files.check_is_free(values.output_dir)
-    *sides, _ = classification.input_shape(values.model)
+    network = classification.load_classifier(values.model)
     data = _data(values)
-    source, images = data.open_in_order(max(sides))
+    source, images = data.open_in_order(max(network.input_shape[1:3]))
     print(f"Found: {data.in_words(source)}.")
     _write_table(
+        values,
         source,
-        values.output_dir,
+        network,
         "predictions.csv",
         "classified images",
         lambda path, names: classification.write_predictions(
             values.model, images, path, names
         ),
     )
-    network = classification.load_classifier(values.model)
-    _record(values, source, network)
 
 
 def _embed(values):
@@ -612,49 +611,45 @@ def _embed(values):
     source, images = data.open_in_order(max(model.encoder.input_shape[1:3]))
     print(f"Found: {data.in_words(source)}.")
     _write_table(
+        values,
         source,
-        values.output_dir,
+        model,
         f"embeddings.{values.format}",
         "representations",
         lambda path, names: embedding.write_embeddings(
             model, images, path, names
         ),
     )
-    _record(values, source, model)
 
 
-def _record(values, source, model):
-    """Says beside a table of which weights and of which images it is."""
-    from keras_simclr import cards, copies, runs, sources
+def _write_table(values, source, model, name, what, write):
+    """A row for each image; beside it, of what, and the files without one."""
+    import csv
 
+    from keras_simclr import _files, cards, copies, runs, sources
+
+    others, is_folder = "skipped.csv", not isinstance(source, str)
     found = sources.fingerprint(source, data_dir=values.data_dir)
     about = {
         "weights": copies.weights_digest(model),
         "data": {**found, "split": values.split},
         **cards.versions(),
     }
-    runs.update_summary(values.output_dir, about)
-
-
-def _write_table(source, output_dir, name, what, write):
-    """A row for each image, and beside it a list of the files without one."""
-    import csv
-
-    from keras_simclr import _files
-
-    output_dir = pathlib.Path(output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    path = output_dir / name
-    is_folder = not isinstance(source, str)
-    with _files.replacing(path) as staged:
-        count = write(staged, source.paths if is_folder else None)
-    print(f"{path} holds {count} {what}.")
-    if is_folder:
-        others = output_dir / "skipped.csv"
-        with others.open("w", newline="", errors="backslashreplace") as file:
+    with _files.staging(values.output_dir) as staged:
+        count = write(staged / name, source.paths if is_folder else None)
+        runs.update_summary(staged, about)
+        if is_folder:
             reasons = {**source.left_out, **source.skipped}
-            csv.writer(file).writerows([("path", "reason"), *reasons.items()])
-        print(f"{others} lists {len(reasons)} other files.")
+            paths = _files.valid_names(reasons)
+            rows = zip(paths, reasons.values(), strict=True)
+            with (staged / others).open(
+                "w", newline="", encoding="utf-8", errors="backslashreplace"
+            ) as file:
+                csv.writer(file).writerows([("path", "reason"), *rows])
+    output_dir = pathlib.Path(values.output_dir)
+    print(f"{output_dir / name} holds {count} {what}.")
+    if is_folder:
+        print(f"{output_dir / others} lists {len(reasons)} other files.")
 
 
 def _export(values):

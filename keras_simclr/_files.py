@@ -10,6 +10,11 @@ import tempfile
 
 import tensorflow as tf
 
+try:
+    import fcntl
+except ImportError:  # On Windows.
+    fcntl = None
+
 _STAGED = ".staged-"  # How names begin of what is not complete.
 # What systems put into a directory, or a fresh volume, that is empty.
 _OF_SYSTEMS = {"lost+found", ".DS_Store", ".localized", "Thumbs.db"}
@@ -134,6 +139,33 @@ def check_can_write(directory):
         for path in made:
             with contextlib.suppress(OSError):
                 path.rmdir()
+
+
+@contextlib.contextmanager
+def locked(directory):
+    """Context of a directory that no other such context may be of meanwhile.
+
+    The system ends it with the process, however that ends.
+    """
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise BlockingIOError(
+            "The output directory must be written by one process at a time. "
+            f"Received: {str(directory)!r}, where another one is at work. Wait "
+            "until it ends, or choose another directory"
+        ) from None
+    except OSError:
+        pass  # Not every network file system has locks.
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,8 @@ import warnings
 import keras
 import tensorflow as tf
 
+from keras_simclr._files import valid_names
+
 # As Kaggle's own templates have it: its client refuses to upload the first.
 _OWNER = "INSERT_OWNER_SLUG_HERE"
 _LICENSE = "INSERT_LICENSE_NAME_HERE"
@@ -282,6 +284,7 @@ def _as_text(name):
 
 
 def _in_one_line(text):
+    (text,) = valid_names([text])
     return "".join(x if x.isprintable() else ascii(x)[1:-1] for x in text)
 
 

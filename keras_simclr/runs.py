@@ -1,5 +1,6 @@
 """The run directory: flags, log, weights and results of one pretraining."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -26,6 +27,8 @@ from keras_simclr.replicas import check_agreement
 
 _LOG, _SUMMARY = "log.csv", "summary.json"
 _EARLIER = "earlier_evaluations"  # Of other weights than model.keras has.
+# How texts hold names of files, under any locale, and also those not in UTF-8.
+_ANY_NAME = {"encoding": "utf-8", "errors": "surrogateescape"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +90,8 @@ def carry_out(
     if given is None:
         given = {**vars(data), **vars(recipe)}.keys()
     recipe, data, given = _as_it_began(recipe, data, run_dir, set(given))
-    check_can_run(run_dir, recipes.as_flags(_values(recipe, data, run_dir)))
+    flags = recipes.as_flags(_values(recipe, data, run_dir))
+    check_can_run(run_dir, flags, accept_changed_data)
     recipe = recipe.with_choice(
         "precision", strategy, devices.fastest_precision, report
     )
@@ -210,7 +214,7 @@ def pretrain(
     Raises:
         FileExistsError: If `run_dir` holds a finished run, one with other
             flags, or anything else.
-        OSError: If it cannot be written.
+        OSError: If it cannot be written, or another process trains in it.
         ValueError: If the run began with other data; or if training diverges:
             then the model from before is kept.
 
@@ -222,11 +226,24 @@ def pretrain(
     ```
     """
     run_dir, summary = pathlib.Path(run_dir), dict(summary or {})
-    check_can_run(run_dir, flags)
+    check_can_run(run_dir, flags, accept_changed_data)
+    alone = contextlib.nullcontext()
+    if model.distribute_strategy.extended.should_checkpoint:
+        _files.check_can_write(run_dir)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        alone = _files.locked(run_dir)
+    with alone:
+        return _train(
+            model, dataset, run_dir, epochs, flags, summary, accept_changed_data
+        )
+
+
+def _train(
+    model, dataset, run_dir, epochs, flags, summary, accept_changed_data
+):
+    """What `pretrain` does in a directory that it has for itself."""
     strategy = model.distribute_strategy
     is_chief = strategy.extended.should_checkpoint
-    if is_chief:
-        _files.check_can_write(run_dir)
     earlier = _earlier_data(run_dir, summary.get("data"), accept_changed_data)
     first = restore(model, run_dir)
     check_agreement(strategy, first)
@@ -238,7 +255,6 @@ def pretrain(
     keeper = Checkpoints(run_dir)
     callbacks = [keeper]
     if is_chief:
-        run_dir.mkdir(parents=True, exist_ok=True)
         _write_text(run_dir / FLAGS, flags)
         update_summary(run_dir, summary)
         _forget_weights(run_dir)
@@ -314,7 +330,8 @@ class _Log(keras.callbacks.CSVLogger):
 def recorded_flags(run_dir):
     """Flags of the run that a directory holds: names and texts."""
     path = pathlib.Path(run_dir) / FLAGS
-    return recipes.read_flags(path.read_text() if path.exists() else "")
+    text = path.read_text(**_ANY_NAME) if path.exists() else ""
+    return recipes.read_flags(text)
 
 
 def about(run_dir, model=None):
@@ -336,11 +353,12 @@ def about(run_dir, model=None):
     return {"recipe": recipe, **found}
 
 
-def check_can_run(run_dir, flags=None):
+def check_can_run(run_dir, flags=None, accept_changed_data=False):
     """Refuses a directory that is neither free nor an unfinished run's.
 
     `flags`, the text of `flags.txt`, must say what that of an unfinished run
-    says, but for the devices it runs on. None: any.
+    says, but for the devices it runs on, the name of the directory, and the
+    data if changed ones are accepted. None: any.
     """
     run_dir = pathlib.Path(run_dir)
     if not (run_dir / FLAGS).exists():
@@ -357,15 +375,20 @@ def check_can_run(run_dir, flags=None):
         return
     # A flag that is not there has its present default.
     absent = recipes.read_flags(recipes.as_flags(recipes.defaults()))
+    of_data = {field.name for field in dataclasses.fields(recipes.Data)}
+    free = {"strategy", "output_dir", *(of_data if accept_changed_data else ())}
     ours, theirs = (
-        {**absent, **x, "strategy": None}
+        {**absent, **x, **dict.fromkeys(free)}
         for x in (recipes.read_flags(flags), recorded_flags(run_dir))
     )
     if ours != theirs:
+        differing = {k for k in ours | theirs if ours.get(k) != theirs.get(k)}
+        cure = ". --accept_changed_data goes on with these data"
         raise FileExistsError(
             "An unfinished run goes on with the flags that it began with. "
             f"Received: {_differing(ours, theirs) or 'no flag'} for "
             f"{str(run_dir)!r}, which has {_differing(theirs, ours) or 'none'}"
+            f"{cure * (differing <= of_data)}"
         )
 
 
@@ -445,7 +468,7 @@ def _write_summary(run_dir, summary):
 
 def _write_text(path, text):
     with _files.replacing(path) as staged:
-        staged.write_text(text, newline="")
+        staged.write_text(text, newline="", **_ANY_NAME)
 
 
 def read_summary(run_dir):
@@ -454,7 +477,7 @@ def read_summary(run_dir):
     if not path.exists():
         return {}
     try:
-        return {**json.loads(path.read_text())}
+        return {**json.loads(path.read_text("utf-8"))}
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"{_SUMMARY} must be the JSON object that was written there. "

@@ -23,7 +23,7 @@ LEVELS = {
     "_checks": 0,
     "_files": 0,
     "architectures": 0,
-    "cards": 0,
+    "cards": 1,
     "trials": 0,
     "devices": 1,
     "duplicates": 1,

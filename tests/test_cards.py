@@ -130,3 +130,12 @@ def test_cards_hold_names_as_text_and_no_places():
     assert "source &lt;img" in text
     fenced = text.split("```shell\n")[1].splitlines()
     assert (fenced[0][:22], fenced[1]) == ("keras-simclr pretrain ", "```")
+
+
+def test_page_names_what_is_no_text():
+    """Names of files may be any bytes, and any under some locales."""
+    recipe = {"data": "r\udcff", "output_dir": "r\udcc3\udca9"}
+    text = cards.readme({**CARD, "recipe": recipe, "data": recipe}, [])
+    assert "pretrain '--data=r\\xff' '--output_dir=r\u00e9'\n" in text
+    assert "data r\\\\xff, output_dir r\u00e9\n" in text
+    assert text.encode("utf-8")

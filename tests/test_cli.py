@@ -22,11 +22,13 @@ from keras_simclr import (
     classification,
     copies,
     devices,
+    embedding,
     evaluation as evaluating,
     finetuning,
     micro_batches,
     replicas,
     runs,
+    scanning,
 )
 
 COMMANDS = [
@@ -399,6 +401,45 @@ def test_embed_writes_what_the_model_predicts(run_dir, data, tmp_path):
     summary = runs.read_summary(out)
     assert summary["weights"] == copies.weights_digest(model)
     assert len(summary["data"]["sha256"]) == 64
+
+
+@pytest.mark.parametrize("command", ["embed", "predict", "scan"])
+def test_table_does_not_overwrite_what_came_meanwhile(
+    command, grey_run, tmp_path, monkeypatch, capsys
+):
+    paint(tmp_path / "photos", {"k\udcfft": 20}, copies=2)
+    out, module, function, name = {
+        "embed": ("e", embedding, "write_embeddings", "embeddings.npz"),
+        "predict": (
+            "p",
+            classification,
+            "write_predictions",
+            "predictions.csv",
+        ),
+        "scan": ("s", scanning, "scan", "manifest.parquet"),
+    }[command]
+    out, write = tmp_path / out, getattr(module, function)
+    out.mkdir()
+
+    def slowly(*args, **kwargs):
+        (out / name).write_text("mine")
+        return write(*args, **kwargs)
+
+    monkeypatch.setattr(module, function, slowly)
+    arguments = [command, f"--data={tmp_path / 'photos'}"]
+    if command == "predict":
+        paint(tmp_path / "learn", SHADES)
+        model = f"--output_dir={tmp_path / 'model'}"
+        learn = [f"--run_dir={grey_run}", f"--data={tmp_path / 'learn'}"]
+        assert cli.main(["finetune", *learn, model]) == 0
+        arguments.append(f"--model={tmp_path / 'model'}")
+    elif command == "embed":
+        arguments.append(f"--run_dir={grey_run}")
+    assert cli.main([*arguments, f"--output_dir={out}"]) == 1
+    assert (out / name).read_text() == "mine"
+    assert "has appeared meanwhile" in capsys.readouterr().err
+    (kept,) = out.glob(".staged-*")
+    assert (kept / name).stat().st_size > 4
 
 
 def test_export_writes_formats_and_a_card_of_the_run(run_dir, tmp_path, capsys):

@@ -1,5 +1,7 @@
 import json
 import shutil
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -187,6 +189,36 @@ def test_run_goes_on_with_its_own_flags_only(tmp_path, dataset):
         f"Received: --epochs=6 for {str(tmp_path / 'run')!r}, which has "
         "--epochs=5"
     )
+
+
+def test_two_processes_do_not_train_in_one_directory(tmp_path, dataset):
+    """They would write over each other's files."""
+    model, run_dir = tiny_model(), tmp_path / "run"
+    interrupt(model, after=3)
+    runs.pretrain(model, dataset, run_dir, epochs=2)
+    before = {path: path.read_bytes() for path in run_dir.iterdir()}
+    code = (
+        "import sys\n"
+        "from keras_simclr import _files\n"
+        "with _files.locked(sys.argv[1]):\n"
+        "    print(flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, run_dir],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as other:
+        other.stdout.readline()
+        with pytest.raises(OSError) as error:
+            runs.pretrain(tiny_model(), dataset, run_dir, epochs=2)
+        other.kill()
+    assert str(error.value).endswith(
+        f"Received: {str(run_dir)!r}, where another one is at work. Wait until "
+        "it ends, or choose another directory"
+    )
+    assert before == {path: path.read_bytes() for path in run_dir.iterdir()}
+    assert runs.pretrain(tiny_model(), dataset, run_dir, epochs=2) == 2
 
 
 def test_finished_run_is_left_alone(tmp_path, dataset):
@@ -423,6 +455,9 @@ def start(tmp_path, monkeypatch):
         **changes,
     ):
         values = given | changes
+        where = {"data": str(path), "split": "train"}
+        where |= {k: values.pop(k) for k in where if k in values}
+        output_dir = values.pop("output_dir", tmp_path / "run")
         with monkeypatch.context() as patch:
             if stops:
                 patch.setattr(
@@ -430,9 +465,10 @@ def start(tmp_path, monkeypatch):
                 )
             return runs.carry_out(
                 recipe.Recipe(**values),
-                recipe.Data(data=str(path)),
-                tmp_path / "run",
-                given=["data", "output_dir", *(x for x in values if values[x])],
+                recipe.Data(**where),
+                output_dir,
+                given=["data", "output_dir", *(x for x in values if values[x])]
+                + ["split"] * (where["split"] != "train"),
                 accept_changed_data=accept_changed_data,
                 report=report,
             )
@@ -664,6 +700,40 @@ def test_run_goes_on_with_changed_data_that_is_accepted(start, tmp_path):
         runs.about(tmp_path / "run")["earlier_data"][0]["sha256"]
         == (first["sha256"])
     )
+
+
+def test_other_flags_of_the_data_are_a_change_of_them(start, tmp_path):
+    """Such as another split, another file, or a folder that has moved."""
+    start(stops=True)
+    before = summary_of(tmp_path / "run")["data"]
+    with pytest.raises(FileExistsError) as error:
+        start(split="train[:8]")
+    assert str(error.value) == (
+        "An unfinished run goes on with the flags that it began with. "
+        f"Received: --split=train[:8] for {str(tmp_path / 'run')!r}, which has "
+        "--split=train. --accept_changed_data goes on with these data"
+    )
+    with pytest.raises(FileExistsError, match=r"has --seed=0 --split=train$"):
+        start(split="train[:8]", seed=1)
+    with pytest.raises(FileExistsError, match=r"has --seed=0$"):
+        start(split="train[:8]", seed=1, accept_changed_data=True)
+    (tmp_path / "images.npz").rename(tmp_path / "moved.npz")
+    moved = {"data": str(tmp_path / "moved.npz"), "split": "train[:8]"}
+    assert start(**moved, accept_changed_data=True).epochs == 2
+    summary = summary_of(tmp_path / "run")
+    assert summary["data"]["source"] == moved["data"]
+    assert summary["data"]["split"] == "train[:8]"
+    assert summary["earlier_data"] == [{**before, "epochs_trained": 1}]
+
+
+def test_run_directory_may_have_another_name(start, tmp_path, monkeypatch):
+    start(stops=True)
+    (tmp_path / "run").rename(tmp_path / "r\udcff\u00e9")
+    (tmp_path / "run").symlink_to(tmp_path / "r\udcff\u00e9")
+    monkeypatch.chdir(tmp_path)
+    assert start(stops=True, output_dir="r\udcff\u00e9/").epochs == 1
+    assert flags_of(tmp_path / "run")["output_dir"] == "r\udcff\u00e9/"
+    assert start(output_dir="run").epochs == 2
 
 
 def test_every_change_of_data_stays_on_record(start, tmp_path):
