@@ -314,11 +314,15 @@ def _assert_no_row(is_bad, *text):
     return check(~tf.reduce_any(is_bad), *text, "in rows", rows, "of the batch")
 
 
-def finite_step(loss, gradients):
-    """Operation that fails, in all replicas, unless a step can be made."""
+def finite_step(loss, gradients, scale=0.0):
+    """Operation that fails, in all replicas, unless a step can be made.
+
+    Gradients of a loss that was scaled by 1 or more may overflow.
+    """
+    is_to_blame = tf.convert_to_tensor(scale) < 1.0
     flags = [~tf.math.is_finite(loss)]
     flags += [
-        ~tf.reduce_all(tf.math.is_finite(gradient))
+        is_to_blame & ~tf.reduce_all(tf.math.is_finite(gradient))
         for gradient in gradients
         if gradient is not None
     ]

@@ -76,6 +76,13 @@ def _passes_of(dataset):
     return [passes for each in inputs for passes in _passes_of(each)]
 
 
+def _is_shuffled(dataset):
+    """Whether somebody shuffles what comes from a dataset of ours."""
+    if "Shuffle" in type(dataset).__name__:
+        return True
+    return any(map(_is_shuffled, getattr(dataset, "_inputs", list)()))
+
+
 def batches_of(arrays, batch_size, *, shuffle, seed, drop_remainder):
     """The dataset of `dataset_from_arrays`, of arrays in any structure."""
     _checks.integer("batch_size", batch_size, minimum=1)
@@ -379,12 +386,12 @@ class Stream:
             number, self._skipped = 0, epoch * self._steps
         else:
             number = steps_trained // self._steps
-        for each in passes:
-            each.number = number
         drawn = _drawn.get(self._source, 0)
-        if not passes:
+        if not passes or _is_shuffled(self._source):
             for _ in range(number - drawn):
                 iter(self._source)  # Has the order of the next epoch drawn.
+        for each in passes:
+            each.number = number
         self._number = max(number, drawn)
 
     def end(self, steps_trained):

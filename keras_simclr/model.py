@@ -388,14 +388,15 @@ class SimCLRModel(keras.Model):
         element = elements.unpack(element)
         with self._checked(element):
             gradients, loss, found, forward = self._propagate(element)
-        is_scaled = isinstance(
-            self.optimizer, keras.optimizers.LossScaleOptimizer
-        )
-        if is_scaled and self._replicas > 1:
-            gradients = share_failure(gradients)
-        # A scale that is too high is for that optimizer to see.
-        checked = [] if is_scaled else gradients
-        with self._after(lambda: [elements.finite_step(loss, checked)]):
+        scale = 0.0
+        if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
+            # One that is too high is for that optimizer to see.
+            scale = self.optimizer.scale_loss(1.0)
+            if self._replicas > 1:
+                gradients = share_failure(gradients)
+        with self._after(
+            lambda: [elements.finite_step(loss, gradients, scale)]
+        ):
             forward.write()
             self.optimizer.apply(gradients, self.trainable_variables)
             return self._report(loss, found)

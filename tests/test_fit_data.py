@@ -69,6 +69,7 @@ SOURCES = {
     "arrays": lambda: ROWS,
     "package": of_package,
     "mapped": lambda: of_package().map(lambda rows: rows),
+    "shuffled": lambda: of_package().shuffle(10, seed=3),
     "user": of_user,
 }
 by_source = pytest.mark.parametrize(

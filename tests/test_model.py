@@ -887,6 +887,25 @@ def test_divergence_stops_its_step(run_eagerly, micro_batch_size):
     assert_same(state(model), states.all[-1])
 
 
+def with_nan_in_its_gradient(z_1, z_2):
+    """Its gradient is NaN, whatever the scale."""
+    return tf.reduce_mean((z_1 - z_2) ** 2) + tf.sqrt(0.0 * tf.reduce_sum(z_1))
+
+
+@pytest.mark.usefixtures("float32_afterwards", "in_graphs")
+def test_a_gradient_that_no_scale_mends_stops_float16():
+    keras.config.set_dtype_policy("mixed_float16")
+    optimizer = keras.optimizers.LossScaleOptimizer(
+        keras.optimizers.SGD(0.1), initial_scale=4.0
+    )
+    model = tiny_model(loss=with_nan_in_its_gradient, optimizer=optimizer)
+    images = np.concatenate([random_images(4)] * 5)
+    with pytest.raises(ValueError, match=r"\(epoch 1, step 1\)") as error:
+        fit(model, batches(images))
+    assert "NaN or infinity in the gradients of" in str(error.value)
+    assert float(optimizer.dynamic_scale) == 0.5
+
+
 @pytest.mark.usefixtures("in_graphs")
 def test_divergence_under_xla_is_seen_after_the_epoch():
     model = tiny_model()
