@@ -97,19 +97,17 @@ class _Probe(_Periodic):
         for dataset in self._sets.values():
             for element in itertools.islice(_first(dataset, _MOST_TO_PROBE), 1):
                 self._outputs(*elements.images_and_sizes(element))
-        train, test = (
-            self._first_labels(*x) for x in (("train", 2), ("test", 1))
-        )
-        labelled.check_comparable(train, test)
+        train, test = (self._labels(*x) for x in (("train", 2), ("test", 1)))
+        for remark in labelled.compare_classes(train, test):
+            _logger.warning(remark)
 
-    def _first_labels(self, name, fewest):
-        """Reads until so many classes have been seen; raises if it is never."""
-        labels = np.array([], "int64")
-        for element in _first(self._sets[name], _MOST_TO_PROBE):
-            found = self._known_labels(name, element["labels"])[0]
-            labels = np.union1d(labels, found) if len(labels) else found
-            if len(np.unique(labels)) >= fewest:
-                return labels
+    def _labels(self, name, fewest):
+        """All labels that are known; refuses fewer classes than these."""
+        elements = _first(self._sets[name], _MOST_TO_PROBE)
+        labels = np.concatenate([element["labels"] for element in elements])
+        labels, _ = self._known_labels(name, labels)
+        if len(np.unique(labels)) >= fewest:
+            return labels
         words = {1: "one class", 2: "two classes"}
         raise ValueError(
             f"The first {_MOST_TO_PROBE:,} images of `{name}` must be of at "
@@ -123,9 +121,6 @@ class _Probe(_Periodic):
     def measure(self):
         start = time.perf_counter()
         (train, groups), (test, _) = map(self._features_and_labels, self._sets)
-        if self._latest is None:
-            for remark in labelled.compare_classes(train[1], test[1]):
-                _logger.warning(remark)
         accuracy = math.nan  # Of a model that has diverged.
         if np.isfinite(train[0]).all() and np.isfinite(test[0]).all():
             accuracy = self.probe(train, test, groups).accuracy

@@ -118,12 +118,15 @@ def known_labels(name, labels, class_names=()):
     labels = one_per_row(labels)
     if labels.ndim != 1:
         _refuse_labels_of(name, labels.shape)
-    if labels.dtype.kind in "OSU":  # TensorFlow gives bytes as objects.
+    if labels.dtype.kind == "O":  # TensorFlow gives bytes so, pandas anything.
+        labels = np.array(labels.tolist())
+    if labels.dtype.kind in "SU":
         texts = [x.decode() if isinstance(x, bytes) else str(x) for x in labels]
         return np.array(texts, "U"), np.arange(len(texts))
-    is_float = labels.dtype.kind == "f"
-    wrong = labels[labels != np.floor(labels)] if is_float else ()
-    if len(wrong):  # NaN is among them: it equals nothing.
+    wrong = labels if labels.dtype.kind not in "biu" else ()
+    if labels.dtype.kind == "f":  # NaN equals nothing.
+        wrong = labels[(labels != np.floor(labels)) | np.isinf(labels)]
+    if len(wrong):
         raise ValueError(
             f"`{name}` must hold the class of each image: an integer or a "
             f"text, and -1 where it is not known. Received: {len(wrong)} "
@@ -151,18 +154,6 @@ def check_classes(name, labels):
         )
 
 
-def check_comparable(labels, test_labels):
-    """Refuses names of classes beside numbers."""
-    classes, test_classes = np.unique(labels), np.unique(test_labels)
-    if (classes.dtype.kind == "U") != (test_classes.dtype.kind == "U"):
-        raise ValueError(
-            "`train` and `test` must both have names of classes, or both "
-            f"numbers. Received: {_listing(classes)} in `train` and "
-            f"{_listing(test_classes)} in `test`. Set dataset.class_names, or "
-            "pass the names themselves as labels"
-        )
-
-
 def compare_classes(labels, test_labels):
     """What a test set lacks of the classes to learn, or adds, in sentences.
 
@@ -177,9 +168,15 @@ def compare_classes(labels, test_labels):
         ValueError: If one has names and the other numbers, or they have no
             class in common.
     """
-    check_comparable(labels, test_labels)
     classes = np.unique(labels)
     test_classes, counts = np.unique(test_labels, return_counts=True)
+    if (classes.dtype.kind == "U") != (test_classes.dtype.kind == "U"):
+        raise ValueError(
+            "`train` and `test` must both have names of classes, or both "
+            f"numbers. Received: {_listing(classes)} in `train` and "
+            f"{_listing(test_classes)} in `test`. Set dataset.class_names, or "
+            "pass the names themselves as labels"
+        )
     is_new = ~np.isin(test_classes, classes)
     if is_new.all():
         raise ValueError(

@@ -8,7 +8,12 @@ import keras
 import numpy as np
 
 from keras_simclr import _checks
-from keras_simclr.labelled import check_classes, known_labels, one_per_row
+from keras_simclr.labelled import (
+    check_classes,
+    compare_classes,
+    known_labels,
+    one_per_row,
+)
 from keras_simclr.sampling import split_groups
 
 _K = 20
@@ -304,6 +309,7 @@ def _checked_labels(train_features, train_labels, test_features, test_labels):
             )
         checked.append(known)
     check_classes("train_labels", checked[0])
+    compare_classes(*checked)  # Refuses others.
     return checked
 
 

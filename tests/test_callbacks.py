@@ -394,11 +394,17 @@ def test_probes_compare_classes_by_name(said):
     assert missing == "No image to test on is of dark."
 
 
-def test_probes_refuse_names_beside_numbers_before_training():
+def test_probes_refuse_classes_without_a_match_before_training():
     train = named(IMAGES, LABELS, "dark", "bright")
     model = tiny_model()
     with pytest.raises(ValueError, match="must both have names of classes"):
         fit(model, callbacks.KNNProbe(train, TEST))
+    other = named(IMAGES, LABELS, "red", "green")
+    with pytest.raises(ValueError, match="`test` must hold classes of `train`"):
+        fit(model, callbacks.LinearProbe(train, other))
+    fraction = LABELS + np.where(np.arange(24) > 20, 0.5, 0.0)
+    with pytest.raises(ValueError, match="3 labels such as"):
+        fit(model, callbacks.KNNProbe((IMAGES, fraction), TEST))
     assert int(model.optimizer.iterations) == 0
 
 

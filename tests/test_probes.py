@@ -268,3 +268,15 @@ def test_penalty_is_not_chosen_where_a_class_is_of_one_group():
             features, labels, features, labels, groups=np.array(groups)
         )
         assert result.inverse_penalty == 1.0
+
+
+@pytest.mark.parametrize("probe", [simclr.knn_probe, simclr.linear_probe])
+def test_classes_that_cannot_be_compared_are_refused(probe):
+    features, labels = np.eye(12), np.repeat([0, 1], 6)
+    names = np.array(["owl", "cat"])[labels]
+    for others, rule in (
+        (names, "must both have names of classes, or both numbers"),
+        (labels + 2, "`test` must hold classes of `train`"),
+    ):
+        with pytest.raises(ValueError, match=rule):
+            probe(features, labels, features, others)
