@@ -284,7 +284,7 @@ def told_layers(file, layers):
         if selector is not None:
             # As in a list of the representation and all layers' outputs.
             selector += (layers + 1) * (selector < 0)
-            told[f"ft_proj_selector in {directory / _FLAGS}"] = selector
+            told[f"ft_proj_selector in {directory.name}/{_FLAGS}"] = selector
             break
     return told
 

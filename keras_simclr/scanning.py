@@ -242,6 +242,7 @@ def _read_all(directory, paths, problems, progress):
     schema = _schema()
     tables, size = [schema.empty_table()], 0
     keys = np.zeros(len(paths), duplicates.KEYS)
+    orientation.get_concrete_function()  # Here, not in several threads at once.
     # Threads are enough: Pillow lets others run while it decodes.
     with (
         warnings.catch_warnings(),
