@@ -1394,7 +1394,7 @@ def is_random_at_rest(layer, inputs):
         lambda batch: call_layer(layer, batch, training=False),
         inputs,
         runs=_AT_REST,
-        by_seeds=False,  # Keras's layers may draw one, and not use it.
+        at_rest=True,
     )
 
 

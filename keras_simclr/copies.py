@@ -188,7 +188,7 @@ def check_copy(network, copy, inputs=None):
 
 def _check_at_rest(network, inputs):
     if inputs is not None and trials.is_random(
-        lambda batch: network(batch, training=False), inputs, by_seeds=False
+        lambda batch: network(batch, training=False), inputs, at_rest=True
     ):
         raise ValueError(
             f"{network.name!r} must draw nothing at rest (training=False). "

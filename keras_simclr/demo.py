@@ -245,6 +245,11 @@ def _check_export(path, images, model):
         check = pathlib.Path(directory) / "check.npz"
         representations = model.predict(images, verbose=0)
         np.savez(check, images=images, representations=representations)
-        subprocess.run(
-            [sys.executable, "-c", _CHECK, str(path), str(check)], check=True
-        )
+        try:
+            subprocess.run(
+                [sys.executable, "-c", _CHECK, str(path), str(check)],
+                check=True,
+                stderr=subprocess.PIPE,  # Of interest only if it fails.
+            )
+        except subprocess.CalledProcessError as error:
+            raise RuntimeError(error.stderr.decode(errors="replace")) from None

@@ -87,7 +87,8 @@ class Evaluation:
         """Whether pretraining was worth it, in a sentence.
 
         Where it was not, the chance to be called so is at most 2.5 % for each
-        number of labels.
+        number of labels of which several sets were drawn. All labels of a given
+        training set are one: what another set would change is not in it.
         """
         worth = [gain for gain in self.gains if gain["interval"][0] > 0]
         others = [gain for gain in self.gains if gain["interval"][0] <= 0]

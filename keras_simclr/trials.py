@@ -66,7 +66,7 @@ def ramps(shape):
     return tf.constant([1 - down, down, right, 1 - right], "float32")
 
 
-def is_random(function, inputs, *, runs=2, by_seeds=True):
+def is_random(function, inputs, *, runs=2, at_rest=False):
     """Whether a function of a batch draws random numbers.
 
     It does if equal examples get different outputs, if another call returns
@@ -77,7 +77,8 @@ def is_random(function, inputs, *, runs=2, by_seeds=True):
         function: From a batch to a batch of as many outputs.
         inputs: As `examples` returns them.
         runs: How often it is called.
-        by_seeds: Whether to draw a seed is to be random, used or not.
+        at_rest: Whether nothing may depend on earlier calls either. To draw a
+            seed and not to use it is then not random.
 
     Returns:
         Boolean; False if it refuses such inputs, which then tell nothing.
@@ -92,7 +93,7 @@ def is_random(function, inputs, *, runs=2, by_seeds=True):
     [False, True]
     """
     first, half = None, len(inputs) // 2
-    with _Recorder() as scope:
+    with _Recorder(at_rest) as scope:
         for _ in range(runs):
             try:
                 outputs = function(inputs)
@@ -100,7 +101,7 @@ def is_random(function, inputs, *, runs=2, by_seeds=True):
                 return False
             first = outputs if first is None else first
             if (
-                (by_seeds and scope.drew)
+                (scope.drew and not at_rest)
                 or differ(outputs[:half], outputs[half:])
                 or differ(outputs, first)
             ):
@@ -113,12 +114,17 @@ class _Recorder(keras.StatelessScope):
 
     drew = False
 
+    def __init__(self, keeps_all):
+        super().__init__()
+        self._keeps_all = keeps_all
+
     def add_update(self, update):
         variable, _ = update
-        if variable.name == _SEED_STATE:
-            self.drew = True
+        is_seed = variable.name == _SEED_STATE
+        self.drew = self.drew or is_seed
+        # In training, averages that one call sets may change the next.
+        if is_seed or self._keeps_all:
             super().add_update(update)
-        # Averages that a run has set would change the next one.
 
 
 def differ(outputs, expected, *, dtypes=()):

@@ -113,7 +113,7 @@ def test_demo_does_not_call_its_own_what_came_meanwhile(output_dir, tmp_path):
 def test_demo_notices_an_export_that_disagrees(output_dir, monkeypatch):
     images = np.zeros((4, 8, 8, 1), "float32")
 
-    def run_here(command, *, check):
+    def run_here(command, *, check, stderr):
         """`subprocess.run`, without the seconds that TensorFlow starts."""
         assert check
         _, _, code, *arguments = command

@@ -89,7 +89,7 @@ def test_a_layer_that_draws_a_seed_for_nothing_is_random_by_seeds_only():
 
     inputs = trials.examples((9,))
     assert trials.is_random(function, inputs)
-    assert not trials.is_random(function, inputs, by_seeds=False)
+    assert not trials.is_random(function, inputs, at_rest=True)
 
 
 def test_inputs_that_are_refused_tell_nothing():
