@@ -549,7 +549,6 @@ def _decode(row, file):
     """Fills in what the image tells."""
     from PIL import Image
 
-    digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8))
     with Image.open(file, formats=[row.format]) as image:
         row.width, row.height = image.size
         row.channels = 3 if image.mode == "P" else len(image.getbands())
@@ -563,6 +562,7 @@ def _decode(row, file):
         row.remarks = _remarks(row, image)
         file.seek(0)
         contents = file.read()
+        digest = hashlib.blake2b(contents, digest_size=8)
         # Whole images in memory at a time: one large one, or small ones.
         large = pixels > _LARGE and row.format != "JPEG"
         with _ONE_LARGE if large else contextlib.nullcontext():
