@@ -256,8 +256,11 @@ def _train(
     callbacks = [keeper]
     if is_chief:
         _write_text(run_dir / FLAGS, flags)
-        update_summary(run_dir, summary)
-        _forget_weights(run_dir)
+        # Training makes other weights: nothing is known of them.
+        known = {**read_summary(run_dir), **summary}
+        for name in (*cards.TRAINED, "weights"):
+            known.pop(name, None)
+        _write_summary(run_dir, _sorted_evaluations(known, None))
         callbacks.insert(0, _csv_logger(run_dir / _LOG, first))
     if first:
         keeper.epochs, keeper.weights = first, weights_digest(model)
@@ -280,8 +283,8 @@ def _train(
             }
             if keeper.weights:
                 entries["weights"] = keeper.weights
-            update_summary(run_dir, entries)
-            _sort_evaluations(run_dir, keeper.weights)
+            known = {**read_summary(run_dir), **entries}
+            _write_summary(run_dir, _sorted_evaluations(known, keeper.weights))
     copies.check_finite(model)
     return keeper.epochs
 
@@ -433,22 +436,13 @@ def update_summary(run_dir, entries):
     _write_summary(run_dir, {**read_summary(run_dir), **entries})
 
 
-def _forget_weights(run_dir):
-    """Has `summary.json` say nothing of weights: training makes others."""
-    summary = read_summary(run_dir)
-    for name in (*cards.TRAINED, "weights"):
-        summary.pop(name, None)
-    _write_summary(run_dir, summary)
-    _sort_evaluations(run_dir, None)
-
-
-def _sort_evaluations(run_dir, weights):
-    """Has `summary.json` say what these weights are worth, or nothing.
+def _sorted_evaluations(summary, weights):
+    """A summary that says what these weights are worth, or nothing.
 
     Evaluations of all others, and those that do not say of which weights they
     are, are set aside.
     """
-    summary = read_summary(run_dir)
+    summary = dict(summary)
     latest = {k: summary.pop(k) for k in cards.EVALUATED if k in summary}
     earlier = []
     for each in [*summary.pop(_EARLIER, []), latest]:
@@ -458,7 +452,7 @@ def _sort_evaluations(run_dir, weights):
             earlier.append(each)
     if earlier:
         summary[_EARLIER] = earlier
-    _write_summary(run_dir, summary)
+    return summary
 
 
 def _write_summary(run_dir, summary):
