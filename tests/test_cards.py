@@ -1,5 +1,6 @@
 import keras
 import pytest
+from helpers import standins
 
 from keras_simclr import cards
 
@@ -31,13 +32,7 @@ def test_readme_of_a_card_without_a_run_is_short():
 
 
 def test_readme_shows_evaluation_recipe_and_data():
-    row = {
-        "features": "simclr",
-        "probe": "linear",
-        "labels": 10,
-        "accuracy": 0.9,
-        "interval": (0.85, 0.95),
-    }
+    row = standins.row()
     run = {
         "weights": "a7b8",
         "rows": [row],
@@ -105,15 +100,7 @@ def test_cards_hold_names_as_text_and_no_places():
     about = {
         "recipe": {"data": name, "depth": "10"},
         "data": {"source": name, "files": 3},
-        "rows": [
-            {
-                "features": name,
-                "probe": "knn",
-                "labels": "all",
-                "accuracy": 0.5,
-                "interval": [0.4, 0.6],
-            }
-        ],
+        "rows": [standins.row(features=name, probe="knn", labels="all")],
     }
     network = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     card = cards.describe(network, (2,), (2,), about=about)

@@ -397,13 +397,7 @@ def test_a_new_or_empty_directory_is_free(tmp_path):
 
 def test_card_holds_rows_of_its_own_weights_only(tmp_path):
     model = small_model(8)
-    row = {
-        "features": "simclr",
-        "probe": "knn",
-        "labels": 10,
-        "accuracy": 0.9,
-        "interval": (0.8, 0.95),
-    }
+    row = standins.row(probe="knn", interval=(0.8, 0.95))
     digest = copies.weights_digest(model)
     about = {"rows": [row], "evaluation": {"weights": digest}}
     export.export_encoder(model, tmp_path / "a", formats=["keras"], about=about)
