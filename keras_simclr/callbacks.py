@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import logging
 import math
 import pathlib
 import re
@@ -26,8 +25,6 @@ from keras_simclr import (
 from keras_simclr.features import extract
 from keras_simclr.model import SimCLRModel
 from keras_simclr.probes import knn_probe, linear_probe
-
-_logger = logging.getLogger("keras_simclr")
 
 MODEL, FLAGS = "model.keras", "flags.txt"
 _CHECKPOINT = "epoch-{:06d}.weights.h5"
@@ -98,8 +95,7 @@ class _Probe(_Periodic):
             for element in itertools.islice(_first(dataset, _MOST_TO_PROBE), 1):
                 self._outputs(*elements.images_and_sizes(element))
         train, test = (self._labels(*x) for x in (("train", 2), ("test", 1)))
-        for remark in labelled.compare_classes(train, test):
-            _logger.warning(remark)
+        labelled.warn_of_classes(train, test)
 
     def _labels(self, name, fewest):
         """All labels that are known; refuses fewer classes than these."""

@@ -40,9 +40,8 @@ def plain_copy(network):
         copy = _rebuilt(network, _plain_config)
     finally:
         keras.config.set_dtype_policy(policy)
-    for pair in _pairs(network, copy):
-        _copy_own_weights(*pair)
-        _copy_own_assets(*pair)
+    for theirs, ours in _pairs(network, copy):
+        _copy_own_state(theirs, ours)
     check_copy(network, copy)
     return copy
 
@@ -103,7 +102,9 @@ def _copy_own_weights(source, target):
     target.load_own_variables(state)
 
 
-def _copy_own_assets(source, target):
+def _copy_own_state(source, target):
+    """Weights and, as vocabularies are, assets."""
+    _copy_own_weights(source, target)
     if hasattr(source, "save_assets"):
         with tempfile.TemporaryDirectory() as directory:
             source.save_assets(directory)
@@ -244,10 +245,9 @@ def untrained_copy(model, seed):
         copy = _rebuilt(model)
     finally:
         random.setstate(state)
-    for pair in _pairs(model, copy):
-        if _is_never_trained(pair[1]):
-            _copy_own_weights(*pair)
-            _copy_own_assets(*pair)
+    for theirs, ours in _pairs(model, copy):
+        if _is_never_trained(ours):
+            _copy_own_state(theirs, ours)
     return copy
 
 

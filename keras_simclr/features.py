@@ -139,6 +139,8 @@ def settle_batch_norm(model, examples, places, seed):
     ]
     if not norms:
         return
+    for norm in norms:
+        norm.trainable = True  # Else it would stay at rest.
     momenta = [norm.momentum for norm in norms]
     prepare, seen = view_of(model), 0
     places = np.random.default_rng(seed).permutation(places)[:_SETTLED_ON]
@@ -147,7 +149,6 @@ def settle_batch_norm(model, examples, places, seed):
         images, sizes = images_and_sizes(element)
         count = images.shape[0]
         for norm in norms:
-            norm.trainable = True  # Else it would stay at rest.
             norm.momentum = seen / (seen + count)  # Makes it a plain mean.
         encoder(prepare(images, sizes), training=True)
         seen += count

@@ -1,7 +1,6 @@
 """Training an encoder further, on labelled images."""
 
 import dataclasses
-import logging
 import math
 import time
 
@@ -15,8 +14,6 @@ from keras_simclr.export import plain_view, with_evaluation_view
 from keras_simclr.features import FEW_IMAGES, settle_batch_norm, view_of
 from keras_simclr.model import SimCLRModel
 from keras_simclr.probes import fit_logistic
-
-_logger = logging.getLogger("keras_simclr")
 
 _BATCH_SIZE = 64
 _MOMENTUM = 0.9
@@ -127,10 +124,7 @@ def fine_tune(
     examples = labelled.load_labelled("train", train)
     if test is not None:
         tests = labelled.load_labelled("test", test)
-        for remark in labelled.compare_classes(
-            examples["labels"], tests["labels"]
-        ):
-            _logger.warning(remark)
+        labelled.warn_of_classes(examples["labels"], tests["labels"])
     tuner = Tuner(
         model,
         np.unique(examples["labels"]),
@@ -297,7 +291,11 @@ class _Network(keras.Model):
         super().__init__(name="fine_tuning")
         self._view = view_of(model)
         self._crops_and_flips = _crops_and_flips(model)
-        self._others = lambda views: _others_at_rest(model, views)
+        self._others = (
+            lambda views: at_rest(  # Those behind the first.
+                as_list(model.augmentation)[1:], views
+            )
+        )
         inputs = outputs = keras.Input(layers_below[0].input_shape[1:])
         for layer in layers_below:
             outputs = layer(outputs)
@@ -378,11 +376,6 @@ def _crops_and_flips(model):
     if not isinstance(first, SimCLRAugmentation):
         return None
     return first.without_colors()
-
-
-def _others_at_rest(model, views):
-    """Applies the layers behind the first, as at rest."""
-    return at_rest(as_list(model.augmentation)[1:], views)
 
 
 def _layers(model, projection_layer):

@@ -197,6 +197,12 @@ def compare_classes(labels, test_labels):
     return sentences
 
 
+def warn_of_classes(labels, test_labels):
+    """Logs what `compare_classes` finds, with the same arguments and errors."""
+    for sentence in compare_classes(labels, test_labels):
+        _logger.warning(sentence)
+
+
 def _listing(classes):
     more = ", ..." * (len(classes) > _SHOWN)
     return ", ".join(map(str, classes[:_SHOWN])) + more
