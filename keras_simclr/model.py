@@ -634,17 +634,15 @@ class SimCLRModel(keras.Model):
         if groups is not None:
             groups = from_all_replicas(groups)
         # Losses compute in it anyway, and machines cannot exchange bfloat16.
-        z_1, z_2 = (
-            from_all_replicas(tf.cast(z, keras.config.floatx()))
-            for z in (z_1, z_2)
+        z = tf.stack(
+            [
+                from_all_replicas(tf.cast(z, keras.config.floatx()))
+                for z in (z_1, z_2)
+            ]
         )
-        loss, found = losses.contrast_of(
-            self.contrastive_loss, tf.stack([z_1, z_2]), groups
-        )
+        loss, found = losses.contrast_of(self.contrastive_loss, z, groups)
         if found is None:
-            _, found = losses.per_anchor(
-                tf.stop_gradient(z_1), tf.stop_gradient(z_2)
-            )
+            _, found = losses.per_positive(tf.stop_gradient(z))
         return loss, found
 
     def _report(self, loss, found):
