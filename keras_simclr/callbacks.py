@@ -327,17 +327,18 @@ class Measures(_Periodic):
             logs["loss_over_chance"] = logs["loss"] / self._chance
 
     def _learn_chance(self):
-        """Learns the batch size from the first epoch: views by batches."""
+        """Learns the batch size from the first epoch: anchors by batches."""
         if self._chance is None and self._batches:
-            # Each replica counts the views of all.
+            # Each replica counts the anchors of all, for each positive.
             replicas = self.model.distribute_strategy.num_replicas_in_sync
-            views = float(self.model.loss_metric.count.numpy()) / replicas
-            batch_size = round(views / self._batches / 2)
+            count = float(self.model.loss_metric.count.numpy()) / replicas
+            views = self.model.number_of_views
+            batch_size = round(count / self._batches / views / (views - 1))
             loss = self.model.contrastive_loss
-            self._chance = loss.chance(batch_size)
+            self._chance = loss.chance(batch_size, views)
 
     def outputs(self, images, sizes, step):
-        views = self.model.views(images, sizes, step=step)
+        views = self.model.views(images, sizes, step=step)[:2]
         views = (self.model.evaluation_view(images, sizes), *views)
         h, h_1, h_2 = map(self.represent, views)
         return h, *(self._head(each, training=False) for each in (h, h_1, h_2))

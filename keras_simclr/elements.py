@@ -110,12 +110,14 @@ class Rules:
         without_sizes: `(argument, layer)`, names of an augmentation whose first
             layer takes no `sizes`; or None.
         without_groups: The loss that takes no `groups`, in words; or None.
+        views: Views that it makes of each of its images.
     """
 
     sees_images: bool
     channels: int | None = None
     without_sizes: tuple | None = None
     without_groups: str | None = None
+    views: int = 2
 
     def check(self, element):
         """Refuses what structure, dtype and static shape show.
@@ -134,6 +136,12 @@ class Rules:
                     "other image is a negative. Received: "
                     f"`{name}` of shape {batch.shape}"
                 )
+        if "view_1" in element and self.views != 2:
+            raise ValueError(
+                "`view_1` and `view_2` are two views of each image. Received: "
+                f"them for a model with views={self.views}. Give it `images`, "
+                "or make it with views=2"
+            )
         if "images" in element and self.sees_images:
             _check_images(element["images"])
             self._check_channels(element["images"].shape)

@@ -83,7 +83,7 @@ class _Callable(ContrastiveLoss):
         return self._function(z[0], z[1]), None
 
 
-def as_contrastive(loss):
+def as_contrastive(loss, views=2):
     """The loss itself if it has a method `contrast`, else one made of it.
 
     What the most derived class says counts: a subclass that overrides `call`
@@ -94,6 +94,11 @@ def as_contrastive(loss):
             return loss
         if {"call", "__call__"} & vars(kind).keys():
             break
+    if views != 2:
+        raise ValueError(
+            "A loss of more than two views must be a losses.ContrastiveLoss. "
+            f"Received: loss={loss!r} for views={views}"
+        )
     return _Callable(loss)
 
 

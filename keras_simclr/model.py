@@ -60,8 +60,11 @@ class SimCLRModel(keras.Model):
             for `ProjectionHead()`.
         augmentation: Layer, or list of layers applied in order, that makes
             the views; or None for `SimCLRAugmentation` at the encoder's size.
-        second_augmentation: The same for the second view, or None to use
-            `augmentation` again.
+        second_augmentation: The same for the second view and those after it,
+            or None to use `augmentation` again.
+        views: Views of each image, at least 2. Each is an anchor, and each
+            other one of its image its positive. With more views, as many fewer
+            images take the same time and memory.
         micro_batch_size: Images that pass through the encoder at a time, or
             None for all. Memory then depends on it and not on the batch; the
             encoder runs forward twice. The gradient is that of the whole
@@ -125,6 +128,7 @@ class SimCLRModel(keras.Model):
         *,
         augmentation=None,
         second_augmentation=None,
+        views=2,
         micro_batch_size=None,
         seed=0,
         **kwargs,
@@ -140,6 +144,7 @@ class SimCLRModel(keras.Model):
         self.projection_head = projection_head
         self.augmentation = augmentation
         self.second_augmentation = second_augmentation
+        self.number_of_views = _checks.integer("views", views, minimum=2)
         if micro_batch_size is not None:
             _checks.integer("micro_batch_size", micro_batch_size, minimum=1)
         self.micro_batch_size = micro_batch_size
@@ -197,7 +202,7 @@ class SimCLRModel(keras.Model):
         return view
 
     def views(self, images, sizes=None, *, step=0):
-        """Makes the two views of training step `step`.
+        """Makes the views of training step `step`.
 
         Args:
             images: As `call`. In a replica: the replica's own images.
@@ -205,7 +210,7 @@ class SimCLRModel(keras.Model):
             step: Integer, `optimizer.iterations` of the step.
 
         Returns:
-            Two tensors, `view_1` and `view_2`, as the encoder receives them.
+            A tensor for each view, as the encoder receives them.
 
         Example:
 
@@ -230,6 +235,7 @@ class SimCLRModel(keras.Model):
             part = place * size + start, replicas * size
         second = self.second_augmentation
         second = self.augmentation if second is None else second
+        others = [second] * (self.number_of_views - 1)
         return tuple(
             augmentations.augment(
                 augmentation,
@@ -238,7 +244,7 @@ class SimCLRModel(keras.Model):
                 sizes=sizes,
                 part=part,
             )
-            for view, augmentation in enumerate((self.augmentation, second))
+            for view, augmentation in enumerate([self.augmentation, *others])
         )
 
     def compile(self, optimizer=None, loss=None, **kwargs):
@@ -273,6 +279,7 @@ class SimCLRModel(keras.Model):
                     f"`{name}` has nothing to compare: contrastive training "
                     f"has no targets. Received: {name}={kwargs[name]!r}"
                 )
+        contrastive_loss = losses.as_contrastive(loss, self.number_of_views)
         check_optimizer(optimizer, replicas=self._replicas)
         # What gains from XLA is compiled inside the step.
         if kwargs.get("jit_compile", "auto") == "auto":
@@ -287,7 +294,7 @@ class SimCLRModel(keras.Model):
         with self.distribute_strategy.scope():
             super().compile(optimizer=optimizer, **kwargs)
         self.loss = loss
-        self.contrastive_loss = losses.as_contrastive(loss)
+        self.contrastive_loss = contrastive_loss
 
     def get_compile_config(self):
         config = super().get_compile_config()
@@ -407,16 +414,16 @@ class SimCLRModel(keras.Model):
             forward = ForwardPass()
             if self.micro_batch_size is None:
                 with forward:
-                    views = self._two_views(element, _TEST_STEP)
-                    z_1, z_2 = self._embed(views, training=False)
+                    views = self._views_of(element, _TEST_STEP)
+                    z = self._embed(views, training=False)
                 forward.write()
             else:
-                z_1, z_2 = micro_batches.embeddings(
+                z = micro_batches.embeddings(
                     self._embed_rows(element, _TEST_STEP, training=False),
                     size=elements.size_of(element),
                     micro_batch_size=self.micro_batch_size,
                 )
-            loss, found = self._contrast(z_1, z_2, element)
+            loss, found = self._contrast(z, element)
             _, loss = self._with_penalties(loss, forward.penalties)
             return self._report(loss, found)
 
@@ -454,6 +461,7 @@ class SimCLRModel(keras.Model):
             channels=channels,
             without_sizes=without_sizes[0] if without_sizes else None,
             without_groups=None if takes_groups else repr(self.loss),
+            views=self.number_of_views,
         )
 
     def _check_training_data(self, dataset):
@@ -503,7 +511,7 @@ class SimCLRModel(keras.Model):
             The gradients, one per trainable variable, whose sum over the
             replicas is that of the global batch; the loss, the same in all
             replicas; and for each of the global batch's projections whether
-            its positive was found. Moving averages have moved.
+            its positives were found. Moving averages have moved.
 
         Example:
 
@@ -516,7 +524,7 @@ class SimCLRModel(keras.Model):
         >>> images = tf.zeros((4, 8, 8, 3))
         >>> gradients, _, found = model.replica_gradients({"images": images})
         >>> len(gradients) == len(model.trainable_variables), found.shape
-        (True, TensorShape([8]))
+        (True, TensorShape([1, 2, 4]))
         """
         gradients, loss, found, forward = self._propagate(element)
         forward.write()
@@ -529,11 +537,11 @@ class SimCLRModel(keras.Model):
             return self._cached_gradients(element, step)
         forward, tape = ForwardPass(), tf.GradientTape()
         with forward:
-            views = self._two_views(element, step)
+            views = self._views_of(element, step)
             with tape:
-                z_1, z_2 = self._embed(views, training=True)
+                z = self._embed(views, training=True)
         with tape:
-            loss, found = self._contrast(z_1, z_2, element)
+            loss, found = self._contrast(z, element)
             target, loss = self._with_penalties(loss, forward.penalties)
         gradients = micro_batches.dense_gradients(
             tape, target, self.trainable_variables
@@ -546,8 +554,8 @@ class SimCLRModel(keras.Model):
             *self.projection_head.non_trainable_variables,
         ]
 
-        def contrast(z_1, z_2):
-            loss, found = self._contrast(z_1, z_2, element)
+        def contrast(z):
+            loss, found = self._contrast(z, element)
             return self.optimizer.scale_loss(loss), loss, found
 
         gradients, (_, loss, found), means = micro_batches.cached_gradients(
@@ -580,7 +588,7 @@ class SimCLRModel(keras.Model):
 
         def embed(start, stop):
             rows = {name: batch[start:stop] for name, batch in element.items()}
-            views = self._two_views(rows, step, start, size)
+            views = self._views_of(rows, step, start, size)
             return self._embed(views, training=training)
 
         return embed
@@ -606,12 +614,13 @@ class SimCLRModel(keras.Model):
             penalty = replica.all_reduce(tf.distribute.ReduceOp.MEAN, penalty)
         return target, loss + penalty
 
-    def _two_views(self, element, step, start=0, size=None):
+    def _views_of(self, element, step, start=0, size=None):
         if "view_1" in element:
-            names = ("`view_1`", "`view_2`")
+            names = ["`view_1`", "`view_2`"]
             views = as_views(element["view_1"]), as_views(element["view_2"])
         else:
-            names = ("`augmentation`", "`second_augmentation`")
+            names = ["`augmentation`"]
+            names += ["`second_augmentation`"] * (self.number_of_views - 1)
             images, sizes = element["images"], element.get("sizes")
             views = self._views(images, sizes, step, start, size)
         for name, view in zip(names, views, strict=True):
@@ -619,27 +628,23 @@ class SimCLRModel(keras.Model):
         return [tf.stop_gradient(view) for view in views]
 
     def _embed(self, views, training):
-        """Projections z_1 and z_2 of two views, in one forward pass."""
-        views = tf.concat(views, axis=0)  # (2N, ...)
-        # (N, D) each
-        return tf.split(self._project(views, training), 2, axis=0)
+        """Projections `(N, V, D)` of V views of N images, in one pass."""
+        z = self._project(tf.concat(views, axis=0), training)  # (V * N, D)
+        z = tf.reshape(z, (len(views), -1, z.shape[-1]))
+        return tf.transpose(z, (1, 0, 2))
 
     def _project(self, views, training):
         representations = self.encoder(views, training=training)
         return self.projection_head(representations, training=training)
 
-    def _contrast(self, z_1, z_2, element):
+    def _contrast(self, z, element):
         """Loss among the projections of all replicas, and what was found."""
         groups = element.get("groups")
         if groups is not None:
             groups = from_all_replicas(groups)
         # Losses compute in it anyway, and machines cannot exchange bfloat16.
-        z = tf.stack(
-            [
-                from_all_replicas(tf.cast(z, keras.config.floatx()))
-                for z in (z_1, z_2)
-            ]
-        )
+        z = from_all_replicas(tf.cast(z, keras.config.floatx()))
+        z = tf.transpose(z, (1, 0, 2))  # (V, N, D)
         loss, found = losses.contrast_of(self.contrastive_loss, z, groups)
         if found is None:
             _, found = losses.per_positive(tf.stop_gradient(z))
@@ -679,6 +684,7 @@ class SimCLRModel(keras.Model):
                 name: keras.saving.serialize_keras_object(part)
                 for name, part in parts.items()
             },
+            "views": self.number_of_views,
             "micro_batch_size": self.micro_batch_size,
             "seed": self.seed,
             "name": self.name,
