@@ -212,6 +212,63 @@ def test_every_step_takes_the_views_of_its_number():
         np.testing.assert_allclose(history["contrastive_accuracy"], [found])
 
 
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_a_step_contrasts_any_number_of_views(decoupled):
+    images = random_images(6)
+    model = tiny_model(
+        tiny_encoder(norm=False),
+        augmentation=simclr.RandomGaussianNoise(),
+        second_augmentation=simclr.RandomFlip(),
+        loss=simclr.NTXent(0.3, decoupled=decoupled),
+        views=4,
+    )
+    views = model.views(images, step=0)
+    assert len(views) == 4
+    for view in views[1:]:  # Made like the second: flipped or not.
+        for row, image in zip(view.numpy(), images, strict=True):
+            assert any(np.allclose(row, x) for x in (image, image[:, ::-1]))
+    z = [model.projection_head(model.encoder(x)).numpy() for x in views]
+    expected = oracles.of_views(z, 0.3, decoupled=decoupled).mean()
+    history = fit(model, batches(images, size=6))
+    np.testing.assert_allclose(history["loss"], [expected], rtol=1e-4)
+    nearest = model.contrastive_loss.contrast(tf.stack(z))[1]
+    np.testing.assert_allclose(
+        history["contrastive_accuracy"], [np.mean(nearest)], rtol=1e-6
+    )
+
+
+def test_number_of_views_stays_with_the_model():
+    model = simclr.SimCLRModel(
+        tiny_encoder(), augmentation=simclr.RandomFlip(), views=3
+    )
+    copy = simclr.SimCLRModel.from_config(model.get_config())
+    images = random_images(2)
+    assert_same(copy.views(images), model.views(images))
+    assert len(copy.views(images)) == 3
+
+
+@pytest.mark.parametrize("views", [1, 0, 2.0, True, "2", None])
+def test_fewer_than_two_views_are_refused(views):
+    with pytest.raises(ValueError) as error:
+        simclr.SimCLRModel(tiny_encoder(), views=views)
+    assert str(error.value) == (
+        f"`views` must be an integer of at least 2. Received: views={views!r}"
+    )
+
+
+def test_what_compares_two_views_is_refused_for_more():
+    model = simclr.SimCLRModel(
+        tiny_encoder(), augmentation=simclr.RandomFlip(), views=3
+    )
+    with pytest.raises(ValueError, match="more than two views must be"):
+        model.compile("sgd", lambda z_1, z_2: tf.reduce_mean(z_1 * z_2))
+    model.compile("sgd")
+    views = random_images(4)
+    dataset = tf.data.Dataset.from_tensors({"view_1": views, "view_2": views})
+    with pytest.raises(ValueError, match=r"with views=3\. Give it"):
+        model.fit(dataset, verbose=0)
+
+
 def test_views_depend_on_seed_step_and_view():
     images = random_images(2)
     model, other = tiny_model(), tiny_model(seed=1)
