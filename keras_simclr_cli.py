@@ -108,7 +108,7 @@ _COMMANDS = {
     "scan": (
         "Checks every image of a directory, finds duplicates, and says so.",
         {
-            "data": _Flag("string", _REQUIRED, "Directory of images."),
+            **_from_fields(_RECIPE.Data, "data"),
             **_OUTPUT_DIR,
         },
     ),
@@ -453,7 +453,7 @@ def _demo(values):
 def _scan(values):
     import keras
 
-    from keras_simclr import _files, scanning
+    from keras_simclr import _files, sources
 
     name = "manifest.parquet"
     bar = keras.utils.Progbar(None, unit_name="file")
@@ -463,7 +463,8 @@ def _scan(values):
         bar.update(done)
 
     with _files.staging(values.output_dir) as staged:
-        print(scanning.scan(values.data, staged / name, progress=progress))
+        manifest = staged / name
+        print(sources.scan_source(values.data, manifest, progress=progress))
     print(f"{pathlib.Path(values.output_dir, name)} describes every file.")
 
 
@@ -520,21 +521,19 @@ def _evaluate(values):
     runs.read_summary(values.run_dir)  # It can be read, and written later.
     _files.check_can_write(values.run_dir)
     side = max(model.encoder.input_shape[1:3])
-    data = _data(values)
+    data, held_out = _data(values).and_test(values.test_data)
     source, train = data.open_in_order(side)
     print(f"To learn from: {data.in_words(source)}.")
-    test_data, test = values.test_data or data.data, None
-    test_split = (
-        values.test_split
-        or sources.own_test_split(test_data, data_dir=data.data_dir)
-        or ("train" if values.test_data else None)
+    test, test_split = (
+        None,
+        (
+            values.test_split
+            or sources.own_test_split(held_out.data, data_dir=held_out.data_dir)
+            or ("train" if values.test_data else None)
+        ),
     )
     if test_split:
-        # A manifest is of the files in one place.
-        manifest = None if values.test_data else data.manifest
-        held_out = dataclasses.replace(
-            data, data=test_data, split=test_split, manifest=manifest
-        )
+        held_out = dataclasses.replace(held_out, split=test_split)
         test_source, test = held_out.open_in_order(side)
         print(f"To test on: {held_out.in_words(test_source)}.")
     about = {

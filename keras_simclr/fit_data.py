@@ -87,9 +87,13 @@ def batches_of(arrays, batch_size, *, shuffle, seed, drop_remainder):
     """The dataset of `dataset_from_arrays`, of arrays in any structure."""
     _checks.integer("batch_size", batch_size, minimum=1)
     if isinstance(arrays, tuple):
-        arrays = tuple(array for array in arrays if array is not None)
+        arrays = tuple(
+            np.array(array) if isinstance(array, list) else array
+            for array in arrays
+            if array is not None
+        )
         arrays = arrays[0] if len(arrays) == 1 else arrays
-    arrays = tf.nest.map_structure(tf.convert_to_tensor, arrays)
+    arrays = tf.nest.map_structure(_as_tensor_if_writeable, arrays)
     sizes = {array.shape[0] for array in tf.nest.flatten(arrays)}
     if len(sizes) > 1:
         raise ValueError(
@@ -107,10 +111,31 @@ def batches_of(arrays, batch_size, *, shuffle, seed, drop_remainder):
     places = places.apply(tf.data.experimental.assert_cardinality(count))
     return places.map(
         lambda batch: tf.nest.map_structure(
-            lambda array: tf.gather(array, batch), arrays
+            lambda array: _gathered(array, batch), arrays
         ),
         num_parallel_calls=tf.data.AUTOTUNE,
     ).prefetch(tf.data.AUTOTUNE)
+
+
+def _as_tensor_if_writeable(array):
+    """An array as a tensor, or as it is: what cannot change is not copied."""
+    is_fixed = isinstance(array, np.ndarray) and not array.flags.writeable
+    if is_fixed and array.dtype.kind in "buif":  # Numbers, perhaps in a file.
+        return array
+    return tf.convert_to_tensor(array)
+
+
+def _gathered(array, batch):
+    if isinstance(array, tf.Tensor):
+        return tf.gather(array, batch)
+    dtype = array.dtype.newbyteorder("=")
+    rows = tf.numpy_function(
+        lambda batch: array[batch].astype(dtype, copy=False),
+        [batch],
+        dtype,
+        stateful=False,
+    )
+    return tf.ensure_shape(rows, (*batch.shape, *array.shape[1:]))
 
 
 def check_fills_a_batch(size, batch_size, drop_remainder, what):

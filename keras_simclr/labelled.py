@@ -24,7 +24,8 @@ def in_order_with_labels(name, images):
                 " of a folder. Put each of two or more classes into a "
                 "sub-folder, and no image beside them. Parts of a data set, "
                 "such as train/ and val/, are no classes: use "
-                "--data=DIR/train --test_data=DIR/val"
+                "--data=DIR/train --test_data=DIR/val. A list, PATH.csv, needs "
+                "a column `label`, shards .cls or a column `label`"
             )
         raise ValueError(
             f"`{name}` must hold labels: elements (images, labels). "

@@ -211,6 +211,7 @@ def plan(recipe, data, *, minutes_per_epoch=30.0, report=print):
     keras.config.set_dtype_policy(recipe.precision)
     with strategy.scope():
         machine = _Machine(recipe, data, strategy)
+        report(f"To train on: {data.in_words(machine.source)}.")
         return _choose_on(machine, minutes_per_epoch)
 
 
@@ -242,7 +243,7 @@ class _Machine:
 
     def __init__(self, recipe, data, strategy):
         self.recipe, self.data, self.strategy = recipe, data, strategy
-        dataset = self._open(image_size=max(_SIZES))
+        self.source, dataset = self._open(image_size=max(_SIZES))
         steps = int(dataset.cardinality())
         self.recipe = dataclasses.replace(
             recipe, epochs=recipe.epochs_for(steps)
@@ -255,9 +256,9 @@ class _Machine:
         self._reading = {}  # Seconds per image, by the shape of the images.
 
     def _open(self, **changes):
-        """The dataset, as the recipe with these changes reads it."""
+        """Source and dataset, as the recipe with these changes reads it."""
         recipe = dataclasses.replace(self.recipe, **changes)
-        return recipe.open(self.data)[1]
+        return recipe.open(self.data)
 
     def _build(self, dataset, **changes):
         """The model, as the recipe with these changes makes it."""
@@ -354,7 +355,7 @@ class _Machine:
             size //= 2
         key = image_size if self.has_canvas else None, size
         if key not in self._datasets:
-            self._datasets[key] = self._open(
+            _, self._datasets[key] = self._open(
                 image_size=image_size, batch_size=size
             )
         return self._datasets[key]

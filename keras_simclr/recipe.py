@@ -56,7 +56,9 @@ class Data(_Checked):
 
     data: str = _told(
         REQUIRED,
-        "A folder, PATH.npz (images, perhaps labels) or tfds:NAME[/CONFIG].",
+        "A folder; a list, PATH.csv (columns path, perhaps label); shards, "
+        "tar:PATTERN or parquet:PATTERN; arrays, PATH.npz (images, perhaps "
+        "labels) or PATH.npy (images); or tfds:NAME[/CONFIG].",
     )
     data_dir: str | None = _told(
         None, "Directory of prepared TFDS datasets; by default TFDS's own."
@@ -64,13 +66,13 @@ class Data(_Checked):
     split: str = _told(
         "train",
         "Images to use, as TFDS writes it: train[:90%]. Files have only train; "
-        "those of a folder are divided by their names.",
+        "those of a folder, a list or shards are divided by their names.",
     )
     manifest: str | None = _told(
-        None, "What `scan` found in the folder: problem files are left out."
+        None, "What `scan` found in the data: problem files are left out."
     )
     unreadable_limit: float = _told(
-        0.01, "Share of a folder's files that may be unreadable.", _SHARE
+        0.01, "Share of the image files that may be unreadable.", _SHARE
     )
 
     def open(self, canvas_size, **kwargs):
@@ -81,21 +83,17 @@ class Data(_Checked):
             **kwargs: As in `sources.open_dataset`.
 
         Returns:
-            The `folders.ImageFolder`, or the text of `data` if it is none; and
-            the `tf.data.Dataset`.
+            What `sources.find_source` returns, and the `tf.data.Dataset`.
         """
-        import pathlib
+        from keras_simclr import sources
 
-        from keras_simclr import folders, sources
-
-        source = self.data
-        if pathlib.Path(source).is_dir():
-            source = folders.ImageFolder(
-                source,
-                manifest=self.manifest,
-                split=self.split,
-                unreadable_limit=self.unreadable_limit,
-            )
+        source = sources.find_source(
+            self.data,
+            self.split,
+            manifest=self.manifest,
+            data_dir=self.data_dir,
+            unreadable_limit=self.unreadable_limit,
+        )
         dataset = sources.open_dataset(
             source,
             self.split,
@@ -111,6 +109,22 @@ class Data(_Checked):
 
         canvas_size = decoding.canvas_for(side)
         return self.open(canvas_size, shuffle=False, drop_remainder=False)
+
+    def and_test(self, test_data):
+        """These options, and those for images to test on; None: the same ones.
+
+        A manifest is of the files in one place, `data_dir` of TFDS's datasets.
+        """
+        if test_data is None:
+            return self, self
+        pair = self, dataclasses.replace(self, data=test_data, manifest=None)
+        are_tfds = [part.data.startswith("tfds:") for part in pair]
+        return tuple(
+            part
+            if is_tfds or not any(are_tfds)
+            else dataclasses.replace(part, data_dir=None)
+            for part, is_tfds in zip(pair, are_tfds, strict=True)
+        )
 
     def in_words(self, source):
         """Images and classes of a source that `open` returned, in words."""

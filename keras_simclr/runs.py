@@ -101,8 +101,8 @@ def carry_out(
     spec, steps = dataset.element_spec, int(dataset.cardinality())
     recipe = dataclasses.replace(recipe, epochs=recipe.epochs_for(steps))
     report(
-        f"To train on: {data.in_words(source)}; {steps * recipe.batch_size:,} "
-        "an epoch, without their labels."
+        f"To train on: {data.in_words(source)}. An epoch: "
+        f"{steps * recipe.batch_size:,} images, without their labels."
     )
     report(f"Epochs: {recipe.epochs}. Steps: {recipe.steps_in_words(steps)}.")
     recipe = recipe.with_choice(

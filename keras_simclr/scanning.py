@@ -11,7 +11,7 @@ import warnings
 
 import numpy as np
 
-from keras_simclr import _files, duplicates
+from keras_simclr import _files, duplicates, manifests
 from keras_simclr.decoding import (
     FORMATS,
     MOST_PIXELS,
@@ -41,6 +41,9 @@ _ADVICE = {
     "too small": f"Each side needs at least {SMALLEST_SIDE} pixels.",
     "too large": f"Scale it down to at most {MOST_PIXELS:,} pixels.",
     "unsupported format": "Convert it to JPEG or PNG.",
+    "NaN or infinity": "Mend it, or take it out.",
+    "out of range": "Bring floats to [0, 1].",
+    "one value": "There is nothing to see in it: take it out.",
     "wrong extension": "Nothing to do: the content decides.",
     "animated": "The first frame is used.",
     "CMYK": "Meant for print: the colours may look different on a screen.",
@@ -103,7 +106,8 @@ class Scan:
         if self.class_names:
             shown = ", ".join(self.class_names[:10])
             more = ", ..." if len(self.class_names) > 10 else ""
-            text = f"{len(self.class_names):,} folders: {shown}{more}"
+            count = _count(len(self.class_names), "folder")
+            text = f"{count}: {shown}{more}"
             lines.append(f"Classes: {_printable(text)}.")
         duplicates = "none"
         if self.duplicate_groups:
@@ -145,7 +149,7 @@ def scan(directory, manifest, *, progress=None):
     - `path`: relative to `directory`, as bytes (`os.fsencode`), because names
       need not be valid UTF-8.
     - `format`: one of `decoding.FORMATS`, another one that is not supported,
-      or null.
+      `array`, or null.
     - `width`, `height`: pixels as seen, after EXIF rotation; or null.
     - `channels`: 1 (grey), 2 (with alpha), 3 (colour), 4 (with alpha, or
       CMYK); or null.
@@ -181,9 +185,6 @@ def scan(directory, manifest, *, progress=None):
     print(scan("photos", "photos.parquet"))
     ```
     """
-    import pyarrow as pa
-    import pyarrow.parquet
-
     directory = _files.readable_directory(directory)
     manifest = pathlib.Path(manifest)
     _files.check_is_new("manifest", manifest)
@@ -195,53 +196,101 @@ def scan(directory, manifest, *, progress=None):
     paths = sorted(
         [*_files.walk(directory, report, promised_format), *problems]
     )
-    manifest.parent.mkdir(parents=True, exist_ok=True)
-    # Opened now, to fail now and not after an hour.
-    with _files.replacing(manifest) as staged, staged.open("wb") as file:
-        table = _read_all(directory, paths, problems, progress)
-        if not len(table):
-            raise ValueError(
-                "`directory` must hold images. Received: "
-                f"directory={directory!r} with {len(paths)} other files"
-            )
-        pa.parquet.write_table(table, file)
-    return _summary(table, others=len(paths) - len(table))
+    read = _reading(
+        paths, lambda x: pathlib.Path(directory, paths[x]).open("rb"), problems
+    )
+    return write_manifest(directory, len(paths), read, manifest, progress)
 
 
-def _schema():
-    import pyarrow as pa
+def scan_images(images, manifest, *, progress=None):
+    """As `scan`, for images that lie in shards or stand in a list.
 
-    return pa.schema(
-        {
-            "path": pa.binary(),
-            "format": pa.string(),
-            "width": pa.int32(),
-            "height": pa.int32(),
-            "channels": pa.int32(),
-            "orientation": pa.int32(),
-            "group": pa.int64(),
-            "problem": pa.string(),
-            "usable": pa.bool_(),
-        }
+    Args:
+        images: `folders.EncodedImages`.
+        manifest: As `scan`.
+        progress: As `scan`.
+
+    Returns:
+        As `scan`.
+
+    Raises:
+        FileExistsError: As `scan`.
+
+    Example:
+
+    ```python
+    shards = simclr.shards.TarShards("train-{0..9}.tar")
+    print(scan_images(shards, "train.parquet"))
+    ```
+    """
+    problems = images.left_out
+    paths = [*images.paths, *problems]
+    read = _reading(paths, images.open_image, problems)
+    others = sum(images.not_read.values())
+    return write_manifest(
+        images.source, len(paths), read, manifest, progress, others, False
     )
 
 
-def _read_all(directory, paths, problems, progress):
-    """The manifest of files as a `pyarrow.Table`."""
+def _reading(paths, open_image, problems):
+    """A function from a place in a list of images to its `Row`."""
+
+    def read(place):
+        path = paths[place]
+        if path in problems:
+            return Row(path, problem=problems[path])
+        return examine(path, lambda: open_image(place))
+
+    return read
+
+
+def write_manifest(
+    source, size, read, manifest, progress=None, others=0, has_folders=True
+):
+    """Writes the manifest of images that are read one by one.
+
+    Args:
+        source: What they are in, for an error.
+        size: Number of them.
+        read: Function of a place, 0 to `size`, that returns its `Row`, or None
+            if it is no image.
+        manifest: As `scan`.
+        progress: As `scan`.
+        others: Number of files that are no images, beside those that `read`
+            finds to be none.
+        has_folders: Whether paths tell classes.
+
+    Returns:
+        As `scan`.
+    """
+    import pyarrow.parquet
+
+    manifest = pathlib.Path(manifest)
+    _files.check_is_new("manifest", manifest)
+    manifest.parent.mkdir(parents=True, exist_ok=True)
+    # Opened now, to fail now and not after an hour.
+    with _files.replacing(manifest) as staged, staged.open("wb") as file:
+        table = _read_all(size, read, progress)
+        if not len(table):
+            raise ValueError(
+                "`directory` must hold images. Received: "
+                f"directory={source!r} with {size} other files"
+            )
+        pyarrow.parquet.write_table(table, file)
+    others += size - len(table)
+    return _summary(table, others, has_folders)
+
+
+def _read_all(size, read, progress):
+    """The manifest of images as a `pyarrow.Table`."""
     import imagehash  # noqa: F401 Here, not in several threads at once.
     import pyarrow as pa
     from PIL import Image
 
     Image.init()
-
-    def read(path):
-        if path in problems:
-            return Row(path, problem=problems[path])
-        return examine(directory, path)
-
-    schema = _schema()
-    tables, size = [schema.empty_table()], 0
-    keys = np.zeros(len(paths), duplicates.KEYS)
+    schema = manifests.schema()
+    tables, count = [schema.empty_table()], 0
+    keys = np.zeros(size, duplicates.KEYS)
     orientation.get_concrete_function()  # Here, not in several threads at once.
     # Threads are enough: Pillow lets others run while it decodes.
     with (
@@ -249,29 +298,30 @@ def _read_all(directory, paths, problems, progress):
         concurrent.futures.ThreadPoolExecutor() as pool,
     ):
         warnings.simplefilter("ignore")
-        for start in range(0, len(paths), _CHUNK):
+        for start in range(0, size, _CHUNK):
             rows = []
-            results = pool.map(read, paths[start : start + _CHUNK])
+            results = pool.map(read, range(start, min(start + _CHUNK, size)))
             for done, row in enumerate(results, start + 1):
                 rows += [row] if row else []
                 if progress:
-                    progress(done, len(paths))
+                    progress(done, size)
             tables.append(_as_table(rows, schema))
             for row in rows:
-                keys[size] = row.key or 0
-                size += 1
+                keys[count] = row.key or 0
+                count += 1
     table = pa.concat_tables(tables)
-    groups = duplicates.group(keys[:size], table["usable"].to_numpy())
+    groups = duplicates.group(keys[:count], table["usable"].to_numpy())
     place = schema.get_field_index("group")
     return table.set_column(place, schema.field(place), pa.array(groups))
 
 
-def duplicate_groups(directory, paths):
-    """Groups of the duplicates among files, as their manifest would have them.
+def duplicate_groups(paths, open_image):
+    """Groups of the duplicates among images, as their manifest has them.
 
     Args:
-        directory: Path of the folder.
-        paths: Sorted list of paths relative to it, as `find_images`.
+        paths: Sorted list of their names.
+        open_image: Function of a place in it that opens the image, as a binary
+            file.
 
     Returns:
         int64 array: equal for duplicates.
@@ -279,11 +329,12 @@ def duplicate_groups(directory, paths):
     Example:
 
     >>> from sklearn import datasets
-    >>> paths = ["images/china.jpg", "images/flower.jpg"]
-    >>> duplicate_groups(datasets.__path__[0], paths)
+    >>> folder = datasets.__path__[0] + "/images/"
+    >>> paths = ["china.jpg", "flower.jpg"]
+    >>> duplicate_groups(paths, lambda x: open(folder + paths[x], "rb"))
     array([0, 1])
     """
-    table = _read_all(directory, paths, {}, None)
+    table = _read_all(len(paths), _reading(paths, open_image, {}), None)
     return table["group"].to_numpy()
 
 
@@ -297,9 +348,9 @@ def _as_table(rows, schema):
     return pa.table(columns, schema)
 
 
-def _summary(table, others):
+def _summary(table, others, has_folders):
     """The `Scan` of a manifest."""
-    paths, usable = _paths(table), table["usable"].to_numpy()
+    paths, usable = manifests.paths_of(table), table["usable"].to_numpy()
     problems, remarks = {}, {}
     for path, is_usable, text in zip(
         paths, usable, table["problem"].to_pylist(), strict=True
@@ -328,7 +379,7 @@ def _summary(table, others):
         remarks=remarks,
         duplicate_groups=int((groups > 1).sum()),
         duplicate_images=int(groups[groups > 1].sum()),
-        class_names=class_names,
+        class_names=class_names if has_folders else (),
     )
 
 
@@ -337,78 +388,6 @@ def _add_example(kinds, text, path):
         kind = text.partition(":")[0]
         number, examples = kinds.get(kind, (0, ()))
         kinds[kind] = number + 1, (*examples, path)[:3]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Manifest:
-    """The usable images of a manifest, sorted by path.
-
-    Attributes:
-        paths: List of paths relative to the directory, as `find_images`.
-        groups: int64 array; the same number for duplicates.
-        widths: int64 array of pixels as seen, after EXIF rotation.
-        heights: The same.
-        problems: Dictionary from the paths of unusable files to the reason.
-    """
-
-    paths: list
-    groups: np.ndarray
-    widths: np.ndarray
-    heights: np.ndarray
-    problems: dict
-
-
-def read_manifest(path):
-    """Reads a manifest.
-
-    Args:
-        path: Path of a manifest that `scan` wrote.
-
-    Returns:
-        `Manifest`.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no manifest.
-
-    Example:
-
-    ```python
-    manifest = read_manifest("photos.parquet")
-    ```
-    """
-    import pyarrow.compute as pc
-    import pyarrow.parquet
-
-    received = f"Received: path={os.fsdecode(path)!r}"
-    if not pathlib.Path(path).is_file():
-        raise FileNotFoundError(
-            f"`path` must be a manifest. {received}, which is no file. Write "
-            "one with keras-simclr scan"
-        )
-    try:
-        table = pyarrow.parquet.ParquetFile(path).read()
-        table = table.select(_schema().names).cast(_schema())
-    except (ValueError, KeyError) as error:
-        raise ValueError(
-            "`path` must be a manifest that keras-simclr scan wrote. "
-            f"{received} ({error})"
-        ) from None
-    table = table.sort_by("path")
-    images = table.filter(table["usable"])
-    columns = {
-        f"{name}s": images[name].to_numpy().astype("int64")
-        for name in ("group", "width", "height")
-    }
-    others = table.filter(pc.invert(table["usable"]))
-    problems = dict(
-        zip(_paths(others), others["problem"].to_pylist(), strict=True)
-    )
-    return Manifest(_paths(images), problems=problems, **columns)
-
-
-def _paths(table):
-    return [os.fsdecode(path) for path in table["path"].to_pylist()]
 
 
 _HEAD = 512  # Bytes that tell what a file holds.
@@ -470,12 +449,12 @@ class Row:
     key: tuple | None = None
 
 
-def examine(directory, path):
+def examine(path, open_file):
     """Reads an image file and says what it is.
 
     Args:
-        directory: Path of the folder.
-        path: Path of a regular file relative to it.
+        path: Its path or name.
+        open_file: Function without arguments that opens it, as a binary file.
 
     Returns:
         A `Row`; None if the file neither is an image nor named like one.
@@ -483,13 +462,14 @@ def examine(directory, path):
     Example:
 
     >>> from sklearn import datasets
-    >>> row = examine(datasets.__path__[0], "images/china.jpg")
+    >>> path = datasets.__path__[0] + "/images/china.jpg"
+    >>> row = examine("china.jpg", lambda: open(path, "rb"))
     >>> row.format, row.width, row.height, row.problem
     ('JPEG', 640, 427, None)
     """
     row = Row(path)
     try:
-        with pathlib.Path(directory, path).open("rb") as file:
+        with open_file() as file:
             head = file.read(_HEAD)
             row.format = _format(head)
             if row.format in FORMATS:
@@ -641,8 +621,7 @@ def class_labels(paths):
     Returns:
         `(labels, class_names)`: an int64 array of the paths' length, and the
         sorted names of the sub-directories. `(None, ())` if a file lies
-        outside them, there are fewer than two, or they are parts of a data
-        set: `are_parts`.
+        outside them, or they are parts of a data set: `are_parts`.
 
     Example:
 
@@ -660,7 +639,7 @@ def class_labels(paths):
         "int64",
         len(paths),
     )
-    if len(numbers) < 2 or labels.min() < 0 or are_parts(numbers):
+    if not numbers or labels.min() < 0 or are_parts(numbers):
         return None, ()
     names = sorted(numbers)
     places = np.empty(len(names), "int64")

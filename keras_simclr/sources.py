@@ -5,22 +5,28 @@ import difflib
 import hashlib
 import os
 import pathlib
+import socket
+import urllib.parse
+import urllib.request
 
 import numpy as np
 import tensorflow as tf
 
-from keras_simclr import _checks, _files
+from keras_simclr import _checks, _files, array_files, scanning
 from keras_simclr._files import valid_names
 from keras_simclr.decoding import SMALLEST_SIDE, fitted
 from keras_simclr.fit_data import batches_of, check_fills_a_batch, orders
-from keras_simclr.folders import ImageFolder, parsed_split, rows_of_split
+from keras_simclr.folders import EncodedImages, ImageFolder
 from keras_simclr.labelled import one_per_row
-from keras_simclr.scanning import are_parts
+from keras_simclr.lists import ImageList
+from keras_simclr.shards import ParquetShards, TarShards
+from keras_simclr.splits import rows_of_split
 
 # Examples that wait, still encoded, to be drawn in random order.
 _SHUFFLE_BUFFER = 16_384
 _SHOWN = 10  # Classes that are listed.
 _MOST_READ = 2**30  # Bytes of a folder that are read for its fingerprint.
+_PATIENCE = 10  # Seconds that the host of a download has to answer.
 
 
 def dataset_from_arrays(
@@ -88,7 +94,8 @@ def dataset_from_tfds(
             all of one size.
         batch_size: Images in a batch.
         shuffle: Whether every epoch has another random order.
-        seed: Integer the orders depend on.
+        seed: Integer the orders depend on, beside that which
+            `keras.utils.set_random_seed` sets.
         drop_remainder: Whether the images that do not fill a batch wait for
             the next epoch.
 
@@ -98,6 +105,7 @@ def dataset_from_tfds(
         are not all of one size. Images are uint8.
 
     Raises:
+        OSError: If it is not prepared, and what to download is out of reach.
         ValueError: If TFDS has no such dataset or split, or the split does not
             fill a batch.
 
@@ -111,20 +119,14 @@ def dataset_from_tfds(
     import tensorflow_datasets as tfds
 
     _checks.integer("batch_size", batch_size, minimum=1)
-    try:
-        builder = tfds.builder(name, data_dir=data_dir)
-    except tfds.core.registered.DatasetNotFoundError:
-        near = difflib.get_close_matches(name, tfds.list_builders(), n=3)
-        raise ValueError(
-            "`name` must be a dataset of TensorFlow Datasets. Received: "
-            f"name={name!r}. Near matches: {', '.join(near) or 'none'}"
-        ) from None
+    builder = _builder(name, data_dir)
     features = builder.info.features
     if "image" not in features:
         raise ValueError(
             "The dataset needs a feature `image`. Received: "
             f"name={name!r} with features {sorted(features)}"
         )
+    _check_can_prepare(builder, name)
     builder.download_and_prepare()
     split_size = _split_size(builder, split)
     what = f"images in split={split!r}"
@@ -155,6 +157,52 @@ def dataset_from_tfds(
     return dataset.prefetch(tf.data.AUTOTUNE)
 
 
+def _builder(name, data_dir):
+    """TFDS's builder of a dataset."""
+    import tensorflow_datasets as tfds
+
+    try:
+        return tfds.builder(name, data_dir=data_dir)
+    except tfds.core.registered.DatasetNotFoundError:
+        near = difflib.get_close_matches(name, tfds.list_builders(), n=3)
+        cause = f"Near matches: {', '.join(near) or 'none'}"
+    except Exception as error:  # TFDS raises what it likes.
+        cause = f"TFDS says: {' '.join(str(error).split())}"
+    raise ValueError(
+        "`name` must be a dataset of TensorFlow Datasets. Received: "
+        f"name={name!r}. {cause}"
+    )
+
+
+def _check_can_prepare(builder, name):
+    """Refuses a dataset to download from where nobody answers.
+
+    TFDS would try for minutes.
+    """
+    directory = pathlib.Path(builder.data_dir)
+    home = pathlib.Path(builder.data_dir_root)
+    urls = dict(builder.url_infos or {})
+    is_there = directory.exists() or any(home.glob("downloads/*"))
+    if is_there or not urls or urllib.request.getproxies():
+        return
+    url = urllib.parse.urlsplit(min(urls))
+    ports = {"http": 80, "ftp": 21}
+    try:
+        socket.create_connection(
+            (url.hostname, url.port or ports.get(url.scheme, 443)), _PATIENCE
+        ).close()
+    except OSError as error:
+        raise OSError(
+            "A dataset of TFDS must be prepared already, or there must be a "
+            f"network to download it. Received: {name!r}, which is not in "
+            f"{str(directory)!r}, and {url.hostname} does not answer ({error})."
+            ' Where there is a network, do: python -c "import '
+            "tensorflow_datasets as tfds; "
+            f"tfds.builder('{name}').download_and_prepare()\", and copy the "
+            "directory that it tells here, or name it in --data_dir"
+        ) from None
+
+
 def dataset_from_directory(
     directory,
     *,
@@ -174,7 +222,9 @@ def dataset_from_directory(
 
     Args:
         directory: Path of the folder; or a `folders.ImageFolder`, which takes
-            a manifest, a part of the images, and the limit.
+            a manifest, a part of the images, and the limit; or other
+            `folders.EncodedImages`: a `lists.ImageList`, `shards.TarShards` or
+            `shards.ParquetShards`.
         canvas_size: Height and width of the canvas, pixels. With at least
             `image_size / sqrt(scale[0])` of the augmentation, no crop of a
             large image has to be enlarged.
@@ -192,9 +242,9 @@ def dataset_from_directory(
         `(batch_size, canvas_size, canvas_size, 3)`; `sizes`, int32 of shape
         `(batch_size, 2)`, height and width of the image in the upper left;
         `places`, int64 of shape `(batch_size,)`: those of the images in
-        `ImageFolder.paths`, by which an image is known in every pass; `labels`,
-        if the files are in sub-folders: the places of theirs in
-        `ImageFolder.class_names`; `groups`, if a manifest knows of duplicates.
+        `EncodedImages.paths`, by which an image is known in every pass;
+        `labels`, if they are known: of files in sub-folders, the places of
+        theirs in `class_names`; `groups`, if a manifest knows of duplicates.
         The dataset has the list `class_names`, as those from
         `keras.utils.image_dataset_from_directory` have, by which `evaluate`,
         `fine_tune` and the probes tell classes.
@@ -216,7 +266,7 @@ def dataset_from_directory(
     _checks.integer("canvas_size", canvas_size, minimum=SMALLEST_SIDE)
     _checks.integer("batch_size", batch_size, minimum=1)
     folder = directory
-    if not isinstance(folder, ImageFolder):
+    if not isinstance(folder, EncodedImages):
         folder = ImageFolder(directory)
     size = len(folder.paths)
     check_fills_a_batch(size, batch_size, drop_remainder, "images")
@@ -267,6 +317,75 @@ def _on_canvases(dataset, canvas_size, batch_size, drop_remainder):
     )
 
 
+def find_source(
+    data, split="train", *, manifest=None, data_dir=None, unreadable_limit=0.01
+):
+    """What the command line calls `--data`, found and listed.
+
+    Args:
+        data: Path of a folder, of an .npz or .npy file, or of a .csv file that
+            lists images; `"tar:PATTERN"`, `"parquet:PATTERN"`; or
+            `"tfds:NAME[/CONFIG]"`.
+        split: Split in TFDS's notation, such as `"train[:90%]"`. Files have
+            one split, `train`; encoded images are divided by their names.
+        manifest: As `folders.EncodedImages`.
+        data_dir: Directory of the prepared TFDS datasets.
+        unreadable_limit: As `folders.EncodedImages`.
+
+    Returns:
+        `folders.EncodedImages`; or `data`, if it is a dataset of TFDS or a file
+        of arrays.
+
+    Raises:
+        OSError: If it is not there, or may not be read.
+        ValueError: If `data` has another form, or is given with what has no
+            meaning for it.
+
+    Example:
+
+    ```python
+    source = find_source("tar:train-{000..009}.tar", "train[:90%]")
+    ```
+    """
+    data = os.fspath(data)
+    kind, _, pattern = data.partition(":")
+    is_tfds = kind == "tfds" and not pathlib.Path(data).exists()
+    if data_dir is not None and not is_tfds:
+        raise ValueError(
+            "`data_dir` is where datasets of TFDS are: leave it out. Received: "
+            f"data_dir={data_dir!r} with data={data!r}"
+        )
+    options = {
+        "manifest": manifest,
+        "split": split,
+        "unreadable_limit": unreadable_limit,
+    }
+    if pathlib.Path(data).is_dir():
+        return ImageFolder(data, **options)
+    if data.endswith(".csv"):
+        return ImageList(data, **options)
+    if kind in _SHARDS:
+        return _SHARDS[kind](pattern, **options)
+    if not (is_tfds or array_files.is_array_file(data)):
+        kind = pathlib.Path(data).suffix[1:]
+        hint = f". Write {kind}:{data}" if kind in _SHARDS else ""
+        raise ValueError(
+            "`data` must be an existing folder of images, PATH.npz, PATH.npy, "
+            "PATH.csv, tar:PATTERN, parquet:PATTERN or tfds:NAME[/CONFIG]. "
+            f"Received: data={data!r}{hint}"
+        )
+    if manifest is not None:
+        raise ValueError(
+            "`manifest` is of image files: leave it out. Received: "
+            f"manifest={manifest!r} with data={data!r}. Take rows that it "
+            "finds unusable out of the arrays"
+        )
+    return data
+
+
+_SHARDS = {"tar": TarShards, "parquet": ParquetShards}
+
+
 def open_dataset(
     source,
     split="train",
@@ -275,13 +394,11 @@ def open_dataset(
     canvas_size=512,
     **kwargs,
 ):
-    """Dataset of batches from what the command line calls `--data`.
+    """Dataset of batches from what `find_source` returns.
 
     Args:
-        source: `"PATH.npz"` with an array `images` and optionally `labels`;
-            `"tfds:NAME[/CONFIG]"`; or a `folders.ImageFolder`.
-        split: Split in TFDS's notation, such as `"train[:90%]"`. A file has
-            one split, `train`; a folder has its own.
+        source: As `find_source` returns it.
+        split: As in `find_source`. Encoded images are divided already.
         data_dir: Directory of the prepared TFDS datasets.
         canvas_size: As in `dataset_from_directory`.
         **kwargs: Further arguments of `dataset_from_arrays`: `batch_size`,
@@ -300,28 +417,52 @@ def open_dataset(
     dataset = open_dataset("flowers.npz", "train[:90%]", batch_size=64)
     ```
     """
-    if isinstance(source, ImageFolder):
+    if isinstance(source, EncodedImages):
         return dataset_from_directory(source, canvas_size=canvas_size, **kwargs)
     if source.startswith("tfds:"):
         name = source.removeprefix("tfds:")
         return dataset_from_tfds(
             name, split, data_dir=data_dir, canvas_size=canvas_size, **kwargs
         )
-    if not source.endswith(".npz"):
-        raise ValueError(
-            "`data` must be an existing folder of images, PATH.npz or "
-            f"tfds:NAME[/CONFIG]. Received: data={source!r}"
-        )
-    with np.load(source) as arrays:
-        arrays = dict(arrays)
-    if "images" not in arrays or set(arrays) - {"images", "labels"}:
-        raise ValueError(
-            "An .npz file must hold `images`, and may hold `labels`. "
-            f"Received: {source!r} with {', '.join(sorted(arrays))}"
-        )
+    arrays = array_files.load_arrays(find_source(source))
     rows = rows_of_split(split, len(arrays["images"]))
     arrays = {name: array[rows] for name, array in arrays.items()}
     return dataset_from_arrays(**arrays, **kwargs)
+
+
+def scan_source(data, manifest, *, progress=None):
+    """As `scanning.scan`, for what `find_source` takes, except TFDS.
+
+    Args:
+        data: As in `find_source`.
+        manifest: Path of the manifest to write.
+        progress: As `scanning.scan`.
+
+    Returns:
+        `scanning.Scan`.
+
+    Raises:
+        OSError: As `find_source`.
+        ValueError: As `find_source`; or if it is a dataset of TFDS.
+
+    Example:
+
+    ```python
+    print(scan_source("tar:train-{000..009}.tar", "train.parquet"))
+    ```
+    """
+    if array_files.is_array_file(data):
+        return array_files.scan_arrays(data, manifest, progress=progress)
+    is_encoded = data.endswith(".csv") or data.partition(":")[0] in _SHARDS
+    if is_encoded and not pathlib.Path(data).is_dir():
+        images = find_source(data)
+        return scanning.scan_images(images, manifest, progress=progress)
+    if data.startswith("tfds:"):
+        raise ValueError(
+            "`data` must be files: what TFDS prepared was read then. "
+            f"Received: data={data!r}"
+        )
+    return scanning.scan(data, manifest, progress=progress)
 
 
 def in_words(source, split="train", *, data_dir=None):
@@ -333,7 +474,8 @@ def in_words(source, split="train", *, data_dir=None):
         data_dir: As in `open_dataset`.
 
     Returns:
-        String, such as `"5 images of 2 classes: cat (3), dog (2)"`.
+        String, such as `"5 images of 2 classes: cat (3), dog (2)"`; and, in a
+        second sentence, what other files are not read.
 
     Example:
 
@@ -341,41 +483,55 @@ def in_words(source, split="train", *, data_dir=None):
     print(in_words(simclr.folders.ImageFolder("labelled")))
     ```
     """
-    if isinstance(source, ImageFolder):
+    what = "image"
+    if isinstance(source, EncodedImages):
         size, labels = len(source.paths), source.labels
         names = source.class_names
     elif source.startswith("tfds:"):
-        import tensorflow_datasets as tfds
-
-        builder = tfds.builder(source.removeprefix("tfds:"), data_dir=data_dir)
+        builder = _builder(source.removeprefix("tfds:"), data_dir)
         size, labels = _split_size(builder, split), None
         features = dict(builder.info.features.items())
         names = getattr(features.get("label"), "names", ())
     else:
-        size, labels, names = *_size_and_labels(source, split), ()
-    images = f"{size:,} image{'s' * (size != 1)}"
-    tops = {path.partition("/")[0] for path in getattr(source, "paths", ())}
-    if labels is None and tops and are_parts(tops):
-        example = str(source.directory / min(tops))
-        example, *parts = valid_names([example, *sorted(tops)])
-        return (
-            f"{images} in {', '.join(parts)}: parts of a data set, no classes. "
-            f"Take one, such as {example}"
-        )
-    return images + _classes_in_words(labels, names)
+        arrays = array_files.load_arrays(source)
+        rows = rows_of_split(split, len(arrays["images"]))
+        images, labels, names = arrays["images"][rows], arrays.get("labels"), ()
+        size, labels = len(images), None if labels is None else labels[rows]
+        if images.shape[3] == 1:
+            what = "grey image"
+    images = f"{size:,} {what}{'s' * (size != 1)}"
+    return (
+        images
+        + (_parts_in_words(source) or _classes_in_words(labels, names))
+        + _not_read_in_words(getattr(source, "not_read", {}))
+    )
 
 
-def _size_and_labels(path, split):
-    """Number of images of an .npz file's split, and their labels or None."""
-    with np.load(path) as arrays:
-        # Of the images the header is enough: they may be many.
-        name = "labels" if "labels" in arrays.files else "images"
-        with arrays.zip.open(f"{name}.npy") as file:
-            np.lib.format.read_magic(file)
-            (size, *_), *_ = np.lib.format.read_array_header_1_0(file)
-        labels = arrays["labels"] if name == "labels" else None
-    rows = rows_of_split(split, size)
-    return len(range(size)[rows]), None if labels is None else labels[rows]
+def _parts_in_words(source):
+    """That the sub-folders are parts and no classes, if they are."""
+    if not isinstance(source, ImageFolder) or source.labels is not None:
+        return ""
+    tops = {path.partition("/")[0] for path in source.paths}
+    if not scanning.are_parts(tops):
+        return ""
+    example = str(source.directory / min(tops))
+    example, *parts = valid_names([example, *sorted(tops)])
+    return (
+        f" in {', '.join(parts)}: parts of a data set, no classes. All are "
+        f"taken; for the images and classes of one, name it: {example}"
+    )
+
+
+def _not_read_in_words(kinds):
+    if not kinds:
+        return ""
+    total = sum(kinds.values())
+    files = "other files are" if total > 1 else "other file is"
+    shown = [f"{count:,} {kind}" for kind, count in kinds.items()][:_SHOWN]
+    more = ", ..." * (len(kinds) > _SHOWN)
+    return (
+        f". {total:,} {files} not read: {', '.join(valid_names(shown))}{more}"
+    )
 
 
 def _classes_in_words(labels, names):
@@ -414,9 +570,7 @@ def own_test_split(source, *, data_dir=None):
     name = str(source).removeprefix("tfds:")
     if name == str(source):
         return None
-    import tensorflow_datasets as tfds
-
-    splits = tfds.builder(name, data_dir=data_dir).info.splits
+    splits = _builder(name, data_dir).info.splits
     return "test" if "test" in splits else None
 
 
@@ -429,9 +583,10 @@ def fingerprint(source, *, data_dir=None):
 
     Returns:
         Dictionary: `source`, with the version of a dataset of TFDS; and
-        `sha256`, of an `.npz` file's content, or of the names and sizes of the
-        files of a folder or dataset, in order. Of a folder also the number of
-        `files` and, up to a gigabyte in all, the SHA-256 of their `content`.
+        `sha256`, of the content of a file of arrays, or of the names and sizes
+        of the files of a folder, list, shards or dataset, in order. Of all but
+        the last also the number of `files` and, up to a gigabyte in all, the
+        SHA-256 of their `content`.
 
     Example:
 
@@ -439,12 +594,10 @@ def fingerprint(source, *, data_dir=None):
     fingerprint("flowers.npz")  # {"source": "flowers.npz", "sha256": ...}
     ```
     """
-    if isinstance(source, ImageFolder):
-        return _fingerprint_of_folder(source.directory, source.paths)
+    if isinstance(source, EncodedImages):
+        return _fingerprint_of_files(source)
     if source.startswith("tfds:"):
-        import tensorflow_datasets as tfds
-
-        builder = tfds.builder(source.removeprefix("tfds:"), data_dir=data_dir)
+        builder = _builder(source.removeprefix("tfds:"), data_dir)
         directory = pathlib.Path(builder.data_dir)
         paths = sorted(path.name for path in directory.glob("*.*-of-*"))
         digest, _ = _names_and_sizes(directory, paths)
@@ -454,9 +607,10 @@ def fingerprint(source, *, data_dir=None):
     return {"source": source, "sha256": digest.hexdigest()}
 
 
-def _fingerprint_of_folder(directory, paths):
+def _fingerprint_of_files(source):
+    directory, paths = source.directory, source.files
     digest, size = _names_and_sizes(directory, paths)
-    found = {"source": str(directory), "sha256": digest, "files": len(paths)}
+    found = {"source": source.source, "sha256": digest, "files": len(paths)}
     if size <= _MOST_READ:
         found["content"] = _content(directory, paths)
     return found
@@ -486,7 +640,8 @@ def _content(directory, paths):
 
 def _bytes_of(directory, path):
     # Joined as text, for a million files: pathlib takes three times as long.
-    size, _ = _files.state(f"{directory}/{path}") or (0, None)
+    path = os.path.join(directory, path)  # noqa: PTH118
+    size, _ = _files.state(path) or (0, None)
     return size  # Of what is missing 0: what reads it will say so.
 
 
@@ -494,8 +649,10 @@ def _split_size(builder, split):
     splits = tuple(builder.info.splits)
     try:
         return builder.info.splits[split].num_examples
-    except (KeyError, ValueError):
+    except Exception as error:  # TFDS raises what it likes.
         if split.split("[")[0] not in splits:
             _checks.choice("split", split, splits)
-        parsed_split(split)
-        raise
+        raise ValueError(
+            "`split` must be a split in TFDS's notation, such as "
+            f"'train[:90%]'. Received: split={split!r}"
+        ) from error

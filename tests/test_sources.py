@@ -290,9 +290,9 @@ def test_source_is_told_in_words(data_dir, tmp_path):
     sources.open_dataset("tfds:tiny_unlabeled", data_dir=data_dir, batch_size=2)
     assert words("tfds:tiny_unlabeled", "test") == "5 images, no classes"
     path = str(tmp_path / "a.npz")
-    images = np.zeros((1200, 4, 4), "uint8")
-    np.savez(path, images=images)
-    assert words(path) == "1,200 images, no classes"
+    images = np.zeros((1200, 8, 8, 3), "uint8")
+    np.savez(path, images=images[..., 0])
+    assert words(path) == "1,200 grey images, no classes"
     for labels in (
         np.repeat([-1, 0, 7], [100, 1050, 50]),
         np.repeat([-1.0, 0, 7], [100, 1050, 50])[:, None],
@@ -319,7 +319,7 @@ def test_folder_is_told_in_words(tmp_path):
         return sources.in_words(folders.ImageFolder(tmp_path, split=split))
 
     assert words("a.png", "b/c.png") == "2 images, no classes"
-    assert words("b/c.png") == "1 image, no classes"
+    assert words("b/c.png") == "1 image of 1 class: b (1)"
     assert words("dog/a.png", "cat/b.png", "cat/d/c.png") == (
         "3 images of 2 classes: cat (2), dog (1)"
     )
@@ -330,7 +330,8 @@ def test_folder_is_told_in_words(tmp_path):
         paths = [f"{part}/{x}/1.png" for part in parts for x in ("cat", "dog")]
         assert words(*paths) == (
             f"{len(paths)} images in {', '.join(parts)}: parts of a data set, "
-            f"no classes. Take one, such as {tmp_path / parts[0]}"
+            "no classes. All are taken; for the images and classes of one, "
+            f"name it: {tmp_path / parts[0]}"
         )
         folder = folders.ImageFolder(tmp_path)
         assert (folder.labels, folder.class_names) == (None, ())
