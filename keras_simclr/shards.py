@@ -24,7 +24,7 @@ _logger = logging.getLogger("keras_simclr")
 
 _SHOWN = 10  # Files that an error message lists.
 _LONGEST_LABEL = 4096  # Bytes.
-_AT_A_TIME = 1 << 24  # Bytes of a Parquet file that are unpacked at a time.
+_AT_A_TIME = 1 << 22  # Bytes of a Parquet file that are unpacked at a time.
 _COMPRESSED = {
     b"\x1f\x8b": "gunzip",
     b"BZh": "bunzip2",

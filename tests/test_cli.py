@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 
 import keras
@@ -294,6 +295,42 @@ def test_evaluate_tests_on_another_folder_by_names(grey_run, tmp_path, capsys):
     evaluation = runs.read_summary(grey_run)["evaluation"]
     assert 0 < evaluation["test_examples"] < 18
     assert evaluation["test_data"] == str(photos / "val")
+
+
+@pytest.mark.parametrize("kind", ["folder", "list"])
+def test_evaluate_tests_on_one_class(grey_run, tmp_path, capsys, kind):
+    paint(tmp_path / "train", SHADES)
+    paint(tmp_path / "test", {"cat": 20})
+    test_data = tmp_path / "test"
+    if kind == "list":
+        test_data = tmp_path / "test.csv"
+        rows = [f"test/cat/{number}.png,cat" for number in range(6)]
+        test_data.write_text("\n".join(["path,label", *rows]))
+    command = ["evaluate", f"--run_dir={grey_run}", "--probes=knn"]
+    command += ["--labels=all", "--draws=2", f"--data={tmp_path / 'train'}"]
+    assert cli.main([*command, f"--test_data={test_data}"]) == 0
+    text = capsys.readouterr().out
+    assert "To test on: 6 images of 1 class: cat (6).\n" in text
+    assert "No image to test on is of dog, fox, owl.\n" in text
+
+
+def test_tables_of_shards_name_their_members(grey_run, tmp_path, capsys):
+    paint(tmp_path / "images", {"cat": 20})
+    (tmp_path / "images" / "cat" / "0.png").write_bytes(b"")
+    (tmp_path / "images" / "cat" / "0.txt").write_bytes(b"")
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(tmp_path / "images" / "cat", "cats")
+    options = [f"--data=tar:{tmp_path}/*.tar", "--unreadable_limit=0.5"]
+    options += ["--format=csv", f"--output_dir={tmp_path / 'out'}"]
+    assert cli.main(["embed", f"--run_dir={grey_run}", *options]) == 0
+    assert capsys.readouterr().out.startswith(
+        "Found: 6 images, no classes. 1 other file is not read: 1 .txt.\n"
+    )
+    with (tmp_path / "out" / "embeddings.csv").open() as file:
+        paths = [row["path"] for row in csv.DictReader(file)]
+    assert paths == [f"a.tar/cats/{number}.png" for number in range(1, 6)]
+    skipped = (tmp_path / "out" / "skipped.csv").read_text()
+    assert skipped == "path,reason\na.tar/cats/0.png,empty\n"
 
 
 def test_finetune_and_predict_say_what_they_found(grey_run, tmp_path, capsys):

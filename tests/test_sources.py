@@ -1,3 +1,7 @@
+import socket
+import sys
+import types
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -5,7 +9,7 @@ import tensorflow_datasets as tfds
 from helpers.pictures import PNG, write
 
 import keras_simclr as simclr
-from keras_simclr import folders, sources
+from keras_simclr import fit_data, folders, recipe, sources
 
 
 class TinyDigits(tfds.core.GeneratorBasedBuilder):
@@ -381,3 +385,83 @@ def test_fingerprint_of_a_small_folder_is_of_its_content_too(
     assert before["content"] != after["content"]
     monkeypatch.setattr(sources, "_MOST_READ", 2)
     assert "content" not in fingerprint()
+
+
+def test_nothing_but_tfds_needs_tfds(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    write(tmp_path, {f"{x}/{n}.png": PNG for x in "ab" for n in range(9)})
+    np.savez(tmp_path / "a.npz", images=np.zeros((9, 8, 8, 3), "uint8"))
+    for name in (".", "a.npz"):
+        data = recipe.Data(data=str(tmp_path / name), split="train[:90%]")
+        source, _ = data.open_in_order(8)
+        assert "image" in data.in_words(source)
+        assert sources.own_test_split(data.data) is None
+        assert sources.fingerprint(source)["sha256"]
+
+
+def test_downloads_out_of_reach_are_refused_at_once(tmp_path, monkeypatch):
+    def refuse(address, patience):
+        raise socket.gaierror(-2, f"{address[0]} is not known")
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setattr(sources.urllib.request, "getproxies", dict)
+    builder = types.SimpleNamespace(
+        data_dir=tmp_path / "mnist/3.0.1",
+        data_dir_root=tmp_path,
+        url_infos={"https://example.org/a.gz": None},
+    )
+    with pytest.raises(OSError) as info:
+        sources._check_can_prepare(builder, "mnist")
+    assert str(info.value) == (
+        "A dataset of TFDS must be prepared already, or there must be a "
+        "network to download it. Received: 'mnist', which is not in "
+        f"'{tmp_path}/mnist/3.0.1', and example.org does not answer ([Errno "
+        "-2] example.org is not known). Where there is a network, do: python "
+        '-c "import tensorflow_datasets as tfds; '
+        "tfds.builder('mnist').download_and_prepare()\", and copy the "
+        "directory that it tells here, or name it in --data_dir"
+    )
+    write(tmp_path, {"mnist/3.0.1/dataset_info.json": b""})
+    sources._check_can_prepare(builder, "mnist")
+
+
+@pytest.mark.parametrize("name", ["tiny_digits/zzz", "tiny_digits:9.9.9", ""])
+def test_what_tfds_cannot_open_is_refused(data_dir, name):
+    with pytest.raises(ValueError, match=r"^`name` must be a dataset of Tens"):
+        sources.in_words(f"tfds:{name}", data_dir=data_dir)
+
+
+@pytest.mark.parametrize(
+    ("data", "hint"),
+    [("a.tar", ". Write tar:a.tar"), ("a.jpg", ""), ("zip:a", "")],
+)
+def test_data_of_no_known_kind_are_refused(data, hint):
+    with pytest.raises(ValueError) as info:
+        sources.find_source(data)
+    assert str(info.value) == (
+        "`data` must be an existing folder of images, PATH.npz, PATH.npy, "
+        "PATH.csv, tar:PATTERN, parquet:PATTERN or tfds:NAME[/CONFIG]. "
+        f"Received: data={data!r}{hint}"
+    )
+
+
+def test_data_to_test_on_have_options_of_their_own():
+    def options(data, test_data):
+        given = recipe.Data(data=data, data_dir="d", manifest="m")
+        return [
+            (part.data, part.data_dir, part.manifest)
+            for part in given.and_test(test_data)
+        ]
+
+    assert options("a", None) == [("a", "d", "m")] * 2
+    assert options("a", "b") == [("a", "d", "m"), ("b", "d", None)]
+    assert options("a", "tfds:b") == [("a", None, "m"), ("tfds:b", "d", None)]
+    assert options("tfds:a", "b") == [("tfds:a", "d", "m"), ("b", None, None)]
+
+
+def test_labels_may_be_a_list():
+    images = numbered_images(4)
+    (batch,) = fit_data.in_order((images, [3, 1, 0, 2]))
+    np.testing.assert_array_equal(batch[1], [3, 1, 0, 2])
+    with pytest.raises(ValueError, match="arrays of length 3 and 4"):
+        fit_data.in_order((images, [3, 1, 0]))
