@@ -411,7 +411,8 @@ class ImageFolder(EncodedImages):
     """
 
     def __init__(self, directory, **kwargs):
-        super().__init__(directory, **kwargs)
+        # Without a slash at the end: runs record it.
+        super().__init__(pathlib.Path(os.fsdecode(directory)), **kwargs)
 
     def _find(self, wanted):
         images, others = _images_and_others(self.directory, wanted)

@@ -397,7 +397,7 @@ def open_dataset(
     """Dataset of batches from what `find_source` returns.
 
     Args:
-        source: As `find_source` returns it.
+        source: What `find_source` takes, or returns.
         split: As in `find_source`. Encoded images are divided already.
         data_dir: Directory of the prepared TFDS datasets.
         canvas_size: As in `dataset_from_directory`.
@@ -417,6 +417,8 @@ def open_dataset(
     dataset = open_dataset("flowers.npz", "train[:90%]", batch_size=64)
     ```
     """
+    if not isinstance(source, EncodedImages):
+        source = find_source(source, split)
     if isinstance(source, EncodedImages):
         return dataset_from_directory(source, canvas_size=canvas_size, **kwargs)
     if source.startswith("tfds:"):
@@ -424,7 +426,7 @@ def open_dataset(
         return dataset_from_tfds(
             name, split, data_dir=data_dir, canvas_size=canvas_size, **kwargs
         )
-    arrays = array_files.load_arrays(find_source(source))
+    arrays = array_files.load_arrays(source)
     rows = rows_of_split(split, len(arrays["images"]))
     arrays = {name: array[rows] for name, array in arrays.items()}
     return dataset_from_arrays(**arrays, **kwargs)
@@ -451,10 +453,11 @@ def scan_source(data, manifest, *, progress=None):
     print(scan_source("tar:train-{000..009}.tar", "train.parquet"))
     ```
     """
+    if pathlib.Path(data).is_dir():
+        return scanning.scan(data, manifest, progress=progress)
     if array_files.is_array_file(data):
         return array_files.scan_arrays(data, manifest, progress=progress)
-    is_encoded = data.endswith(".csv") or data.partition(":")[0] in _SHARDS
-    if is_encoded and not pathlib.Path(data).is_dir():
+    if data.endswith(".csv") or data.partition(":")[0] in _SHARDS:
         images = find_source(data)
         return scanning.scan_images(images, manifest, progress=progress)
     if data.startswith("tfds:"):

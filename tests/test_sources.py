@@ -379,6 +379,8 @@ def test_fingerprint_of_a_small_folder_is_of_its_content_too(
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
     before = fingerprint()
     assert before["files"] == 1
+    assert before["source"] == str(tmp_path)
+    assert folders.ImageFolder(f"{tmp_path}/").source == str(tmp_path)
     (tmp_path / "a.png").write_bytes(b"eno")
     after = fingerprint()
     assert before["sha256"] == after["sha256"]
