@@ -210,8 +210,7 @@ def plan(recipe, data, *, minutes_per_epoch=30.0, report=print):
     )
     keras.config.set_dtype_policy(recipe.precision)
     with strategy.scope():
-        machine = _Machine(recipe, data, strategy)
-        report(f"To train on: {data.in_words(machine.source)}.")
+        machine = _Machine(recipe, data, strategy, report)
         return _choose_on(machine, minutes_per_epoch)
 
 
@@ -241,9 +240,10 @@ def _choose_on(machine, minutes_per_epoch):
 class _Machine:
     """What is measured on this machine with these images."""
 
-    def __init__(self, recipe, data, strategy):
+    def __init__(self, recipe, data, strategy, report):
         self.recipe, self.data, self.strategy = recipe, data, strategy
-        self.source, dataset = self._open(image_size=max(_SIZES))
+        source, dataset = self._open(image_size=max(_SIZES))
+        report(f"To train on: {data.in_words(source)}.")
         steps = int(dataset.cardinality())
         self.recipe = dataclasses.replace(
             recipe, epochs=recipe.epochs_for(steps)
