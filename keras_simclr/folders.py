@@ -1,5 +1,6 @@
 """Images in a directory: finding them, reading them, skipping some."""
 
+import contextlib
 import functools
 import hashlib
 import logging
@@ -11,7 +12,14 @@ import numpy as np
 import tensorflow as tf
 
 from keras_simclr import _checks, _files
-from keras_simclr.decoding import EXTENSIONS, decode, promised_format
+from keras_simclr.decoding import (
+    FORMATS,
+    HEAD,
+    decode,
+    format_of,
+    is_candidate,
+    promised_format,
+)
 from keras_simclr.elements import fail
 from keras_simclr.scanning import (
     class_labels,
@@ -34,7 +42,8 @@ def find_images(directory):
     """Lists the images in a directory and its sub-directories.
 
     An image is a regular file with one of `decoding.EXTENSIONS` (in any
-    case). No file is opened. Hidden files and directories are left
+    case), or one without extension that begins as an image does: no others
+    are opened (`decoding.is_candidate`). Hidden files and directories are left
     out; links are followed, but no directory is visited twice. Links to
     nothing are left out too: `scan` reports them.
 
@@ -60,13 +69,25 @@ def find_images(directory):
     """
     directory = _files.readable_directory(directory)
     files = list(_files.walk(directory, _raise_if_folder, promised_format))
-    images = sorted(path for path in files if promised_format(path))
+    images = sorted(path for path in files if _is_image(directory, path))
     if not images:
         raise ValueError(
-            f"`directory` must hold images ({', '.join(EXTENSIONS)}). "
+            f"`directory` must hold images ({', '.join(FORMATS)}). "
             f"Received: directory={directory!r} with {len(files)} other files"
         )
     return images
+
+
+def _is_image(directory, path):
+    """By its extension or, if it has none, by its first bytes."""
+    if promised_format(path) or not is_candidate(path):
+        return promised_format(path) is not None
+    with (
+        contextlib.suppress(OSError),
+        pathlib.Path(directory, path).open("rb") as file,
+    ):
+        return format_of(file.read(HEAD)) is not None
+    return False
 
 
 def _raise_if_folder(path, kind, error):
@@ -178,7 +199,7 @@ class ImageFolder:
         if self.groups is not None:
             self.groups = self.groups[places]
 
-    def read(self, orders, canvas_size):
+    def read(self, orders, canvas_size, channels=3, bits=8):
         """Makes a dataset of the images, without those that are unreadable.
 
         These are noted in `skipped` and reported.
@@ -187,6 +208,8 @@ class ImageFolder:
             orders: `tf.data.Dataset` of one int64 tensor: the places in `paths`
                 to be read in turn.
             canvas_size: Height and width of the canvas that images must fit on.
+            channels: As `decoding.decode`.
+            bits: As `decoding.decode`.
 
         Returns:
             A `tf.data.Dataset` of `(place, image)`, the image as
@@ -214,10 +237,12 @@ class ImageFolder:
         def load(order, turn):
             def image():
                 path = tf.strings.join([directory, paths[order[turn]]], "/")
-                return decode(tf.io.read_file(path), canvas_size)
+                contents = tf.io.read_file(path)
+                return decode(contents, canvas_size, channels, bits)
 
             def nothing():
-                return tf.zeros((0, 0, 3), tf.uint8)
+                dtype = tf.uint8 if bits == 8 else tf.float32
+                return tf.zeros((0, 0, channels), dtype)
 
             return order, turn, tf.cond(order[turn] == _END, nothing, image)
 
@@ -230,7 +255,10 @@ class ImageFolder:
                 tf.size(places) == 0,
                 lambda: True,
                 lambda: tf.numpy_function(
-                    self._skip, [places], tf.bool, stateful=False
+                    lambda places: self._skip(places, channels),
+                    [places],
+                    tf.bool,
+                    stateful=False,
                 ),
             )
             is_end = order[turn] == _END
@@ -247,12 +275,12 @@ class ImageFolder:
         images = images.ignore_errors().scan(before_first, skip_gap)
         return images.filter(lambda place, _: place != _END)
 
-    def _skip(self, places):
+    def _skip(self, places, channels):
         """Notes and reports files as skipped; raises if they are too many."""
         for place in places:
             path = self.paths[place]
             if path not in self.skipped:
-                row = examine(self.directory, path)
+                row = examine(self.directory, path, channels)
                 reason = "broken" if row.usable else row.problem
                 self.skipped[path] = reason
                 _logger.warning("Skipped %r: %s", path, reason)

@@ -10,17 +10,22 @@ import threading
 import warnings
 
 import numpy as np
+import tensorflow as tf
 
 from keras_simclr import _files, duplicates
 from keras_simclr.decoding import (
-    FORMATS,
     MOST_PIXELS,
     SMALLEST_SIDE,
+    check_size,
+    decode_jpeg_or_png,
     deep_png,
-    orientation,
+    format_of,
+    is_candidate,
     promised_format,
 )
 from keras_simclr.duplicates import SMALL, perceptual_keys
+from keras_simclr.exif import orientation
+from keras_simclr.pillow_files import Picture, UnusableError
 
 _CHUNK = 1024  # Files that are read before their rows are stored.
 # Names of folders that parts of a data set have, and all classes never.
@@ -41,10 +46,13 @@ _ADVICE = {
     "too small": f"Each side needs at least {SMALLEST_SIDE} pixels.",
     "too large": f"Scale it down to at most {MOST_PIXELS:,} pixels.",
     "unsupported format": "Convert it to JPEG or PNG.",
+    "no plug-in": "Install it, or convert the images to JPEG or PNG.",
+    "other channels": "Ask for that number: --channels.",
     "wrong extension": "Nothing to do: the content decides.",
-    "animated": "The first frame is used.",
+    "animated": "The first frame or page is used.",
     "CMYK": "Meant for print: the colours may look different on a screen.",
-    "16-bit": "8 bits per channel are used, the upper ones of its content.",
+    "16-bit": "8 are used, the upper ones of its content; --bits=16: all.",
+    "more channels": "Only read if asked for: --channels.",
     "palette": "Nothing to do.",
     "transparency": "Transparent parts become white.",
     "EXIF rotation": "Nothing to do: width and height are as seen.",
@@ -242,7 +250,8 @@ def _read_all(directory, paths, problems, progress):
     schema = _schema()
     tables, size = [schema.empty_table()], 0
     keys = np.zeros(len(paths), duplicates.KEYS)
-    orientation.get_concrete_function()  # Here, not in several threads at once.
+    for function in (orientation, _read_small):
+        function.get_concrete_function()  # Not in several threads at once.
     # Threads are enough: Pillow lets others run while it decodes.
     with (
         warnings.catch_warnings(),
@@ -411,25 +420,18 @@ def _paths(table):
     return [os.fsdecode(path) for path in table["path"].to_pylist()]
 
 
-_HEAD = 512  # Bytes that tell what a file holds.
+_HEAD = 512  # Bytes that tell what a file holds that is no image.
 
 
-# First bytes of image formats, also of some that are not supported.
-_FIRST_BYTES = {
-    "TIFF": {0: (b"II*\0", b"MM\0*")},
-    "PSD": {0: (b"8BPS",)},
-    "JPEG 2000": {0: (b"\0\0\0\x0cjP  \r\n\x87\n",)},
-    "AVIF": {4: (b"ftypavif",)},
-    "HEIC": {4: (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1")},
-    **{name: x.first_bytes for name, x in FORMATS.items()},
+# First bytes of image formats that are not supported.
+_FOREIGN = {
+    b"8BPS": "PSD",
+    b"\xff\x0a": "JPEG XL",
+    b"\0\0\0\x0cJXL ": "JPEG XL",
 }
 
 
 _CONTROLS = frozenset(range(32)) - frozenset(b"\t\n\f\r\x1b")
-
-
-# What turns an image as EXIF's number asks: `PIL.Image.Transpose`.
-_TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
 
 
 # Images above so many pixels are decoded one at a time, for memory's sake.
@@ -437,6 +439,7 @@ _LARGE = 1 << 24
 
 
 _ONE_LARGE = threading.Lock()
+_CANVAS = 128  # Pixels: JPEGs are decoded at a smaller scale, 3 times as fast.
 
 
 @dataclasses.dataclass(slots=True)
@@ -470,15 +473,17 @@ class Row:
     key: tuple | None = None
 
 
-def examine(directory, path):
+def examine(directory, path, channels=None):
     """Reads an image file and says what it is.
 
     Args:
         directory: Path of the folder.
         path: Path of a regular file relative to it.
+        channels: Channels that are asked for; None: any.
 
     Returns:
-        A `Row`; None if the file neither is an image nor named like one.
+        A `Row`; None if the file neither is an image nor named like one, or is
+        not looked into (`decoding.is_candidate`).
 
     Example:
 
@@ -487,16 +492,19 @@ def examine(directory, path):
     >>> row.format, row.width, row.height, row.problem
     ('JPEG', 640, 427, None)
     """
+    if not is_candidate(path):
+        return None
     row = Row(path)
     try:
         with pathlib.Path(directory, path).open("rb") as file:
             head = file.read(_HEAD)
-            row.format = _format(head)
-            if row.format in FORMATS:
-                file.seek(0)
-                _decode(row, file)
-            else:
-                row.problem = _foreign(row.format, head)
+            row.format = format_of(head)
+            if row.format is not None:
+                contents = head + file.read()
+        if row.format is None:
+            row.problem = _foreign(row, head)
+        else:
+            _examine_image(row, contents, channels)
     except Exception as error:  # Decoders raise what they like.
         row.problem = _explain(error)
     row.usable = row.problem is None
@@ -505,18 +513,12 @@ def examine(directory, path):
     return row if row.format or promised_format(path) else None
 
 
-def _format(head):
-    """The image format that a file's first bytes tell, or None."""
-    for name, parts in _FIRST_BYTES.items():
-        if all(head.startswith(part, start) for start, part in parts.items()):
-            return name
-    return None
-
-
-def _foreign(name, head):
+def _foreign(row, head):
     """Why a file of no supported format is unusable."""
-    if name:
-        return f"unsupported format: {name}"
+    for start, name in _FOREIGN.items():
+        if head.startswith(start):
+            row.format = name
+            return f"unsupported format: {name}"
     if not head:
         return "empty"
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
@@ -532,93 +534,86 @@ def _explain(error):
     """What an exception of the system or a decoder means for the file."""
     from PIL import Image
 
+    if isinstance(error, UnusableError):
+        return str(error)
     if isinstance(error, Image.DecompressionBombError):
         return "too large: more than twice the limit"
     if isinstance(error, MemoryError):
         return "too large: not enough memory"
     if isinstance(error, OSError) and error.errno:
         return f"unreadable: {error.strerror}"
-    if isinstance(error, Image.UnidentifiedImageError):
+    if isinstance(error, (Image.UnidentifiedImageError, SyntaxError)):
         return "corrupt: its header is damaged"
     text = " ".join(str(error).split())[:80] or type(error).__name__
     kind = "truncated" if "truncated" in text.lower() else "corrupt"
     return f"{kind}: {text}"
 
 
-def _decode(row, file):
+def _examine_image(row, contents, channels):
     """Fills in what the image tells."""
-    from PIL import Image
-
-    with Image.open(file, formats=[row.format]) as image:
-        row.width, row.height = image.size
-        row.channels = 3 if image.mode == "P" else len(image.getbands())
-        pixels = row.width * row.height
-        if pixels > MOST_PIXELS:
-            row.problem = f"too large: {row.width}x{row.height} pixels"
-            return
-        if min(image.size) < SMALLEST_SIDE:
-            row.problem = f"too small: {row.width}x{row.height} pixels"
-            return
-        row.remarks = _remarks(row, image)
-        file.seek(0)
-        contents = file.read()
-        digest = hashlib.blake2b(contents, digest_size=8)
-        # Whole images in memory at a time: one large one, or small ones.
-        large = pixels > _LARGE and row.format != "JPEG"
-        with _ONE_LARGE if large else contextlib.nullcontext():
-            small = _shrink(row, image, contents)
-        # As training reads them, and not as Pillow does: so that both agree.
+    picture = Picture(contents, row.format)
+    row.width, row.height = picture.width, picture.height
+    row.channels = picture.channels
+    check_size(picture)
+    if channels is not None:
+        picture.check(channels)
+    large = row.width * row.height > _LARGE and row.format != "JPEG"
+    # Whole images in memory at a time: one large one, or small ones.
+    with _ONE_LARGE if large else contextlib.nullcontext():
+        small = _small(picture)
+    row.orientation = picture.orientation
+    if row.format in ("JPEG", "PNG"):
         row.orientation = int(orientation(contents))
-    if row.orientation > 1:
-        row.remarks.append("EXIF rotation")
-        small = small.transpose(_TURNS[row.orientation])
     if row.orientation > 4:
         row.width, row.height = row.height, row.width
+    row.remarks = _remarks(row, picture)
+    digest = hashlib.blake2b(contents, digest_size=8)
     row.key = (
         int.from_bytes(digest.digest()),
         *perceptual_keys(small),
     )
 
 
-def _remarks(row, image):
-    remarks = []
+def _remarks(row, picture):
+    remarks = list(picture.remarks)
     if row.format != promised_format(row.path):
-        remarks.append(f"wrong extension: {row.format}")
-    if row.format != "JPEG" and getattr(image, "is_animated", False):
-        remarks.append("animated")
-    if image.mode == "CMYK":
-        remarks.append("CMYK")
-    if image.mode == "P" and row.format != "GIF":
-        remarks.append("palette")
-    if image.has_transparency_data:
-        remarks.append("transparency")
+        remarks.insert(0, f"wrong extension: {row.format}")
+    if picture.has_others:
+        remarks.append(f"more channels: {picture.channels}")
+    if picture.depth is not None:
+        used = f": {picture.depth} bits in use" if picture.depth < 16 else ""
+        remarks.append(f"16-bit{used}")
+    if row.orientation > 1:
+        remarks.append("EXIF rotation")
     return remarks
 
 
-def _shrink(row, image, contents):
-    """Decodes all of an image, into 32 x 32 pixels of RGB."""
+def _small(picture):
+    """The image as training reads it, so that both agree, made small."""
     from PIL import Image
 
-    box = None
-    if row.format == "JPEG":
-        # Inverse transforms for 128 pixels are enough, and 3 times as fast.
-        _, box = image.draft(None, (128, 128)) or (None, None)
-    image.load()
-    # Pillow opens 16-bit colour as 8-bit: the header tells.
-    if row.format == "PNG" and contents[24] == 16:
-        pixels, depth = deep_png(contents)
-        image = Image.fromarray(pixels.numpy())
-        used = f": {depth} bits in use" if depth < 16 else ""
-        row.remarks.append(f"16-bit{used}")
-    elif image.mode == "P" or "transparency" in image.info:
-        image = image.convert("RGBA")
-    elif image.mode == "1":
-        image = image.convert("L")
-    small = image.resize(SMALL, Image.Resampling.BILINEAR, box=box)
-    if small.has_transparency_data:
-        white = Image.new("RGBA", small.size, "white")
-        small = Image.alpha_composite(white, small.convert("RGBA"))
-    return small.convert("RGB")
+    if picture.name in ("JPEG", "PNG"):
+        try:
+            pixels = _read_small(picture.contents).numpy()
+            if picture.name == "PNG" and picture.contents[24] == 16:
+                picture.depth = int(deep_png(picture.contents)[1])
+        # The latter where the message holds bytes of the file.
+        except (tf.errors.OpError, UnicodeDecodeError):
+            picture.load()  # Says better what is wrong.
+            raise ValueError("it cannot be decoded") from None
+    elif picture.has_others:
+        pixels = picture.pixels(picture.channels)[..., :3]
+        pixels = pixels if picture.channels > 2 else pixels[..., [0, 0, 0]]
+    else:
+        pixels = picture.pixels()
+    image = Image.fromarray(pixels)
+    return image.resize(SMALL, Image.Resampling.BILINEAR)
+
+
+@tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
+def _read_small(contents):
+    with tf.device("CPU"):
+        return decode_jpeg_or_png(contents, _CANVAS)
 
 
 def are_parts(names):

@@ -23,6 +23,15 @@ def test_find_images_lists_by_extension_and_skips_hidden(tmp_path):
     assert folders.find_images(tmp_path) == sorted(files)
 
 
+def test_find_images_looks_into_files_without_extension(tmp_path):
+    files = ["a", "b.2/c", "d.jpeg_large", "e.jfif", "f.tif"]
+    write(tmp_path, dict.fromkeys([*files, "g.part", "h.nef"], JPEG))
+    write(tmp_path, {"words": b"words", "none": b"", "j.jpe": b""})
+    assert folders.find_images(tmp_path) == sorted([*files, "j.jpe"])
+    rows = [scanning.examine(tmp_path, x) for x in ("words", "g.part", "h.nef")]
+    assert rows == [None] * 3
+
+
 def test_find_images_follows_links_but_visits_a_directory_once(tmp_path):
     write(tmp_path, {"data/a/1.jpg": b"", "other/2.jpg": b""})
     data = tmp_path / "data"
@@ -93,7 +102,8 @@ def test_find_images_refuses_a_directory_without_images(tmp_path):
     with pytest.raises(ValueError) as raised:
         folders.find_images(tmp_path)
     assert str(raised.value) == (
-        "`directory` must hold images (.bmp, .gif, .jpeg, .jpg, .png, .webp). "
+        "`directory` must hold images (JPEG, PNG, BMP, GIF, WEBP, TIFF, AVIF, "
+        "JPEG2000, HEIF). "
         f"Received: directory={str(tmp_path)!r} with 1 other files"
     )
 
