@@ -520,7 +520,9 @@ def _evaluate(values):
     runs.read_summary(values.run_dir)  # It can be read, and written later.
     _files.check_can_write(values.run_dir)
     side = max(model.encoder.input_shape[1:3])
-    data = _data(values)
+    data = runs.as_seen(
+        _data(values), values.run_dir, model.encoder.input_shape[-1]
+    )
     source, train = data.open_in_order(side)
     print(f"To learn from: {data.in_words(source)}.")
     test_data, test = values.test_data or data.data, None
@@ -568,7 +570,9 @@ def _finetune(values):
 
     _files.check_is_free(values.output_dir)
     model = runs.load_model(values.run_dir)
-    data = _data(values)
+    data = runs.as_seen(
+        _data(values), values.run_dir, model.encoder.input_shape[-1]
+    )
     source, train = data.open_in_order(max(model.encoder.input_shape[1:3]))
     print(f"To learn from: {data.in_words(source)}.")
     classification.train_classifier(
@@ -576,6 +580,7 @@ def _finetune(values):
         train,
         values.output_dir,
         projection_layer=values.projection_layer,
+        bits=data.bits,
         seed=values.seed,
         report=print,
     )
@@ -583,11 +588,11 @@ def _finetune(values):
 
 
 def _predict(values):
-    from keras_simclr import _files, classification
+    from keras_simclr import _files, classification, runs
 
     _files.check_is_free(values.output_dir)
     network = classification.load_classifier(values.model)
-    data = _data(values)
+    data = runs.as_seen(_data(values), values.model, network.input_shape[-1])
     source, images = data.open_in_order(max(network.input_shape[1:3]))
     print(f"Found: {data.in_words(source)}.")
     _write_table(
@@ -607,7 +612,9 @@ def _embed(values):
 
     _files.check_is_free(values.output_dir)
     model = runs.load_model(values.run_dir)
-    data = _data(values)
+    data = runs.as_seen(
+        _data(values), values.run_dir, model.encoder.input_shape[-1]
+    )
     source, images = data.open_in_order(max(model.encoder.input_shape[1:3]))
     print(f"Found: {data.in_words(source)}.")
     _write_table(

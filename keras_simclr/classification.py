@@ -13,6 +13,7 @@ from keras_simclr import elements, fit_data
 from keras_simclr._checks import finite_rows
 from keras_simclr._files import check_is_free, check_is_new, valid_names
 from keras_simclr.augmentations import to_float
+from keras_simclr.callbacks import FLAGS
 from keras_simclr.copies import check_finite, plain_copy
 from keras_simclr.evaluation import Evaluation, evaluate, with_groups
 from keras_simclr.export import plain_view, write_network
@@ -20,6 +21,7 @@ from keras_simclr.features import extract_features
 from keras_simclr.finetuning import Tuner
 from keras_simclr.labelled import load_labelled
 from keras_simclr.probes import linear_probe
+from keras_simclr.recipe import as_flags
 
 _CLASS_NAMES = "class_names.json"
 _RECIPES = ("linear", "finetune")
@@ -58,6 +60,7 @@ def train_classifier(
     *,
     class_names=(),
     projection_layer=0,
+    bits=8,
     seed=0,
     report=None,
 ):
@@ -69,6 +72,7 @@ def train_classifier(
     - `classifier.keras`: plain Keras layers, for images of the encoder's size.
     - `saved_model/`: for images of any size, as from `export_encoder`.
     - `class_names.json`: list of the name of each probability.
+    - `flags.txt`: `bits`, in which `predict` reads images.
 
     Args:
         model: A `SimCLRModel`.
@@ -76,6 +80,7 @@ def train_classifier(
         directory: Directory to write, new or empty. It is complete or absent.
         class_names: As `evaluate`.
         projection_layer: As `fine_tune`.
+        bits: Of the images, as `dataset_from_directory`.
         seed: Integer.
         report: Function that is told, in words, how long it will take and,
             before anything is written, how good the classifier is.
@@ -139,18 +144,21 @@ def train_classifier(
     )
     if report:
         report(str(classifier))
-    write_classifier(model, network, directory, names)
+    write_classifier(model, network, directory, names, bits)
     return classifier
 
 
-def write_classifier(model, network, directory, names):
+def write_classifier(model, network, directory, names, bits=8):
     """Writes what `train_classifier` writes.
 
     `network` makes probabilities, of these names, of the model's evaluation
     view.
     """
-    texts = {_CLASS_NAMES: json.dumps(names, ensure_ascii=False, indent=2)}
-    write_network(model, network, directory, "classifier", texts)
+    texts = {
+        _CLASS_NAMES: json.dumps(names, ensure_ascii=False, indent=2),
+        FLAGS: as_flags({"bits": bits}),
+    }
+    write_network(model, network, directory, "classifier", texts, bits)
 
 
 def write_predictions(directory, dataset, path, names=None):

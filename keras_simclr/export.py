@@ -42,9 +42,9 @@ def export_encoder(
     - `"saved_model"`, `saved_model/`: a reusable SavedModel (TF Hub), for
       images of any size that the augmentation resizes. It can be fine-tuned.
       `__call__(images, training=False)` and the signature `serving_default`
-      (output `default`) return representations; so does, for three channels,
-      the signature `encoded_images` (input `image_bytes`) of JPEG and PNG
-      files.
+      (output `default`) return representations; so does, for one channel or
+      three, the signature `encoded_images` (input `image_bytes`) of JPEG and
+      PNG files, which it reads in the channels and bits of training.
     - `"onnx"`, `encoder.onnx`, and `"litert"`, `encoder.tflite`: for images of
       the encoder's size.
     - `"litert_int8"`, `encoder_int8.tflite`: the same with weights in 8 bits, a
@@ -61,7 +61,8 @@ def export_encoder(
         directory: Directory to write, new or empty. It is complete or absent.
         formats: Names of formats, as above.
         about: Dictionary, further entries of `model_card.json`, or None, as
-            from `runs.about`. Its `rows` become a table in `README.md`. What
+            from `runs.about`. Its `rows` become a table in `README.md`; `bits`
+            of its `recipe` are those in which files are read. What
             describes other weights than the model's is left out, with a
             warning: `Evaluation.summary` says which it describes.
 
@@ -96,8 +97,9 @@ def export_encoder(
     formats = check_formats(formats)
     check_finite(model)
     network, weights = plain_copy(model.encoder), weights_digest(model)
+    bits = int((about or {}).get("recipe", {}).get("bits", 8))
     with staging(directory) as staged:
-        parts = _parts(model, network)
+        parts = _parts(model, network, bits)
         view = parts.view
         images = _noise(view.shape, _TRIED)
         expected = _one_by_one(
@@ -177,7 +179,7 @@ def check_formats(formats):
     return [name for name in EXPORTS if name in formats]
 
 
-def write_network(model, network, directory, name, texts=None):
+def write_network(model, network, directory, name, texts=None, bits=8):
     """Writes a network behind a model's evaluation view, whole or not at all.
 
     Args:
@@ -187,6 +189,7 @@ def write_network(model, network, directory, name, texts=None):
         name: Name of the Keras file without `.keras`; beside it is
             `saved_model/`.
         texts: Dictionary from the names of further files to their contents.
+        bits: Of the images that it was trained on, as `decoding.decode`.
 
     Returns:
         `pathlib.Path` of the directory.
@@ -199,7 +202,7 @@ def write_network(model, network, directory, name, texts=None):
     """
     check_finite(network)
     with staging(directory) as staged:
-        parts = _parts(model, network)
+        parts = _parts(model, network, bits)
         parts.whole.save(staged / f"{name}.keras")
         _save_saved_model(parts, staged / "saved_model")
         for file, text in (texts or {}).items():
@@ -289,11 +292,12 @@ class _Parts:
     network: keras.Model  # Plain, from views.
     whole: keras.Model  # The same behind the evaluation view.
     view: _View
+    bits: int  # Of the images, as `decode`.
 
 
-def _parts(model, network):
+def _parts(model, network, bits):
     whole = with_evaluation_view(model, network)
-    return _Parts(model, network, whole, _view(model))
+    return _Parts(model, network, whole, _view(model), bits)
 
 
 def _view(model):
@@ -372,7 +376,9 @@ def _save_saved_model(parts, path):
                 model.evaluation_view(images, sizes), training=False
             ),
             input_signature=[
-                tf.TensorSpec(images.shape, tf.uint8),
+                tf.TensorSpec(
+                    images.shape, tf.uint8 if parts.bits == 8 else tf.float32
+                ),
                 tf.TensorSpec((None, 2), tf.int32),
             ],
             autograph=False,
@@ -382,16 +388,16 @@ def _save_saved_model(parts, path):
     )
     signatures = {"serving_default": serve.get_concrete_function(images)}
     if cards.takes_files(view.images, view.shape):
-        signatures["encoded_images"] = _serve_files(view, embed)
+        signatures["encoded_images"] = _serve_files(view, embed, parts.bits)
     tf.saved_model.save(module, path, signatures=signatures)
 
 
-def _serve_files(view, embed):
-    canvas_size = canvas_for(max(view.shape[:2]))
+def _serve_files(view, embed, bits):
+    canvas_size, channels = canvas_for(max(view.shape[:2])), view.shape[2]
 
     def view_of(contents):
-        image = to_float(decode_jpeg_or_png(contents, canvas_size))
-        return view.bring(image[None])[0]
+        image = decode_jpeg_or_png(contents, canvas_size, channels, bits)
+        return view.bring(to_float(image)[None])[0]
 
     def serve(image_bytes):
         views = tf.map_fn(

@@ -72,6 +72,18 @@ class Data(_Checked):
     unreadable_limit: float = _told(
         0.01, "Share of a folder's files that may be unreadable.", _SHARE
     )
+    channels: int | None = _told(
+        None,
+        "Of the images: 1 for grey, 3 for RGB, more of TIFF files that have "
+        "them; by default those of a run, or of arrays, or 3.",
+        _COUNT,
+    )
+    bits: int | None = _told(
+        None,
+        "8, or 16 to keep all of files that have them, in four times the "
+        "memory; by default those of a run, or 8.",
+        ("choice", {"choices": (8, 16)}),
+    )
 
     def open(self, canvas_size, **kwargs):
         """The images as a dataset.
@@ -101,6 +113,8 @@ class Data(_Checked):
             self.split,
             data_dir=self.data_dir,
             canvas_size=canvas_size,
+            channels=self.channels,
+            bits=self.bits or 8,
             **kwargs,
         )
         return source, dataset

@@ -136,6 +136,8 @@ def _data_of_record(source, data, images_per_epoch):
     found = {
         **sources.fingerprint(source, data_dir=data.data_dir),
         "split": data.split,
+        "channels": data.channels,
+        "bits": data.bits,
         "images_per_epoch": images_per_epoch,
     }
     if data.manifest is not None:
@@ -337,6 +339,37 @@ def recorded_flags(run_dir):
     return recipes.read_flags(text)
 
 
+def as_seen(data, directory, channels):
+    """Data in the channels and bits that an encoder saw in training.
+
+    Args:
+        data: `recipe.Data`.
+        directory: The run directory, or what `finetune` wrote.
+        channels: Channels that the encoder takes.
+
+    Returns:
+        `recipe.Data`.
+
+    Raises:
+        ValueError: If `data` asks for others.
+
+    Example:
+
+    >>> data = simclr.recipe.Data(data="photos")
+    >>> as_seen(data, "runs/photos", 1).channels
+    1
+    """
+    bits = int(recorded_flags(directory).get("bits", 8))
+    for name, seen in (("channels", channels), ("bits", bits)):
+        given = getattr(data, name)
+        if given not in (None, seen):
+            raise ValueError(
+                f"`{name}` must be what the encoder saw in training. Received: "
+                f"{name}={given}, where it saw {seen}. Leave out --{name}"
+            )
+    return dataclasses.replace(data, channels=channels, bits=bits)
+
+
 def about(run_dir, model=None):
     """What the model card of a run's encoder says about the run.
 
@@ -379,6 +412,7 @@ def check_can_run(run_dir, flags=None, accept_changed_data=False):
     # A flag that is not there has its present default.
     absent = recipes.read_flags(recipes.as_flags(recipes.defaults()))
     of_data = {field.name for field in dataclasses.fields(recipes.Data)}
+    of_data.remove("channels")  # With others the model would be another.
     free = {"strategy", "output_dir", *(of_data if accept_changed_data else ())}
     ours, theirs = (
         {**absent, **x, **dict.fromkeys(free)}

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from keras_simclr import _checks, _files
 from keras_simclr._files import valid_names
-from keras_simclr.decoding import SMALLEST_SIDE, fitted
+from keras_simclr.decoding import SMALLEST_SIDE, converted, fitted
 from keras_simclr.fit_data import batches_of, check_fills_a_batch, orders
 from keras_simclr.folders import ImageFolder, parsed_split, rows_of_split
 from keras_simclr.labelled import one_per_row
@@ -71,6 +71,8 @@ def dataset_from_tfds(
     *,
     data_dir=None,
     canvas_size=512,
+    channels=None,
+    bits=8,
     batch_size=256,
     shuffle=True,
     seed=0,
@@ -86,6 +88,9 @@ def dataset_from_tfds(
             What is not there is downloaded and prepared.
         canvas_size: As in `dataset_from_directory`, for images that are not
             all of one size.
+        channels: 1 or 3, to which grey or RGB is converted; None for those
+            that the images have.
+        bits: As `decoding.decode`.
         batch_size: Images in a batch.
         shuffle: Whether every epoch has another random order.
         seed: Integer the orders depend on.
@@ -95,11 +100,11 @@ def dataset_from_tfds(
     Returns:
         A `tf.data.Dataset` of `(images, labels)`, or of `images` if TFDS has no
         label; of dictionaries, as from `dataset_from_directory`, if the images
-        are not all of one size. Images are uint8.
+        are not all of one size. Images are uint8, or float32 for 16 bits.
 
     Raises:
-        ValueError: If TFDS has no such dataset or split, or the split does not
-            fill a batch.
+        ValueError: If TFDS has no such dataset or split, the split does not
+            fill a batch, or the images have other channels.
 
     Example:
 
@@ -140,6 +145,7 @@ def dataset_from_tfds(
 
     def decode(example):
         image = features["image"].decode_example(example["image"])
+        image = converted(image, channels, bits)
         if None not in image.shape:
             return (image, example["label"]) if "label" in example else image
         element = _with_size(fitted(image, canvas_size))
@@ -159,6 +165,8 @@ def dataset_from_directory(
     directory,
     *,
     canvas_size=512,
+    channels=3,
+    bits=8,
     batch_size=256,
     shuffle=True,
     seed=0,
@@ -178,6 +186,10 @@ def dataset_from_directory(
         canvas_size: Height and width of the canvas, pixels. With at least
             `image_size / sqrt(scale[0])` of the augmentation, no crop of a
             large image has to be enlarged.
+        channels: 3 for RGB, 1 for grey, or the number that TIFF files have;
+            files with others are skipped and reported.
+        bits: 8; or 16 for floats, in which nothing is lost of files of 16 bits.
+            They take four times the memory.
         batch_size: Images in a batch.
         shuffle: Whether every epoch has another random order, a function of
             `seed` and the epoch. If not, the order is that of the paths.
@@ -188,9 +200,11 @@ def dataset_from_directory(
             not.
 
     Returns:
-        A `tf.data.Dataset` of dictionaries: `images`, uint8 of shape
-        `(batch_size, canvas_size, canvas_size, 3)`; `sizes`, int32 of shape
-        `(batch_size, 2)`, height and width of the image in the upper left;
+        A `tf.data.Dataset` of dictionaries: `images`, uint8 (float32 in [0, 1]
+        for 16 bits) of shape
+        `(batch_size, canvas_size, canvas_size, channels)`; `sizes`, int32 of
+        shape `(batch_size, 2)`, height and width of the image at the upper
+        left;
         `places`, int64 of shape `(batch_size,)`: those of the images in
         `ImageFolder.paths`, by which an image is known in every pass; `labels`,
         if the files are in sub-folders: the places of theirs in
@@ -214,6 +228,8 @@ def dataset_from_directory(
     ```
     """
     _checks.integer("canvas_size", canvas_size, minimum=SMALLEST_SIDE)
+    _checks.integer("channels", channels, minimum=1)
+    _checks.choice("bits", bits, (8, 16))
     _checks.integer("batch_size", batch_size, minimum=1)
     folder = directory
     if not isinstance(folder, ImageFolder):
@@ -235,7 +251,7 @@ def dataset_from_directory(
     tiled = orders(size, shuffle, seed).map(
         lambda order: tf.tile(order, [rounds])
     )
-    images = folder.read(tiled, canvas_size)
+    images = folder.read(tiled, canvas_size, channels, bits)
 
     def element(place, image):
         others = {k: values[place] for k, values in rides_along.items()}
@@ -273,6 +289,8 @@ def open_dataset(
     *,
     data_dir=None,
     canvas_size=512,
+    channels=None,
+    bits=8,
     **kwargs,
 ):
     """Dataset of batches from what the command line calls `--data`.
@@ -284,6 +302,9 @@ def open_dataset(
             one split, `train`; a folder has its own.
         data_dir: Directory of the prepared TFDS datasets.
         canvas_size: As in `dataset_from_directory`.
+        channels: As in `dataset_from_directory`, by default 3; of others than
+            folders as in `dataset_from_tfds`.
+        bits: As in `dataset_from_directory`.
         **kwargs: Further arguments of `dataset_from_arrays`: `batch_size`,
             `shuffle`, `seed`, `drop_remainder`.
 
@@ -301,11 +322,23 @@ def open_dataset(
     ```
     """
     if isinstance(source, ImageFolder):
-        return dataset_from_directory(source, canvas_size=canvas_size, **kwargs)
+        return dataset_from_directory(
+            source,
+            canvas_size=canvas_size,
+            channels=channels or 3,
+            bits=bits,
+            **kwargs,
+        )
     if source.startswith("tfds:"):
         name = source.removeprefix("tfds:")
         return dataset_from_tfds(
-            name, split, data_dir=data_dir, canvas_size=canvas_size, **kwargs
+            name,
+            split,
+            data_dir=data_dir,
+            canvas_size=canvas_size,
+            channels=channels,
+            bits=bits,
+            **kwargs,
         )
     if not source.endswith(".npz"):
         raise ValueError(
@@ -321,7 +354,17 @@ def open_dataset(
         )
     rows = rows_of_split(split, len(arrays["images"]))
     arrays = {name: array[rows] for name, array in arrays.items()}
-    return dataset_from_arrays(**arrays, **kwargs)
+    dataset = dataset_from_arrays(**arrays, **kwargs)
+    if channels is None and bits == 8:
+        return dataset
+    return dataset.map(lambda *parts: _converted(parts, channels, bits))
+
+
+def _converted(parts, channels, bits):
+    images, *labels = parts
+    if images.shape.rank == 4:
+        images = converted(images, channels, bits)
+    return (images, *labels) if labels else images
 
 
 def in_words(source, split="train", *, data_dir=None):

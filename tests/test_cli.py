@@ -11,10 +11,12 @@ import tempfile
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from absl import flags
 from helpers import standins
-from helpers.pictures import picture
+from helpers.pictures import encoded, picture, tiff, write
 from helpers.replicas import mirrored
+from PIL import Image
 
 import keras_simclr as simclr
 import keras_simclr_cli as cli
@@ -619,6 +621,56 @@ def test_a_folder_goes_from_scan_to_a_table(tmp_path, capsys):
     assert "simclr, linear" in text
     assert "with a cross-validated accuracy of " in text
     assert f"{out / 'embeddings.csv'} holds 24 representations." in text
+
+
+def test_files_of_all_kinds_are_seen_as_the_encoder_was_trained(
+    tmp_path, capsys
+):
+    """In one channel and 16 bits, which no later command has to be told."""
+    photos, run = tmp_path / "photos", tmp_path / "run"
+    values = np.random.default_rng(0).integers(0, 4096, (8, 9, 8, 3), "uint16")
+    for number, value in enumerate(values):
+        names = ("a.tif", "b.png", "c.avif", "d.tiff", "e")
+        image = picture(number, 9, 8)
+        files = (
+            tiff(value),
+            encoded(Image.fromarray(value[..., 0]), "PNG"),
+            encoded(image, "AVIF"),
+            encoded(image, "TIFF"),
+            encoded(image, "JPEG"),
+        )
+        label = ("cat", "dog")[number % 2]
+        for name, data in zip(names, files, strict=True):
+            write(photos, {f"{label}/{number}{name}": data})
+    data = f"--data={photos}"
+    options = ["--channels=1", "--bits=16", "--split=train", "--image_size=8"]
+    arguments = [*PRETRAIN, data, *options, f"--output_dir={run}"]
+    assert cli.main(arguments) == 0
+    run = f"--run_dir={run}"
+    options = [data, "--labels=all", "--probes=linear", "--draws=2"]
+    assert cli.main(["evaluate", run, *options]) == 0
+    outputs = [tmp_path / name for name in ("model", "out", "table", "export")]
+    model, out, table, export = (f"--output_dir={x}" for x in outputs)
+    assert cli.main(["finetune", run, data, model]) == 0
+    assert cli.main(["predict", f"--model={outputs[0]}", data, out]) == 0
+    assert cli.main(["embed", run, data, table]) == 0
+    assert cli.main(["export", run, "--formats=saved_model", export]) == 0
+    lines = (outputs[1] / "predictions.csv").read_text().splitlines()
+    assert len(lines) == 41
+    arrays = np.load(outputs[2] / "embeddings.npz")
+    for directory in (outputs[0], outputs[3]):
+        module = tf.saved_model.load(directory / "saved_model")
+        encode = module.signatures["encoded_images"]
+        names = ["cat/0b.png", "dog/1e"]
+        files = tf.constant([(photos / name).read_bytes() for name in names])
+        found = encode(image_bytes=files)["default"]
+        if directory == outputs[3]:
+            places = [list(arrays["paths"]).index(name) for name in names]
+            expected = arrays["representations"][places]
+            np.testing.assert_allclose(found, expected, atol=1e-5)
+    capsys.readouterr()
+    assert cli.main(["embed", run, data, "--channels=3", f"{table}2"]) == 1
+    assert "Received: channels=3, where it saw 1" in capsys.readouterr().err
 
 
 def test_help_shows_both_defaults_where_they_differ(capsys):

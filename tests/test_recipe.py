@@ -139,6 +139,18 @@ def test_limit_of_unreadable_files_is_a_share():
     )
 
 
+def test_channels_and_bits_are_checked():
+    for name, wrong, rule in (
+        ("channels", 0, "an integer of at least 1"),
+        ("bits", 12, "one of 8, 16"),
+    ):
+        with pytest.raises(ValueError) as error:
+            Data(data="photos", **{name: wrong})
+        assert str(error.value) == (
+            f"`{name}` must be {rule}. Received: {name}={wrong}"
+        )
+
+
 def test_images_without_channels_are_refused_with_the_cure():
     with pytest.raises(ValueError) as error:
         Recipe().build(tf.TensorSpec((16, 8, 8), "uint8"), steps=1)

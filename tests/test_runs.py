@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -189,6 +190,34 @@ def test_run_goes_on_with_its_own_flags_only(tmp_path, dataset):
         f"Received: --epochs=6 for {str(tmp_path / 'run')!r}, which has "
         "--epochs=5"
     )
+
+
+def test_channels_of_an_unfinished_run_stay(tmp_path, dataset):
+    model = tiny_model()
+    interrupt(model, after=3)
+    run = tmp_path / "run"
+    flags = "--bits=16\n--channels=1\n--data=a\n"
+    runs.pretrain(model, dataset, run, epochs=5, flags=flags)
+    runs.check_can_run(run, "--channels=1\n--data=b\n", True)
+    with pytest.raises(FileExistsError, match="Received: no flag for"):
+        runs.check_can_run(run, "--bits=16\n--data=a\n", True)
+
+
+def test_data_are_as_the_encoder_saw_them(tmp_path):
+    (tmp_path / "flags.txt").write_text("--bits=16\n")
+    data = recipe.Data(data="photos")
+    seen = runs.as_seen(data, tmp_path, 1)
+    assert (seen.channels, seen.bits) == (1, 16)
+    assert runs.as_seen(seen, tmp_path, 1) == seen
+    assert runs.as_seen(data, tmp_path / "other", 3).bits == 8
+    with pytest.raises(ValueError) as error:
+        runs.as_seen(dataclasses.replace(data, channels=3), tmp_path, 1)
+    assert str(error.value) == (
+        "`channels` must be what the encoder saw in training. Received: "
+        "channels=3, where it saw 1. Leave out --channels"
+    )
+    with pytest.raises(ValueError, match="bits=8, where it saw 16"):
+        runs.as_seen(dataclasses.replace(data, bits=8), tmp_path, 1)
 
 
 def test_two_processes_do_not_train_in_one_directory(tmp_path, dataset):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
-from helpers.pictures import PNG, write
+from helpers.pictures import PNG, tiff, write
 
 import keras_simclr as simclr
 from keras_simclr import folders, sources
@@ -268,6 +268,53 @@ def test_tfds_images_of_many_sizes_come_on_a_canvas(data_dir):
         assert (images[:, :8, :8] == images[:, :1, :1]).all()
         assert not images[:, 8].any()
         assert not images[:, :, 8].any()
+
+
+@pytest.mark.parametrize("name", ["tiny_unlabeled", "tiny_any_size"])
+def test_tfds_comes_in_the_channels_and_bits_asked_for(data_dir, name):
+    options = {"data_dir": data_dir, "batch_size": 5, "canvas_size": 8}
+    dataset = simclr.sources.open_dataset(
+        f"tfds:{name}", "test", channels=1, bits=16, **options
+    )
+    images = simclr.elements.unpack(dataset.element_spec)["images"]
+    assert images == tf.TensorSpec((5, 8, 8, 1), tf.float32)
+    with pytest.raises(ValueError, match="channels=4, and images with 3"):
+        simclr.sources.open_dataset(
+            f"tfds:{name}", "test", channels=4, **options
+        )
+
+
+def test_arrays_and_folders_come_in_the_channels_and_bits_asked_for(tmp_path):
+    images = numbered_images()
+    np.savez(tmp_path / "a.npz", images=images, labels=np.arange(10))
+    options = {"batch_size": 5, "shuffle": False}
+    source = str(tmp_path / "a.npz")
+    dataset = simclr.sources.open_dataset(
+        source, channels=3, bits=16, **options
+    )
+    assert dataset.element_spec[0] == tf.TensorSpec((5, 8, 8, 3), tf.float32)
+    found, _ = next(iter(dataset))
+    np.testing.assert_allclose(found, np.tile(images[:5] / 255, 3))
+    with pytest.raises(ValueError, match="channels=4, and images with 1"):
+        simclr.sources.open_dataset(source, channels=4, **options)
+    bands = np.arange(9 * 8 * 4).reshape(9, 8, 4).astype("uint16")
+    for number in range(4):
+        (tmp_path / f"{number}.tif").write_bytes(tiff(bands, extra=2))
+    (tmp_path / "4.png").write_bytes(PNG)
+    folder = simclr.folders.ImageFolder(tmp_path, unreadable_limit=0.2)
+    options = {"canvas_size": 9, "batch_size": 4, "shuffle": False}
+    dataset = simclr.sources.open_dataset(
+        folder, channels=4, bits=16, **options
+    )
+    element = next(iter(dataset))
+    expected = np.pad(bands / 1023, [(0, 0), (0, 1), (0, 0)])
+    np.testing.assert_allclose(element["images"][0], expected, atol=1e-7)
+    assert folder.skipped == {
+        "4.png": "other channels: 3, where 4 are asked for"
+    }
+    for wrong in ({"channels": 0}, {"bits": 12}):
+        with pytest.raises(ValueError, match=f"`{next(iter(wrong))}` must be"):
+            simclr.dataset_from_directory(folder, **wrong)
 
 
 def test_tfds_without_images_is_refused(data_dir):
