@@ -49,6 +49,7 @@ class Picture:
 
     Example:
 
+    >>> import PIL.Image
     >>> file = io.BytesIO()
     >>> PIL.Image.new("L", (24, 16)).save(file, "TIFF")
     >>> picture = Picture(file.getvalue(), "TIFF")
