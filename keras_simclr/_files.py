@@ -4,11 +4,10 @@ import contextlib
 import heapq
 import os
 import pathlib
+import re
 import shutil
 import stat
 import tempfile
-
-import tensorflow as tf
 
 try:
     import fcntl
@@ -34,6 +33,8 @@ def staging(directory):
         yield staged
     except BaseException as error:
         shutil.rmtree(staged, ignore_errors=True)
+        import tensorflow as tf  # Here: command lines are checked without it.
+
         if isinstance(error, tf.errors.OpError):
             raise OSError(
                 f"{str(directory)!r} could not be written: {error.message}"
@@ -214,28 +215,96 @@ def valid_names(names):
     ]
 
 
-def readable_directory(directory):
+def readable_directory(directory, name="directory"):
     """Returns a directory's path as text; raises if it cannot be listed."""
     directory = os.fsdecode(directory)
-    received = f"Received: directory={directory!r}"
+    received = f"Received: {name}={directory!r}"
     try:
         os.scandir(directory).close()
     except FileNotFoundError:
         raise FileNotFoundError(
-            f"`directory` must exist. {received}. Check its spelling, and "
+            f"`{name}` must exist. {received}. Check its spelling, and "
             "that its disk is mounted"
         ) from None
     except NotADirectoryError:
         raise NotADirectoryError(
-            f"`directory` must be a directory, not a file. {received}. Name "
+            f"`{name}` must be a directory, not a file. {received}. Name "
             "the directory that holds the images"
         ) from None
     except PermissionError:
         raise PermissionError(
-            f"`directory` must be readable. {received}. Make it so, with "
+            f"`{name}` must be readable. {received}. Make it so, with "
             "chmod +rx, or ask its owner"
         ) from None
     return directory
+
+
+def at_home(name, path):
+    """The path with the home directory in it: shells leave --data=~/x."""
+    if not path.startswith("~"):
+        return path
+    try:
+        return str(pathlib.Path(path).expanduser())
+    except RuntimeError:
+        raise ValueError(
+            f"`{name}` must be below a home directory that is known. Received: "
+            f"{name}={path!r}. Write the whole path"
+        ) from None
+
+
+def check_folder(name, path):
+    """Refuses what is no directory that can be listed."""
+    readable_directory(path, name)
+
+
+def check_exists(name, path, *, rule, is_directory=None, holds=""):
+    """Refuses a path where nothing is, or not what it should be.
+
+    `holds`: what must be in the directory.
+    """
+    place = pathlib.Path(path, holds)
+    try:
+        found = stat.S_ISDIR(place.stat().st_mode)
+    except (OSError, ValueError) as error:
+        why = f"{getattr(error, 'strerror', error)}: {str(place)!r}"
+    else:
+        if is_directory in (None, found):
+            return
+        why = "which is a directory" if found else "which is a file"
+    raise FileNotFoundError(
+        f"`{name}` must be {rule}. Received: {name}={path!r} ({why})"
+    )
+
+
+def check_data(name, path):
+    """Refuses images that are nowhere; those with a prefix are not looked for.
+
+    `path`: as `data` of a recipe.
+    """
+    if re.match("[a-z]+:", path):
+        return
+    if pathlib.Path(path).is_dir():
+        check_folder(name, path)
+    rule = "an existing folder of images, PATH.npz or tfds:NAME[/CONFIG]"
+    if re.fullmatch("[a-z0-9_]+", path):
+        rule += f" (of TensorFlow Datasets, write tfds:{path})"
+    check_exists(name, path, rule=rule)
+
+
+def check_output(name, path, *, unless=()):
+    """Refuses what `check_is_free` does, unless one of these names is in it."""
+    if not any(pathlib.Path(path, each).exists() for each in unless):
+        with naming(name):
+            check_is_free(path)
+
+
+@contextlib.contextmanager
+def naming(flag):
+    """Context of which errors of the system begin with the name of a flag."""
+    try:
+        yield
+    except OSError as error:
+        raise type(error)(f"--{flag}: {error}") from error
 
 
 def state(path):

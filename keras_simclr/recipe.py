@@ -11,24 +11,38 @@ import typing
 
 AUTO = "auto"
 _CHOSEN = ("precision", "micro_batch_size")  # By measuring, if `auto`.
+_PRECISIONS = (
+    *("float16", "bfloat16", "float32", "float64"),
+    *("mixed_float16", "mixed_bfloat16"),
+)
 _IMAGE_SIZE = 64  # Of views of images that have no one size.
 # Of the default epochs. An encoder of 1,437 digits is better than raw pixels
 # after 400 steps, not always after 200; photographs differ more.
 _FEWEST_STEPS, _FEWEST_EPOCHS = 800, 8
 
 
-def _told(default, text, rule=None, **library):
+def _told(default, text, rule=None, place=None, **library):
     """A field, its flag's help, and how the library's own default differs.
 
-    `rule` is the name of a check of `_checks` and its arguments; `library` maps
-    names of the library to their defaults.
+    `rule` is the name of a check of `_checks` and its arguments, `place` the
+    same of `_files`, for the command line; `library` maps names of the library
+    to their defaults.
     """
-    metadata = {"help": text, "rule": rule, "library": library}
+    metadata = {"help": text, "rule": rule, "place": place, "library": library}
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def _one_of(*choices):
+    return ("choice", {"choices": choices})
+
+
+def _between(low, high, rule):
+    return ("real_number", {"low": low, "high": high, "rule": rule})
 
 
 _COUNT = ("integer", {"minimum": 1})
 _POSITIVE = ("positive_number", {})
+_AT_LEAST_0 = _between(0, math.inf, "a number of at least 0")
 _SHARE = ("probability", {})
 REQUIRED = dataclasses.MISSING
 
@@ -57,9 +71,15 @@ class Data(_Checked):
     data: str = _told(
         REQUIRED,
         "A folder, PATH.npz (images, perhaps labels) or tfds:NAME[/CONFIG].",
+        place=("check_data", {}),
     )
     data_dir: str | None = _told(
-        None, "Directory of prepared TFDS datasets; by default TFDS's own."
+        None,
+        "Directory of prepared TFDS datasets; by default TFDS's own.",
+        place=(
+            "check_exists",
+            {"rule": "an existing directory", "is_directory": True},
+        ),
     )
     split: str = _told(
         "train",
@@ -67,7 +87,12 @@ class Data(_Checked):
         "those of a folder are divided by their names.",
     )
     manifest: str | None = _told(
-        None, "What `scan` found in the folder: problem files are left out."
+        None,
+        "What `scan` found in the folder: problem files are left out.",
+        place=(
+            "check_exists",
+            {"rule": "a file that `scan` wrote", "is_directory": False},
+        ),
     )
     unreadable_limit: float = _told(
         0.01, "Share of a folder's files that may be unreadable.", _SHARE
@@ -139,6 +164,7 @@ class Recipe(_Checked):
     depth: int = _told(
         10,
         "Depth of the ResNet: 10, 18, 34, 50, 101, 152 or 200.",
+        _one_of(10, 18, 34, 50, 101, 152, 200),
         ResNet=50,
     )
     width_multiplier: float = _told(
@@ -153,18 +179,34 @@ class Recipe(_Checked):
         _COUNT,
     )
     stem: str = _told(
-        AUTO, "Stem: imagenet, cifar, or auto: cifar up to 32 pixels."
+        AUTO,
+        "Stem: imagenet, cifar, or auto: cifar up to 32 pixels.",
+        _one_of(AUTO, "imagenet", "cifar"),
     )
-    projection_layers: int = _told(2, "Layers of the projection head, 0 to 3.")
+    projection_layers: int = _told(
+        2, "Layers of the projection head, 0 to 3.", _one_of(0, 1, 2, 3)
+    )
     epochs: int | None = _told(
         None,
         "Passes over the images; by default 8, or as many as "
         f"{_FEWEST_STEPS} steps take.",
         _COUNT,
     )
-    batch_size: int = _told(256, "Images in a batch (not views).", _COUNT)
+    batch_size: int = _told(
+        256,
+        "Images in a batch (not views), at least 2.",
+        ("integer", {"minimum": 2}),
+    )
     micro_batch_size: str | None = _told(
-        None, "Images in memory at a time; auto: as many as fit."
+        None,
+        "Images in memory at a time; auto: as many as fit.",
+        (
+            "matching",
+            {
+                "pattern": "0*[1-9][0-9]*|auto",
+                "rule": "a positive integer or auto",
+            },
+        ),
     )
     learning_rate: float = _told(
         1.0,
@@ -172,9 +214,11 @@ class Recipe(_Checked):
         _POSITIVE,
     )
     warmup_epochs: float | None = _told(
-        None, "Epochs of rising rate; by default a tenth, at most 10."
+        None,
+        "Epochs of rising rate; by default a tenth, at most 10.",
+        _AT_LEAST_0,
     )
-    weight_decay: float = _told(1e-6, "Weight decay of LARS.")
+    weight_decay: float = _told(1e-6, "Weight decay of LARS.", _AT_LEAST_0)
     # The official 0.001 is made for 100,000 steps: 1,000 of them lead nowhere.
     trust_coefficient: float = _told(
         0.02,
@@ -190,36 +234,44 @@ class Recipe(_Checked):
     smallest_crop: float = _told(
         0.2,
         "Smallest share of an image's area that a view shows.",
-        (
-            "real_number",
-            {"low": math.ulp(0.0), "high": 1, "rule": "above 0 and at most 1"},
-        ),
+        _between(math.ulp(0.0), 1, "above 0 and at most 1"),
         SimCLRAugmentation=0.08,
     )
     flip_rate: float = _told(0.5, "Probability of a horizontal flip.", _SHARE)
-    strength: float = _told(1.0, "Strength of the colour distortion.")
+    strength: float = _told(
+        1.0,
+        "Strength of the colour distortion, 0 to 2.5.",
+        _between(0, 2.5, "between 0 and 2.5"),
+    )
     color_rate: float = _told(0.8, "Probability of the colour jitter.", _SHARE)
     grayscale_rate: float = _told(
         0.2, "Probability of dropping the colours.", _SHARE
     )
     blur_rate: float = _told(0.5, "Probability of the blur.", _SHARE)
     strategy: str = _told(
-        AUTO, "one, mirrored, multi_worker, tpu, or auto: what there is."
+        AUTO,
+        "one, mirrored, multi_worker, tpu, or auto: what there is.",
+        _one_of(AUTO, "one", "mirrored", "multi_worker", "tpu"),
     )
     precision: str = _told(
-        AUTO, "Keras dtype policy, or auto: the fastest on this machine."
+        AUTO,
+        "Keras dtype policy, or auto: the fastest on this machine.",
+        _one_of(AUTO, *_PRECISIONS),
     )
     seed: int = _told(
-        0, "All randomness is a function of it.", ("integer", {"minimum": 0})
+        0,
+        "All randomness is a function of it.",
+        ("integer", {"minimum": 0, "maximum": 2**32 - 1}),  # NumPy's limit.
     )
 
     def __post_init__(self):
         super().__post_init__()
-        size = self.micro_batch_size
-        if size not in (None, AUTO) and not str(size).isdigit():
+        if None not in (self.epochs, self.warmup_epochs) and (
+            self.warmup_epochs >= self.epochs
+        ):
             raise ValueError(
-                "`micro_batch_size` must be a positive integer or auto. "
-                f"Received: micro_batch_size={size!r}"
+                "`warmup_epochs` must be below `epochs`. Received: "
+                f"warmup_epochs={self.warmup_epochs}, epochs={self.epochs}"
             )
 
     def epochs_for(self, steps):

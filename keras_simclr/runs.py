@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import pathlib
+import sys
 
 import keras
 
@@ -265,9 +266,14 @@ def _train(
     if first:
         keeper.epochs, keeper.weights = first, weights_digest(model)
         keeper.steps = int(model.optimizer.iterations.numpy())
+    is_terminal = sys.stdout is not None and sys.stdout.isatty()
     try:
         model.fit(
-            dataset, epochs=epochs, initial_epoch=first, callbacks=callbacks
+            dataset,
+            epochs=epochs,
+            initial_epoch=first,
+            callbacks=callbacks,
+            verbose="auto" if is_terminal else 2,
         )
     except KeyboardInterrupt:
         if is_chief and keeper.is_worth_keeping():

@@ -22,6 +22,7 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("[!_]*.py"))
 LEVELS = {
     "_checks": 0,
     "_files": 0,
+    "_terminal": 0,
     "architectures": 0,
     "cards": 1,
     "trials": 0,
@@ -59,6 +60,7 @@ LEVELS = {
     "planning": 8,
     "classification": 9,
     "demo": 9,
+    "tables": 9,
     "official": 10,
 }
 HEAVY = {
@@ -193,16 +195,27 @@ def reached(module):
         ("sampling", {"features", "model"}),
         ("_checks", LEVELS.keys()),
         ("_files", LEVELS.keys()),
+        ("_terminal", LEVELS.keys() - {"__init__"}),
     ],
 )
 def test_modules_know_nothing_of_strangers(module, strangers):
     assert not reached(module) & strangers
 
 
-def test_recipe_can_be_read_without_the_package():
-    """The command line does so for `--help`, which must not wait for Keras."""
-    roots = imports(PACKAGE / "recipe.py", top_level=True)
-    assert {name.split(".")[0] for name in roots} <= sys.stdlib_module_names
+@pytest.mark.parametrize(
+    ("module", "others"),
+    [
+        ("recipe", set()),
+        ("_terminal", set()),
+        ("_files", set()),
+        ("_checks", {"numpy"}),
+    ],
+)
+def test_what_checks_a_command_line_does_not_wait_for_keras(module, others):
+    """They are read without the package, for `--help` and wrong flags."""
+    roots = imports(PACKAGE / f"{module}.py", top_level=True)
+    roots = {name.split(".")[0] for name in roots}
+    assert roots <= sys.stdlib_module_names | others
 
 
 @pytest.mark.parametrize(

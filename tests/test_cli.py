@@ -151,7 +151,7 @@ def test_scan_writes_a_manifest_and_a_report(tmp_path, capsys):
 def test_scan_of_no_directory_writes_nothing(tmp_path, capsys):
     out = tmp_path / "scanned"
     assert cli.main(["scan", "--data=absent", f"--output_dir={out}"]) == 1
-    assert "`directory` must exist" in capsys.readouterr().err
+    assert "`data` must exist" in capsys.readouterr().err
     assert not out.exists()
 
 
@@ -166,7 +166,10 @@ def test_scan_of_no_directory_writes_nothing(tmp_path, capsys):
             "tfds:fashion_mnits",
             "`name` must be a dataset of TensorFlow Datasets. Received: name=",
         ),
-        ("absent.npz", "[Errno 2] No such file or directory: 'absent.npz'"),
+        (
+            "absent.npz",
+            "`data` must be an existing folder of images, PATH.npz or tfds:NAM",
+        ),
     ],
 )
 def test_unknown_data_is_refused_before_anything_is_written(
@@ -183,8 +186,9 @@ def test_output_directory_with_content_is_refused(data, tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("mine")
     assert cli.main([*PRETRAIN, data, f"--output_dir={tmp_path}"]) == 1
     assert capsys.readouterr().err == (
-        "keras-simclr: pretrain: The output directory must be new or empty: "
-        f"nothing is overwritten. Received: {str(tmp_path)!r}\n"
+        "keras-simclr: pretrain: --output_dir: The output directory must be "
+        "new or empty: nothing is overwritten. Received: "
+        f"{str(tmp_path)!r}\n"
     )
 
 
@@ -468,7 +472,7 @@ def test_export_needs_known_formats_and_their_packages(
         "keras-simclr: export: The format 'onnx' needs `onnxruntime`. Install "
         "it with: pip install 'keras_simclr[onnx]'\n"
     )
-    assert cli.main(["export", *arguments, "--formats=tflite"]) == 1
+    assert cli.main(["export", *arguments, "--formats=tflite"]) == 2
     assert "`formats` must be one of" in capsys.readouterr().err
     assert not out.exists()
 
@@ -524,7 +528,7 @@ def test_chosen_micro_batch_and_strategy_are_used(
 
 def test_micro_batches_are_of_a_number(data, tmp_path, capsys):
     arguments = ["--micro_batch_size=few", f"--output_dir={tmp_path / 'run'}"]
-    assert cli.main([*PRETRAIN, data, *arguments]) == 1
+    assert cli.main([*PRETRAIN, data, *arguments]) == 2
     assert capsys.readouterr().err == (
         "keras-simclr: pretrain: `micro_batch_size` must be a positive integer "
         "or auto. Received: micro_batch_size='few'\n"
@@ -644,18 +648,44 @@ def faulty(kind):
     return run
 
 
+@pytest.fixture
+def export(tmp_path):
+    """Arguments of an export that comes to loading the model."""
+    (tmp_path / "model.keras").write_text("")
+    return [
+        "export",
+        f"--run_dir={tmp_path}",
+        f"--output_dir={tmp_path / 'out'}",
+    ]
+
+
 @pytest.mark.parametrize(
     "kind", [TypeError, KeyError, AttributeError, ValueError]
 )
 def test_fault_of_the_program_keeps_its_traceback(
-    kind, tmp_path, monkeypatch, capsys
+    kind, export, tmp_path, monkeypatch, capsys
 ):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(runs, "load_model", faulty(kind))
-    arguments = ["export", "--run_dir=run", f"--output_dir={tmp_path / 'out'}"]
-    assert cli.main(arguments) == 1
+    assert cli.main(export) == 1
+    (log,) = tmp_path.glob("keras-simclr-*.log")
+    assert capsys.readouterr().err == (
+        "keras-simclr: export: that should not happen. Please report it, with "
+        f"{log}\n"
+    )
+    first, *others = log.read_text().splitlines()
+    assert first.startswith(f"keras-simclr {simclr.__version__}, Python 3.")
+    assert others[: len(export)] == export
+    assert "Traceback (most recent call last):" in others
+    assert others[-1].startswith(f"{kind.__name__}: ")
+
+
+def test_fault_is_shown_if_it_cannot_be_kept(export, monkeypatch, capsys):
+    monkeypatch.setattr(runs, "load_model", faulty(TypeError))
+    monkeypatch.setattr(tempfile, "mkstemp", full_disk)
+    assert cli.main(export) == 1
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "Traceback (most recent call last):"
-    assert lines[-2].startswith(f"{kind.__name__}: ")
     assert lines[-1] == (
         "keras-simclr: export: that should not happen. Please report it, with "
         "the lines above"
@@ -663,13 +693,12 @@ def test_fault_of_the_program_keeps_its_traceback(
 
 
 @pytest.mark.parametrize("kind", [TypeError, ValueError, OSError, MemoryError])
-def test_what_a_check_raises_is_one_line(kind, tmp_path, monkeypatch, capsys):
+def test_what_a_check_raises_is_one_line(kind, export, monkeypatch, capsys):
     # Of the package, as its checks are.
     names = {"__name__": "keras_simclr.checks", "kind": kind}
     exec("def check(*_):\n    raise kind('`a` must be b')", names)
     monkeypatch.setattr(runs, "load_model", names["check"])
-    arguments = ["export", "--run_dir=run", f"--output_dir={tmp_path / 'out'}"]
-    assert cli.main(arguments) == 1
+    assert cli.main(export) == 1
     assert capsys.readouterr().err == "keras-simclr: export: `a` must be b\n"
 
 
@@ -778,28 +807,34 @@ def test_broken_summary_is_refused_before_the_work(evaluation, capsys):
     "arguments",
     [
         ["demo"],
-        ["scan", "--data=absent"],
-        ["pretrain", "--data=absent"],
-        ["finetune", "--run_dir=absent", "--data=absent"],
-        ["predict", "--model=absent", "--data=absent"],
-        ["embed", "--run_dir=absent", "--data=absent"],
-        ["export", "--run_dir=absent"],
-        ["import-official", "--path=absent"],
+        ["scan", "--data=."],
+        ["pretrain", "--data=."],
+        ["finetune", "--run_dir=.", "--data=."],
+        ["predict", "--model=.", "--data=."],
+        ["embed", "--run_dir=.", "--data=."],
+        ["export", "--run_dir=."],
+        ["import-official", "--path=."],
     ],
     ids=lambda arguments: arguments[0],
 )
 def test_every_command_tries_its_output_before_the_work(
     arguments, tmp_path, monkeypatch, capsys
 ):
+    there = tmp_path / "there"
+    there.mkdir()
+    for name in ("model.keras", "class_names.json"):
+        (there / name).write_text("")
+    monkeypatch.chdir(there)
     monkeypatch.setattr(tempfile, "mkdtemp", full_disk)
     out = tmp_path / "a" / "out"
     assert cli.main([*arguments, f"--output_dir={out}"]) == 1
     assert capsys.readouterr().err.endswith(
-        f"{arguments[0]}: The output directory must be one that can be "
-        f"written. Received: {str(out)!r} (No space left on device). Choose "
-        "another, or see that it is mounted for writing, yours, and has room\n"
+        f"{arguments[0]}: --output_dir: The output directory must be one that "
+        f"can be written. Received: {str(out)!r} (No space left on device). "
+        "Choose another, or see that it is mounted for writing, yours, and has "
+        "room\n"
     )
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [there]
 
 
 def test_evaluate_tries_its_output_before_the_work(
@@ -913,7 +948,7 @@ def test_home_is_found(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
     arguments = ["scan", "--data=~/photos", "--output_dir=~/scan"]
     assert cli.main(arguments) == 1
-    assert f"directory={str(tmp_path / 'photos')!r}" in capsys.readouterr().err
+    assert f"data={str(tmp_path / 'photos')!r}" in capsys.readouterr().err
 
 
 def test_nothing_stands_between_the_user_and_the_result(tmp_path):
@@ -930,5 +965,5 @@ def test_nothing_stands_between_the_user_and_the_result(tmp_path):
         env=environment,
     )
     assert found.stdout == ""
-    assert found.stderr.startswith("keras-simclr: scan: `directory` must exist")
+    assert found.stderr.startswith("keras-simclr: scan: `data` must exist")
     assert found.stderr.count("\n") == 1
