@@ -285,6 +285,7 @@ _COMMANDS = {
                 "string",
                 _REQUIRED,
                 "SavedModel, TF1 or TF2 checkpoint, or its directory.",
+                place=("check_checkpoint", {}),
             ),
             **_OUTPUT_DIR,
             "projection_layer": _Flag(
@@ -415,12 +416,13 @@ def _check_places(command, values):
         for item in _items(values[name]):
             if flag.place and item is not None:
                 check, rules = flag.place
-                getattr(files, check)(name, item, **rules)
+                with files.naming(name):
+                    getattr(files, check)(name, item, **rules)
 
 
 def _fail(message, code):
-    with contextlib.suppress(OSError, ValueError):  # Nobody listens.
-        print(f"keras-simclr: {message}", file=sys.stderr)
+    stderr = _terminal.Output(sys.stderr)
+    print(f"keras-simclr: {message}", file=stderr)
     return code
 
 

@@ -291,19 +291,26 @@ def check_data(name, path):
     check_exists(name, path, rule=rule)
 
 
-def check_output(name, path, *, unless=()):
+def check_checkpoint(name, path):
+    """Refuses a path where neither anything is nor files begin so."""
+    if not pathlib.Path(f"{path}.index").exists():
+        check_exists(name, path, rule="an existing SavedModel or checkpoint")
+
+
+def check_output(_, path, *, unless=()):
     """Refuses what `check_is_free` does, unless one of these names is in it."""
     if not any(pathlib.Path(path, each).exists() for each in unless):
-        with naming(name):
-            check_is_free(path)
+        check_is_free(path)
 
 
 @contextlib.contextmanager
 def naming(flag):
-    """Context of which errors of the system begin with the name of a flag."""
+    """Context whose errors begin with the name of a flag, if they lack it."""
     try:
         yield
     except OSError as error:
+        if f"`{flag}`" in str(error):
+            raise
         raise type(error)(f"--{flag}: {error}") from error
 
 

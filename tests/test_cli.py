@@ -93,6 +93,10 @@ def test_help_is_complete_and_does_not_import_keras():
         f"for command in {COMMANDS!r}: cli.main([command, '--help'])\n"
         "cli.main(['--help'])\n"
         "assert not {'keras', 'tensorflow', 'numpy'} & set(sys.modules)\n"
+        # Nor do flags that are wrong, or that name what is not there.
+        "for flag in ('--depth=7', '--data=absent'):\n"
+        "    cli.main(['pretrain', '--data=.', '--output_dir=out', flag])\n"
+        "assert not {'keras', 'tensorflow'} & set(sys.modules)\n"
     )
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True
