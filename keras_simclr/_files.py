@@ -15,6 +15,8 @@ except ImportError:  # On Windows.
     fcntl = None
 
 _STAGED = ".staged-"  # How names begin of what is not complete.
+# What such a directory holds until it is, and who writes it has locked it.
+_UNFINISHED = ".keras-simclr-unfinished"
 # What systems put into a directory, or a fresh volume, that is empty.
 _OF_SYSTEMS = {"lost+found", ".DS_Store", ".localized", "Thumbs.db"}
 
@@ -29,19 +31,24 @@ def staging(directory):
     directory = pathlib.Path(directory)
     check_is_free(directory)
     staged = _staged(directory)
-    try:
-        yield staged
-    except BaseException as error:
-        shutil.rmtree(staged, ignore_errors=True)
-        import tensorflow as tf  # Here: command lines are checked without it.
+    mark = staged / _UNFINISHED
+    with locked(staged) as is_locked:
+        try:
+            if is_locked:
+                mark.touch()
+            yield staged
+        except BaseException as error:
+            shutil.rmtree(staged, ignore_errors=True)
+            import tensorflow as tf  # Late: flags are checked without it.
 
-        if isinstance(error, tf.errors.OpError):
-            raise OSError(
-                f"{str(directory)!r} could not be written: {error.message}"
-            ) from error
-        raise
-    with _keeping(staged, directory):
-        _move(staged, directory)
+            if isinstance(error, tf.errors.OpError):
+                raise OSError(
+                    f"{str(directory)!r} could not be written: {error.message}"
+                ) from error
+            raise
+        with _keeping(staged, directory):
+            mark.unlink(missing_ok=True)
+            _move(staged, directory)
 
 
 def _staged(directory):
@@ -50,6 +57,11 @@ def _staged(directory):
     # that cannot be written.
     home = directory if directory.exists() else directory.parent
     home.mkdir(parents=True, exist_ok=True)
+    for left in home.glob(f"{_STAGED}*/{_UNFINISHED}"):
+        # That of a process which was killed: nobody has locked it.
+        with contextlib.suppress(OSError), locked(left.parent) as is_locked:
+            if is_locked and left.exists():
+                shutil.rmtree(left.parent)
     return pathlib.Path(tempfile.mkdtemp(prefix=_STAGED, dir=home))
 
 
@@ -146,12 +158,13 @@ def check_can_write(directory):
 def locked(directory):
     """Context of a directory that no other such context may be of meanwhile.
 
-    The system ends it with the process, however that ends.
+    The system ends it with the process, however that ends. Yields whether the
+    system has locks.
     """
     if fcntl is None:
-        yield
+        yield False
         return
-    handle = os.open(directory, os.O_RDONLY)
+    handle, is_locked = os.open(directory, os.O_RDONLY), True
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -162,9 +175,9 @@ def locked(directory):
             "until it ends, or choose another directory"
         ) from None
     except OSError:
-        pass  # Not every network file system has locks.
+        is_locked = False  # Not every network file system has them.
     try:
-        yield
+        yield is_locked
     finally:
         os.close(handle)
 

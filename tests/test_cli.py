@@ -1,9 +1,11 @@
+import contextlib
 import csv
 import errno
 import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,6 +21,7 @@ from helpers.replicas import mirrored
 import keras_simclr as simclr
 import keras_simclr_cli as cli
 from keras_simclr import (
+    _terminal,
     classification,
     copies,
     devices,
@@ -501,6 +504,114 @@ def test_interrupted_run_says_what_it_kept(data, tmp_path, monkeypatch, capsys):
     assert cli.main([*arguments, "--precision=auto"]) == 0
     assert "--precision=mixed_bfloat16\n" in (out / "flags.txt").read_text()
     assert json.loads((out / "summary.json").read_text())["finished"]
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)]
+)
+@pytest.mark.parametrize(
+    ("module", "function"),
+    [(runs, "load_model"), (embedding, "write_embeddings")],
+)
+def test_signals_end_a_command_and_nothing_is_left(
+    name, code, module, function, grey_run, tmp_path, monkeypatch, capsys
+):
+    number, act = getattr(signal, name), getattr(module, function)
+    before = signal.getsignal(number)
+
+    def stopped(*args, **kwargs):
+        result = act(*args, **kwargs)
+        signal.raise_signal(number)
+        return result
+
+    monkeypatch.setattr(module, function, stopped)
+    paint(tmp_path / "photos", {"cat": 20}, copies=2)
+    arguments = [f"--run_dir={grey_run}", f"--data={tmp_path / 'photos'}"]
+    out = f"--output_dir={tmp_path / 'out'}"
+    assert cli.main(["embed", *arguments, out]) == code
+    assert capsys.readouterr().err == "keras-simclr: embed: interrupted\n"
+    assert [x.name for x in tmp_path.iterdir()] == ["photos"]
+    assert signal.getsignal(number) == before
+
+
+def test_signals_that_are_ignored_stay_so(monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        monkeypatch.setattr(
+            cli, "_demo", lambda values: signal.raise_signal(signal.SIGHUP)
+        )
+        assert cli.main(["demo", "--output_dir=out"]) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_signal_that_ends_a_training_in_order_is_told(monkeypatch):
+    def train(values):
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        return 130
+
+    monkeypatch.setattr(cli, "_demo", train)
+    assert cli.main(["demo", "--output_dir=out"]) == 143
+
+
+def test_interruption_that_a_library_turns_into_an_error_is_one(
+    export, monkeypatch, capsys
+):
+    def load(run_dir):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise SystemError("initialization failed") from None
+
+    monkeypatch.setattr(runs, "load_model", load)
+    assert cli.main(export) == 130
+    assert capsys.readouterr().err == "keras-simclr: export: interrupted\n"
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_progress_is_a_bar_on_terminals_only(is_terminal, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
+    show = _terminal.progress("file")
+    for done in (*range(1, 100, 3), 100):
+        show(done, 100)
+    text = capsys.readouterr().out
+    assert ("\x1b" in text) == is_terminal
+    if not is_terminal:
+        assert text.splitlines()[1:] == [
+            f"{x} of 100 files." for x in (22, 31, 40, 52, 61, 70, 82, 91, 100)
+        ]
+
+
+@pytest.mark.parametrize(
+    ("command", "table"),
+    [("embed", "npz"), ("embed", "csv"), ("embed", "parquet"), ("predict", "")],
+)
+def test_no_readable_image_makes_no_table(
+    command, table, grey_run, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "photos").mkdir()
+    for name in ("a.png", "b.jpg"):
+        (tmp_path / "photos" / name).write_text("<html>404</html>")
+    out = tmp_path / "out"
+    arguments = [command, f"--data={tmp_path / 'photos'}"]
+    arguments += ["--unreadable_limit=1", f"--output_dir={out}"]
+    if command == "embed":
+        arguments += [f"--run_dir={grey_run}", f"--format={table}"]
+    else:
+        model = runs.load_model(grey_run)
+        classifier = keras.Sequential(
+            [keras.Input((8, 8, 3)), keras.layers.Flatten()]
+        )
+        names = [str(x) for x in range(192)]
+        where = tmp_path / "classifier"
+        classification.write_classifier(model, classifier, where, names)
+        arguments += [f"--model={where}"]
+    assert cli.main(arguments) == 1
+    text = capsys.readouterr().err
+    assert f"{command}: `data` must hold an image that can be read" in text
+    assert "a.png (not an image" in text
+    assert not out.exists()
 
 
 def test_chosen_micro_batch_and_strategy_are_used(
