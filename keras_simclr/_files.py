@@ -1,6 +1,7 @@
 """Files and directories: staged writing, what is free, listing, odd names."""
 
 import contextlib
+import errno
 import heapq
 import os
 import pathlib
@@ -17,6 +18,7 @@ except ImportError:  # On Windows.
 _STAGED = ".staged-"  # How names begin of what is not complete.
 # What such a directory holds until it is, and who writes it has locked it.
 _UNFINISHED = ".keras-simclr-unfinished"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What systems put into a directory, or a fresh volume, that is empty.
 _OF_SYSTEMS = {"lost+found", ".DS_Store", ".localized", "Thumbs.db"}
 
@@ -39,16 +41,24 @@ def staging(directory):
             yield staged
         except BaseException as error:
             shutil.rmtree(staged, ignore_errors=True)
-            import tensorflow as tf  # Late: flags are checked without it.
-
-            if isinstance(error, tf.errors.OpError):
-                raise OSError(
-                    f"{str(directory)!r} could not be written: {error.message}"
-                ) from error
+            _explain(error, directory)
             raise
         with _keeping(staged, directory):
             mark.unlink(missing_ok=True)
             _move(staged, directory)
+
+
+def _explain(error, place):
+    """Raises another error if this one does not say which place is full."""
+    import tensorflow as tf  # Late: flags are checked without it.
+
+    why = None
+    if isinstance(error, tf.errors.OpError):
+        why = error.message
+    elif isinstance(error, OSError) and error.errno in _FULL:
+        why = error.strerror
+    if why is not None:
+        raise OSError(f"{str(place)!r} could not be written: {why}") from error
 
 
 def _staged(directory):
@@ -192,11 +202,27 @@ def replacing(path):
     staged = path_beside(path)
     try:
         yield staged
-    except BaseException:
+    except BaseException as error:
         staged.unlink(missing_ok=True)
+        _explain(error, path)
         raise
     with _keeping(staged, path):
         staged.replace(path)
+
+
+def reserve(path, size):
+    """Refuses a new file for which there is no room, where that can be known.
+
+    For writers that would end the process: HDF5 does, where a disk is full.
+    """
+    if not hasattr(os, "posix_fallocate"):  # On macOS and Windows.
+        return
+    with path.open("wb") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno in _FULL:
+                raise
 
 
 def check_is_new(name, path):

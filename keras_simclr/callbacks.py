@@ -31,6 +31,7 @@ _CHECKPOINT = "epoch-{:06d}.weights.h5"
 _NAME = re.compile(r"epoch-(\d{6,})\.weights\.h5")
 _RECORD = "checkpoints.json"  # Names of what `Checkpoints` wrote, in order.
 _KEPT = 2  # Checkpoints that stay.
+_OVERHEAD = 4096  # Bytes that HDF5 takes for a variable's name and place.
 _MOST_TO_PROBE = 10_000
 _MOST_TO_MEASURE = 1_024
 _MEASURES = ("rankme", "rankme_z", "spread", "alignment", "uniformity")
@@ -439,6 +440,7 @@ class Checkpoints(keras.callbacks.Callback):
         # Before it is written: then it is ours, whatever comes between.
         self._record([*earlier, name])
         with _files.replacing(self.run_dir / name) as staged:
+            _files.reserve(staged, _size_of_weights(self.model))
             self.model.save_weights(staged)
         self.save_model()
         for old in earlier[: 1 - _KEPT]:
@@ -467,6 +469,15 @@ class Checkpoints(keras.callbacks.Callback):
     def _record(self, names):
         with _files.replacing(self.run_dir / _RECORD) as staged:
             staged.write_text(json.dumps({"files": names}, indent=2) + "\n")
+
+
+def _size_of_weights(model):
+    """Bytes that a checkpoint takes at most."""
+    variables = {id(x): x for x in model.variables + model.optimizer.variables}
+    return sum(
+        math.prod(x.shape) * tf.as_dtype(x.dtype).size + _OVERHEAD
+        for x in variables.values()
+    )
 
 
 def _written(run_dir):

@@ -1,4 +1,6 @@
 import csv
+import math
+import os
 
 import keras
 import numpy as np
@@ -606,3 +608,19 @@ def test_checkpoints_try_their_directory_before_they_train(
     with pytest.raises(OSError, match="must be one that can be written"):
         keep(tmp_path, model)
     assert int(model.optimizer.iterations) == 0
+
+
+def test_checkpoints_find_out_first_whether_there_is_room(
+    tmp_path, monkeypatch
+):
+    """HDF5 ends the process where a disk is full."""
+
+    def full(_, first, size):
+        assert size > 4 * sum(math.prod(x.shape) for x in model.variables)
+        raise OSError(28, "No space left on device")
+
+    model = tiny_model(run_eagerly=True)
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match=r"1\.weights\.h5' could not be written"):
+        keep(tmp_path, model)
+    assert [x.name for x in tmp_path.iterdir()] == ["checkpoints.json"]

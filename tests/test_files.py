@@ -248,3 +248,25 @@ def test_file_that_is_to_be_new_is_not_there(tmp_path):
             "`path` must be a new file: nothing is overwritten. Received: "
             f"path={str(tmp_path / name)!r}"
         )
+
+
+def test_full_disk_is_named(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "weights.h5"
+    _files.reserve(path, 1000)
+    assert path.stat().st_size == 1000
+    monkeypatch.setattr(os, "posix_fallocate", full)
+
+    def write(place, name):
+        with place as staged:
+            _files.reserve(staged / name, 1)
+
+    for place, name in (
+        (_files.replacing(path), ""),
+        (_files.staging(tmp_path / "out"), "a"),
+    ):
+        with pytest.raises(OSError, match="' could not be written: No space"):
+            write(place, name)
+    assert list(tmp_path.iterdir()) == [path]
