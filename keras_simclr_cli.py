@@ -317,11 +317,15 @@ def main(argv=None):
         another signal, 128 and its number.
     """
     output = _terminal.Output(sys.stdout)
+    argv = sys.argv[1:] if argv is None else list(argv)
     with contextlib.redirect_stdout(output), _terminal.interruptible() as came:
         try:
-            code = _main(sys.argv[1:] if argv is None else list(argv), came)
-        except KeyboardInterrupt:
-            code = _fail("interrupted", 130)
+            code = _main(argv, came)
+        except BaseException as error:
+            # What is interrupted may fail in another way: imports do.
+            if not came and not isinstance(error, KeyboardInterrupt):
+                raise
+            code = _fail(": ".join([*argv[:1], "interrupted"]), 130)
     if code and came:
         code = 128 + came[0]
     output.flush()
@@ -355,10 +359,8 @@ def _main(argv, came):
         return _fail(f"{command}: {error}", 2)
     try:
         return run(command, values) or 0
-    except BaseException as error:
-        if came or isinstance(error, KeyboardInterrupt):
-            return _fail(f"{command}: interrupted", 130)
-        if not isinstance(error, Exception):
+    except Exception as error:
+        if came:
             raise
         if _terminal.is_refusal(error):
             return _fail(f"{command}: {error}", 1)

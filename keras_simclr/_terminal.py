@@ -28,7 +28,7 @@ class Output:
         encoding = getattr(self._stream, "encoding", None) or "utf-8"
         shown = text.encode(encoding, "backslashreplace").decode(encoding)
         self._noting(lambda: self._stream.write(shown))
-        if "\n" in text:  # Who follows a log sees each line when it is told.
+        if text.endswith("\n"):  # Who follows a log sees it at once.
             self.flush()
         return len(text)
 

@@ -555,16 +555,17 @@ def test_signal_that_ends_a_training_in_order_is_told(monkeypatch):
     assert cli.main(["demo", "--output_dir=out"]) == 143
 
 
+@pytest.mark.parametrize("place", [(runs, "load_model"), (cli, "_module")])
 def test_interruption_that_a_library_turns_into_an_error_is_one(
-    export, monkeypatch, capsys
+    place, export, monkeypatch, capsys
 ):
-    def load(run_dir):
+    def load(_):
         try:
             signal.raise_signal(signal.SIGINT)
         except KeyboardInterrupt:
-            raise SystemError("initialization failed") from None
+            raise ImportError("could not import datetime") from None
 
-    monkeypatch.setattr(runs, "load_model", load)
+    monkeypatch.setattr(*place, load)
     assert cli.main(export) == 130
     assert capsys.readouterr().err == "keras-simclr: export: interrupted\n"
 
