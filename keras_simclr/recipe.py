@@ -169,8 +169,8 @@ class Recipe(_Checked):
     )
     width_multiplier: float = _told(
         0.5,
-        "Every layer has this many times the usual channels.",
-        _POSITIVE,
+        "Every layer has this many times the usual channels, at most 100.",
+        _between(math.ulp(0.0), 100, "a positive number of at most 100"),
         ResNet=1,
     )
     image_size: int | None = _told(

@@ -58,7 +58,7 @@ VALUES = {
     "unreadable_limit": SHARES,
     "warmup_epochs": AT_LEAST_0,
     "weight_decay": AT_LEAST_0,
-    "width_multiplier": POSITIVE,
+    "width_multiplier": [*POSITIVE, "1e300"],
 }
 ABSENT = ["absent", "absent/below", "notes.txt/below", "x" * 300, "link"]
 # Values that could be right, but for what is there.

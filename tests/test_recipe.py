@@ -112,7 +112,7 @@ def test_images_of_any_size_get_views_of_one():
 @pytest.mark.parametrize(
     ("name", "wrong", "rule"),
     [
-        ("width_multiplier", 0, "a positive number"),
+        ("width_multiplier", 0, "a positive number of at most 100"),
         ("image_size", -5, "an integer of at least 1"),
         ("epochs", 0, "an integer of at least 1"),
         ("batch_size", 1, "an integer of at least 2"),
