@@ -31,6 +31,7 @@ LEVELS = {
     "official_files": 0,
     "optimizers": 1,
     "replicas": 1,
+    "programs": 0,
     "augmentations": 2,
     "similarities": 2,
     "networks": 2,
