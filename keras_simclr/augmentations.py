@@ -1493,9 +1493,25 @@ def at_rest(augmentation, images, sizes=None):
     return images
 
 
-def call_layer(layer, images, **kwargs):
-    """Calls a layer with those arguments that its `call` takes."""
-    accepted = {k: v for k, v in kwargs.items() if accepts(layer, k)}
+def call_layer(layer, images, *, training, seed=None, sizes=None, part=None):
+    """Calls a layer with those arguments that its `call` takes.
+
+    What they are is the same everywhere, as `SimCLRModel` says: Keras refuses
+    tensors and numbers in one argument.
+    """
+    if seed is not None:
+        seed = tf.cast(seed, tf.int64)
+    if sizes is not None:
+        sizes = tf.cast(sizes, tf.int32)
+    if part is not None:
+        part = tuple(tf.cast(number, tf.int32) for number in part)
+    arguments = {
+        "training": training,
+        "seed": seed,
+        "sizes": sizes,
+        "part": part,
+    }
+    accepted = {k: v for k, v in arguments.items() if accepts(layer, k)}
     return layer(images, **accepted)
 
 

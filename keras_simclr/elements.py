@@ -1,6 +1,7 @@
 """What a batch may look like: its parts, their shapes and values."""
 
 import collections
+import contextlib
 import dataclasses
 import os
 import re
@@ -8,7 +9,12 @@ import re
 import numpy as np
 import tensorflow as tf
 
-from keras_simclr.augmentations import check_dtype
+from keras_simclr.augmentations import (
+    Augmentation,
+    accepts,
+    as_list,
+    check_dtype,
+)
 from keras_simclr.replicas import agreed, replica_and_number
 
 _SMALLEST_IMAGE = 8  # Pixels a side.
@@ -117,6 +123,39 @@ class Rules:
     without_sizes: tuple | None = None
     without_groups: str | None = None
 
+    @classmethod
+    def of(cls, shape, augmentation, second_augmentation, without_groups):
+        """The rules of a model.
+
+        Args:
+            shape: Input shape of its encoder.
+            augmentation: As of `SimCLRModel`.
+            second_augmentation: As of `SimCLRModel`.
+            without_groups: As of `Rules`.
+
+        Returns:
+            `Rules`.
+        """
+        channels, layers = None, as_list(augmentation)
+        if len(shape) == 4 and all(isinstance(x, Augmentation) for x in layers):
+            channels = shape[3]  # None of ours changes their number.
+        first = [
+            ("augmentation", layers[:1]),
+            ("second_augmentation", as_list(second_augmentation)[:1]),
+        ]
+        without_sizes = [
+            (name, layer.name)
+            for name, layers in first
+            for layer in layers
+            if not accepts(layer, "sizes")
+        ]
+        return cls(
+            sees_images=len(shape) == 4,
+            channels=channels,
+            without_sizes=without_sizes[0] if without_sizes else None,
+            without_groups=without_groups,
+        )
+
     def check(self, element):
         """Refuses what structure, dtype and static shape show.
 
@@ -159,6 +198,22 @@ class Rules:
         if "sizes" in element:
             checks.append(_assert_sizes(element["sizes"], element["images"]))
         return checks
+
+    def usable(self, images, sizes):
+        """The images, which are there only if these values are usable.
+
+        Without training: of any number of images.
+        """
+        images = tf.convert_to_tensor(images)
+        with in_words():
+            checks = value_checks(
+                images, "images", in_unit_range=self.sees_images
+            )
+            if sizes is not None:
+                sizes = tf.convert_to_tensor(sizes)
+                checks.append(_assert_sizes(sizes, images))
+        with tf.control_dependencies(checks):
+            return tf.identity(images)
 
     def _check_channels(self, shape):
         if self.channels is not None and shape[3] not in (self.channels, None):
@@ -365,6 +420,21 @@ def fail(text):
     text = os.fsencode(text).decode(errors="replace")
     _failures.append(text)
     raise ValueError(text)
+
+
+@contextlib.contextmanager
+def in_words(where=str):
+    """Context in which a failed `check` or `fail` is a ValueError.
+
+    `where()` is added to the message.
+    """
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        text = failed_check(error)
+        if text is None:
+            raise
+        raise ValueError(f"{text}{where()}") from None
 
 
 def failed_check(error):

@@ -17,6 +17,8 @@ from keras_simclr._files import staging
 from keras_simclr.augmentations import (
     Augmentation,
     as_list,
+    as_views,
+    at_rest,
     takes_sizes,
     to_float,
 )
@@ -296,11 +298,19 @@ def _parts(model, network):
     return _Parts(model, network, whole, _view(model))
 
 
+def _at_rest(model, images, sizes=None):
+    """The evaluation view of images whose values are not checked.
+
+    Not every format knows assertions.
+    """
+    return at_rest(model.augmentation, as_views(images), sizes)
+
+
 def _view(model):
     encoder = model.encoder.input_shape[1:]
     images = (None, None, encoder[2]) if len(encoder) == 3 else encoder
     bring = tf.function(
-        model.evaluation_view,
+        lambda images: _at_rest(model, images),
         input_signature=[tf.TensorSpec((None, *images), tf.float32)],
         autograph=False,
     )
@@ -369,7 +379,7 @@ def _save_saved_model(parts, path):
     if takes_sizes(model.augmentation):
         module.on_canvas = tf.function(
             lambda images, sizes: embed(
-                model.evaluation_view(images, sizes), training=False
+                _at_rest(model, images, sizes), training=False
             ),
             input_signature=[
                 tf.TensorSpec(images.shape, tf.uint8),

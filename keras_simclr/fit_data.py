@@ -9,8 +9,8 @@ import tensorflow as tf
 
 from keras_simclr import _checks
 from keras_simclr.elements import (
-    failed_check,
     images_and_sizes,
+    in_words,
     unpack,
     value_checks,
 )
@@ -449,9 +449,12 @@ class Progress(keras.callbacks.Callback):
 
     def in_words(self):
         if self.epoch is None:  # What a callback does comes first.
-            return ""
+            return ". The model is as the step before left it."
         step = self._steps_trained - self._first + 1
-        return f" (epoch {self.epoch}, step {step})"
+        return (
+            f" (epoch {self.epoch}, step {step}). The model is as the step "
+            "before left it."
+        )
 
 
 def check_length(dataset, steps=None, name="steps_per_epoch"):
@@ -517,13 +520,8 @@ def checked_elements(dataset):
 
 
 def _checked(dataset, checks):
-    try:
+    with in_words():
         for element in prepared(dataset):
             element = unpack(element)
             checks(element)
             yield element
-    except tf.errors.InvalidArgumentError as error:
-        text = failed_check(error)
-        if text is None:
-            raise
-        raise ValueError(text) from None

@@ -17,14 +17,7 @@ from keras_simclr import (
     losses,
     micro_batches,
 )
-from keras_simclr.augmentations import (
-    Augmentation,
-    accepts,
-    as_list,
-    as_views,
-    default_augmentation,
-    fold_seed,
-)
+from keras_simclr.augmentations import as_views, default_augmentation, fold_seed
 from keras_simclr.networks import ProjectionHead, check_encoder
 from keras_simclr.optimizers import default_optimizer
 from keras_simclr.replicas import (
@@ -80,7 +73,8 @@ class SimCLRModel(keras.Model):
 
     Raises:
         TypeError: If `encoder` is not a Keras model.
-        ValueError: If encoder, head and augmentation do not fit together; if
+        ValueError: If values are not finite, or those of images not in [0, 1];
+            if encoder, head and augmentation do not fit together; if
             an augmentation draws at rest, or brings images out of [0, 1]; or
             if a layer draws where a forward pass must be repeatable.
 
@@ -106,6 +100,15 @@ class SimCLRModel(keras.Model):
     Orders of arrays, and of this package's datasets, are functions of the seed
     and the epochs trained so far, unless `initial_epoch` is given. A step whose
     loss or gradient is not finite is not made: `fit` stops with an error.
+
+    Augmentations of your own are layers with `call(images)` and those of these
+    arguments that they name: `training`, a boolean; `seed`, int64 of shape
+    `(2,)`, of which all randomness in training is a function; `part`, None or,
+    of a replica or micro-batch, `(first, total)`, int32 scalars: the place of
+    the first image in the global batch, and the size of that; `sizes`, None
+    or int32 of shape `(batch, 2)`, for the first layer only. All but
+    `training` are given in training, `sizes` also at rest. CONTRIBUTING.md
+    shows one for tables and one for sounds.
 
     Elements of a dataset are `images`, `(images, labels)`, or a dictionary
     with `images`, or `view_1` and `view_2`, and optionally `labels`, which
@@ -185,6 +188,10 @@ class SimCLRModel(keras.Model):
         Returns:
             Tensor that fits the encoder; float32 in [0, 1] for images.
 
+        Raises:
+            ValueError: If values are not finite, or those of images not in
+                [0, 1]. In a graph, a `tf.errors.InvalidArgumentError`.
+
         Example:
 
         >>> encoder = simclr.ResNet(10, stem="cifar", input_shape=(8, 8, 3))
@@ -192,7 +199,8 @@ class SimCLRModel(keras.Model):
         >>> model.evaluation_view(np.zeros((2, 16, 16, 3), "uint8")).shape
         TensorShape([2, 8, 8, 3])
         """
-        view = augmentations.at_rest(self.augmentation, as_views(images), sizes)
+        images = as_views(self._rules.usable(images, sizes))
+        view = augmentations.at_rest(self.augmentation, images, sizes)
         self._check_view(view, "`augmentation` at rest")
         return view
 
@@ -216,7 +224,7 @@ class SimCLRModel(keras.Model):
         >>> view_1.shape
         TensorShape([2, 8, 8, 3])
         """
-        return self._views(images, sizes, step)
+        return self._views(self._rules.usable(images, sizes), sizes, step)
 
     def _views(self, images, sizes, step, start=0, size=None):
         """Views of images that follow `start` among the replica's `size`."""
@@ -335,15 +343,8 @@ class SimCLRModel(keras.Model):
         progress = fit_data.Progress(stream)
         call["callbacks"] = progress.among(call.get("callbacks"), self)
         try:
-            history = super().fit(**call)
-        except tf.errors.InvalidArgumentError as error:
-            text = elements.failed_check(error)
-            if text is None:
-                raise
-            raise ValueError(
-                f"{text}{progress.in_words()}. The model is as the step before "
-                "left it."
-            ) from None
+            with elements.in_words(progress.in_words):
+                history = super().fit(**call)
         finally:
             progress.end()
         if progress.epoch is not None and self.loss_metric.count.numpy() == 0:
@@ -358,24 +359,34 @@ class SimCLRModel(keras.Model):
         bound = inspect.signature(super().evaluate).bind(*args, **kwargs)
         call = bound.arguments
         call.update(call.pop("kwargs", {}))
-        return super().evaluate(
-            **fit_data.evaluate_arguments(call, check=self._check_replicas)
-        )
+        call = fit_data.evaluate_arguments(call, check=self._check_replicas)
+        with elements.in_words():
+            return super().evaluate(**call)
 
     @functools.wraps(keras.Model.predict)
     def predict(self, *args, **kwargs):
         bound = inspect.signature(super().predict).bind(*args, **kwargs)
-        return super().predict(**fit_data.predict_arguments(bound.arguments))
+        with elements.in_words():
+            return super().predict(
+                **fit_data.predict_arguments(bound.arguments)
+            )
+
+    @functools.wraps(keras.Model.predict_on_batch)
+    def predict_on_batch(self, *args, **kwargs):
+        with elements.in_words():
+            return super().predict_on_batch(*args, **kwargs)
 
     @functools.wraps(keras.Model.train_on_batch)
     def train_on_batch(self, *args, **kwargs):
         self._check_alone("train_on_batch")
-        return super().train_on_batch(*args, **kwargs)
+        with elements.in_words():
+            return super().train_on_batch(*args, **kwargs)
 
     @functools.wraps(keras.Model.test_on_batch)
     def test_on_batch(self, *args, **kwargs):
         self._check_alone("test_on_batch")
-        return super().test_on_batch(*args, **kwargs)
+        with elements.in_words():
+            return super().test_on_batch(*args, **kwargs)
 
     def _check_alone(self, name):
         if self._replicas > 1:
@@ -438,21 +449,11 @@ class SimCLRModel(keras.Model):
     @property
     def _rules(self):
         """What an element of training must be like."""
-        shape, channels = self.encoder.input_shape, None
-        layers = as_list(self.augmentation)
-        if len(shape) == 4 and all(isinstance(x, Augmentation) for x in layers):
-            channels = shape[3]  # None of ours changes their number.
-        without_sizes = [
-            (name, layer.name)
-            for name in ("augmentation", "second_augmentation")
-            for layer in as_list(getattr(self, name))[:1]
-            if not accepts(layer, "sizes")
-        ]
         takes_groups = not self.compiled or self.contrastive_loss.takes_groups
-        return elements.Rules(
-            sees_images=len(shape) == 4,
-            channels=channels,
-            without_sizes=without_sizes[0] if without_sizes else None,
+        return elements.Rules.of(
+            self.encoder.input_shape,
+            self.augmentation,
+            self.second_augmentation,
             without_groups=None if takes_groups else repr(self.loss),
         )
 

@@ -1,5 +1,6 @@
 import contextlib
 import functools
+import inspect
 import itertools
 import math
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import reference
+from helpers.replicas import mirrored
 from scipy import stats
 
 import keras_simclr as simclr
@@ -1190,3 +1192,92 @@ def test_long_and_narrow_images_are_seen_at_rest(size, target):
     np.testing.assert_allclose(
         crop.plain_at_rest(tf.constant(images)), views, atol=1e-5
     )
+
+
+ARGUMENTS = [
+    arguments
+    for count in range(5)
+    for arguments in itertools.combinations(
+        ("training", "seed", "part", "sizes"), count
+    )
+]
+
+
+def layer_that_takes(arguments, seen):
+    """A layer of a user's own with a weight and these arguments."""
+    parameters = [
+        inspect.Parameter(
+            name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None
+        )
+        for name in arguments
+    ]
+
+    class Own(keras.layers.Layer):
+        def build(self, input_shape):
+            self.scale = self.add_weight(shape=(), initializer="ones")
+
+        def call(self, images, **kwargs):
+            seen.append(kwargs)
+            return self.scale * tf.cast(images, "float32")
+
+    images = [
+        inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        for name in ("self", "images")
+    ]
+    Own.call.__signature__ = inspect.Signature(images + parameters)
+    return Own()
+
+
+@pytest.mark.filterwarnings("ignore:These layers of `augmentation` take no")
+@pytest.mark.parametrize("arguments", ARGUMENTS, ids="-".join)
+@pytest.mark.parametrize(
+    "how", ["eager", "graph", "micro-batches", "graph of them", "replicas"]
+)
+def test_layers_of_users_get_what_the_contract_says(how, arguments):
+    in_parts = how not in ("eager", "graph")
+    if in_parts and "seed" not in arguments:
+        pytest.skip("refused when the model is made")
+    seen, images = [], IMAGES[:4, :8, :8]
+    strategy = (
+        mirrored(2) if how == "replicas" else tf.distribute.get_strategy()
+    )
+    micro_batch_size = 2 if in_parts and how != "replicas" else None
+    with strategy.scope():
+        model = simclr.SimCLRModel(
+            keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten()]),
+            augmentation=layer_that_takes(arguments, seen),
+            micro_batch_size=micro_batch_size,
+        )
+    element = {"images": images}
+    if "sizes" in arguments:
+        element["sizes"] = np.full((4, 2), 8)
+    seen.clear()
+
+    def views(element):
+        sizes = element.get("sizes")
+        if micro_batch_size:
+            return model._views(element["images"][2:], sizes, 3, 2, 4)
+        return model._views(element["images"], sizes, 3)
+
+    if how == "replicas":
+        dataset = tf.data.Dataset.from_tensors(element)
+        shared = next(iter(strategy.experimental_distribute_dataset(dataset)))
+        tf.function(lambda: strategy.run(views, (shared,)))()
+    elif how in ("eager", "micro-batches"):
+        views(element)
+    else:
+        tf.function(lambda: views(element))()
+    assert seen
+    for found in seen:
+        assert sorted(found) == sorted(arguments)
+        assert found.get("training", True) is True
+        if "seed" in found:
+            assert (found["seed"].dtype, found["seed"].shape) == ("int64", 2)
+        if "sizes" in found:
+            assert found["sizes"].dtype == "int32"
+        if "part" in found and not in_parts:
+            assert found["part"] is None
+        elif "part" in found:
+            assert [(x.dtype, x.shape) for x in found["part"]] == [
+                (tf.int32, ())
+            ] * 2

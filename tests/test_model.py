@@ -1201,3 +1201,18 @@ def test_an_encoder_of_integers_would_see_black_images():
         "would be 0. Begin it with keras.Input(shape) and, if it expects 0 to "
         "255, keras.layers.Rescaling(255.0). Received: inputs of uint8"
     )
+
+
+def test_images_of_four_channels_from_training_to_export(tmp_path):
+    model = simclr.SimCLRModel(tiny_encoder((8, 8, 4)))
+    model.compile()
+    images = random_images(8, 10, 4)
+    model.fit(images, batch_size=4, verbose=0)
+    assert model.evaluation_view(images).shape == (8, 8, 8, 4)
+    features = model.predict(images, verbose=0)
+    simclr.export_encoder(model, tmp_path / "encoder")
+    saved = tf.saved_model.load(tmp_path / "encoder" / "saved_model")
+    np.testing.assert_allclose(saved(images), features, atol=1e-5)
+    colorless = model.augmentation.without_colors()
+    views = colorless(images, seed=(0, 1)).numpy()
+    assert views.shape == (8, 8, 8, 4)
