@@ -205,7 +205,7 @@ class Rules:
         Without training: of any number of images.
         """
         images = tf.convert_to_tensor(images)
-        with in_words():
+        with failures_in_words():
             checks = value_checks(
                 images, "images", in_unit_range=self.sees_images
             )
@@ -423,7 +423,7 @@ def fail(text):
 
 
 @contextlib.contextmanager
-def in_words(where=str):
+def failures_in_words(where=str):
     """Context in which a failed `check` or `fail` is a ValueError.
 
     `where()` is added to the message.

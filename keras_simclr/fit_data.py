@@ -9,8 +9,8 @@ import tensorflow as tf
 
 from keras_simclr import _checks
 from keras_simclr.elements import (
+    failures_in_words,
     images_and_sizes,
-    in_words,
     unpack,
     value_checks,
 )
@@ -520,7 +520,7 @@ def checked_elements(dataset):
 
 
 def _checked(dataset, checks):
-    with in_words():
+    with failures_in_words():
         for element in prepared(dataset):
             element = unpack(element)
             checks(element)

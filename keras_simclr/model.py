@@ -343,7 +343,7 @@ class SimCLRModel(keras.Model):
         progress = fit_data.Progress(stream)
         call["callbacks"] = progress.among(call.get("callbacks"), self)
         try:
-            with elements.in_words(progress.in_words):
+            with elements.failures_in_words(progress.in_words):
                 history = super().fit(**call)
         finally:
             progress.end()
@@ -360,32 +360,32 @@ class SimCLRModel(keras.Model):
         call = bound.arguments
         call.update(call.pop("kwargs", {}))
         call = fit_data.evaluate_arguments(call, check=self._check_replicas)
-        with elements.in_words():
+        with elements.failures_in_words():
             return super().evaluate(**call)
 
     @functools.wraps(keras.Model.predict)
     def predict(self, *args, **kwargs):
         bound = inspect.signature(super().predict).bind(*args, **kwargs)
-        with elements.in_words():
+        with elements.failures_in_words():
             return super().predict(
                 **fit_data.predict_arguments(bound.arguments)
             )
 
     @functools.wraps(keras.Model.predict_on_batch)
     def predict_on_batch(self, *args, **kwargs):
-        with elements.in_words():
+        with elements.failures_in_words():
             return super().predict_on_batch(*args, **kwargs)
 
     @functools.wraps(keras.Model.train_on_batch)
     def train_on_batch(self, *args, **kwargs):
         self._check_alone("train_on_batch")
-        with elements.in_words():
+        with elements.failures_in_words():
             return super().train_on_batch(*args, **kwargs)
 
     @functools.wraps(keras.Model.test_on_batch)
     def test_on_batch(self, *args, **kwargs):
         self._check_alone("test_on_batch")
-        with elements.in_words():
+        with elements.failures_in_words():
             return super().test_on_batch(*args, **kwargs)
 
     def _check_alone(self, name):
