@@ -60,6 +60,18 @@ def integer(name, value, *, minimum):
     return int(value)
 
 
+def seed(name, value):
+    """Returns `value` if it is an integer that TensorFlow can hold; or raises.
+
+    All that is random is a function of such a number.
+    """
+    if integer(name, value, minimum=0) >= 2**63:
+        raise ValueError(
+            f"`{name}` must be an integer below 2**63. Received: {name}={value}"
+        )
+    return int(value)
+
+
 def finite_rows(what, rows, names=()):
     """Refuses outputs of a network, a row for each image, that are not finite.
 

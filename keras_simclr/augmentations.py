@@ -157,7 +157,7 @@ class Augmentation(keras.layers.Layer):
         # The output is float32 whatever the dtype policy.
         super().__init__(**{**kwargs, "dtype": "float32"})
         if seed is not None:
-            _checks.integer("seed", seed, minimum=0)
+            _checks.seed("seed", seed)
         self.seed = seed
         seed = random.randrange(2**31) if seed is None else seed
         self._seed = tf.constant(seed, tf.int64)

@@ -1,6 +1,7 @@
 """What a batch may look like: its parts, their shapes and values."""
 
 import collections
+import contextlib
 import dataclasses
 import os
 import re
@@ -47,10 +48,20 @@ def unpack(element):
     if not isinstance(element, (tuple, list)):
         return {"images": element}
     parts = [part for part in element if part is not None]
-    if len(parts) not in (1, 2) or isinstance(parts[0], (dict, tuple, list)):
+    if len(parts) == 1 and isinstance(parts[0], dict):
+        return _unpack_dictionary(parts[0])  # So Keras passes it on.
+    if len(parts) not in (1, 2) or any(
+        not hasattr(part, "shape") for part in parts
+    ):
+        cure = ""
+        if any(isinstance(part, dict) for part in parts):
+            cure = (
+                ". Put all parts into one dictionary: dataset.map(lambda "
+                "images, others: {'images': images, 'labels': others['label']})"
+            )
         raise ValueError(
             "A dataset element must be `images`, `(images, labels)` or a "
-            f"dictionary. Received: a tuple of {len(parts)} parts"
+            f"dictionary. Received: a tuple of {len(parts)} parts{cure}"
         )
     if len(parts) == 2:
         first, second = parts[0].shape, parts[1].shape
@@ -300,7 +311,9 @@ def value_checks(batch, name, *, in_unit_range):
                 outside,
                 f"Float values of `{name}` must lie in [0, 1]. If they are 0 "
                 "to 255, add: dataset = dataset.map(lambda images, *labels: "
-                "(images / 255.0, *labels)). Received: values from",
+                "(images / 255.0, *labels)). If they are no pixels, as in "
+                "spectrograms, scale all by one range: (images - low) / (high "
+                "- low). Received: values from",
                 tf.reduce_min(values),
                 "to",
                 tf.reduce_max(values),
@@ -365,6 +378,21 @@ def fail(text):
     text = os.fsencode(text).decode(errors="replace")
     _failures.append(text)
     raise ValueError(text)
+
+
+@contextlib.contextmanager
+def failures_in_words(more=str):
+    """Context in which a failed `check` is a ValueError.
+
+    `more` is a function of nothing that returns what to add to its message.
+    """
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        text = failed_check(error)
+        if text is None:
+            raise
+        raise ValueError(f"{text}{more()}") from None
 
 
 def failed_check(error):

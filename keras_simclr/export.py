@@ -20,7 +20,12 @@ from keras_simclr.augmentations import (
     takes_sizes,
     to_float,
 )
-from keras_simclr.copies import check_finite, plain_copy, weights_digest
+from keras_simclr.copies import (
+    check_can_be_saved,
+    check_finite,
+    plain_copy,
+    weights_digest,
+)
 from keras_simclr.decoding import canvas_for, decode_jpeg_or_png
 from keras_simclr.model import SimCLRModel
 
@@ -200,7 +205,7 @@ def write_network(model, network, directory, name, texts=None):
     check_finite(network)
     with staging(directory) as staged:
         parts = _parts(model, network)
-        parts.whole.save(staged / f"{name}.keras")
+        _save_keras(parts, staged / f"{name}.keras")
         _save_saved_model(parts, staged / "saved_model")
         for file, text in (texts or {}).items():
             (staged / file).write_text(text, encoding="utf-8")
@@ -345,6 +350,7 @@ def _uses(card):
 
 
 def _save_keras(parts, path):
+    check_can_be_saved(parts.whole)
     parts.whole.save(path)
 
 

@@ -53,7 +53,7 @@ def extract_features(model, images, *, batch_size=256, return_places=False):
     (4, 512)
     """
     dataset = fit_data.in_order(images, batch_size=batch_size)
-    fit_data.check_length(dataset)
+    fit_data.check_length(dataset, name=None)
     elements = fit_data.checked_elements(dataset)
     (features,), others = extract([representation(model)], elements)
     finite_rows("Representations", features)

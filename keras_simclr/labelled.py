@@ -59,7 +59,7 @@ def load_labelled(name, source, class_names=()):
         return source
     class_names = names_of_classes(name, source, class_names)
     dataset = in_order_with_labels(name, source)
-    check_length(dataset)
+    check_length(dataset, name=None)
     batches = list(checked_elements(dataset))
     examples = {
         key: np.concatenate([batch[key].numpy() for batch in batches])

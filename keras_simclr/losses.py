@@ -89,6 +89,11 @@ def as_contrastive(loss):
     What the most derived class says counts: a subclass that overrides `call`
     alone is a callable.
     """
+    if not callable(loss):
+        raise TypeError(
+            "`loss` must be a callable (z_1, z_2) -> scalar, for example "
+            f"simclr.NTXent(0.5). Received: loss={loss!r}"
+        )
     for kind in type(loss).__mro__:
         if "contrast" in vars(kind):
             return loss

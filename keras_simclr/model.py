@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import inspect
 import warnings
 
 import keras
@@ -25,7 +24,12 @@ from keras_simclr.augmentations import (
     default_augmentation,
     fold_seed,
 )
-from keras_simclr.networks import ProjectionHead, check_encoder
+from keras_simclr.networks import (
+    ProjectionHead,
+    check_encoder,
+    check_projection_head,
+    check_trainable,
+)
 from keras_simclr.optimizers import default_optimizer
 from keras_simclr.replicas import (
     ForwardPass,
@@ -143,13 +147,14 @@ class SimCLRModel(keras.Model):
         if micro_batch_size is not None:
             _checks.integer("micro_batch_size", micro_batch_size, minimum=1)
         self.micro_batch_size = micro_batch_size
-        self.seed = _checks.integer("seed", seed, minimum=0)
+        self.seed = _checks.seed("seed", seed)
         self.loss_metric = keras.metrics.Mean(name="loss")
         self.accuracy_metric = keras.metrics.Mean(name="contrastive_accuracy")
         self._is_tried = False  # Before the first `fit`.
         self._check_augmentations()
         if not projection_head.built:
             projection_head.build(encoder.output_shape)
+        check_projection_head(projection_head, encoder.output_shape)
         networks = (encoder, projection_head)
         prepare(
             [x for network in networks for x in copies.nested_layers(network)],
@@ -246,7 +251,8 @@ class SimCLRModel(keras.Model):
 
         Args:
             optimizer: Keras optimizer, or None for LARS around SGD with
-                momentum, with a short warm-up to a constant learning rate.
+                momentum, with a short warm-up to a constant learning rate,
+                which can be set.
             loss: `losses.ContrastiveLoss`, or any callable `(z_1, z_2) ->
                 scalar`, or None for `NTXent()`.
             **kwargs: Further arguments of `keras.Model.compile`.
@@ -260,13 +266,8 @@ class SimCLRModel(keras.Model):
         with self.distribute_strategy.scope():
             optimizer = keras.optimizers.get(optimizer or default_optimizer())
         check_strategy(self.distribute_strategy, optimizer.variables)
-        if loss is None:
-            loss = losses.NTXent()
-        if not callable(loss):
-            raise TypeError(
-                "`loss` must be a callable (z_1, z_2) -> scalar, for example "
-                f"simclr.NTXent(0.5). Received: loss={loss!r}"
-            )
+        loss = losses.NTXent() if loss is None else loss
+        contrastive_loss = losses.as_contrastive(loss)
         for name in ("metrics", "weighted_metrics", "loss_weights"):
             if kwargs.get(name) is not None:
                 raise ValueError(
@@ -287,7 +288,7 @@ class SimCLRModel(keras.Model):
         with self.distribute_strategy.scope():
             super().compile(optimizer=optimizer, **kwargs)
         self.loss = loss
-        self.contrastive_loss = losses.as_contrastive(loss)
+        self.contrastive_loss = contrastive_loss
 
     def get_compile_config(self):
         config = super().get_compile_config()
@@ -314,7 +315,7 @@ class SimCLRModel(keras.Model):
 
     @functools.wraps(keras.Model.fit)
     def fit(self, *args, **kwargs):
-        call = inspect.signature(super().fit).bind(*args, **kwargs).arguments
+        call = fit_data.arguments_of(super().fit, args, kwargs)
         call, stream = fit_data.fit_arguments(
             call,
             self.seed,
@@ -322,67 +323,59 @@ class SimCLRModel(keras.Model):
             check=self._check_training_data,
             value_checks=self._rules.value_checks,
         )
+        check_trainable(self.encoder, self.projection_head)
         if not self._is_tried:
             copies.check_for_later(self)
             self._is_tried = True
-        if self._replicas > 1 and not isinstance(call["x"], tf.data.Dataset):
-            raise ValueError(
-                "Several replicas need arrays or a tf.data.Dataset. Received: "
-                f"x={call['x']!r}"
-            )
         # Variables made inside the step would have it traced twice.
         self.build_optimizer()
         progress = fit_data.Progress(stream)
-        call["callbacks"] = progress.among(call.get("callbacks"), self)
+        call["callbacks"] = progress.among(call, self)
         try:
-            history = super().fit(**call)
-        except tf.errors.InvalidArgumentError as error:
-            text = elements.failed_check(error)
-            if text is None:
-                raise
-            raise ValueError(
-                f"{text}{progress.in_words()}. The model is as the step before "
-                "left it."
-            ) from None
+            with elements.failures_in_words(progress.in_words):
+                history = super().fit(**call)
         finally:
             progress.end()
-        if progress.epoch is not None and self.loss_metric.count.numpy() == 0:
-            raise ValueError(
-                "The dataset must hold at least one batch. Received: a dataset "
-                "that ended before the first."
-            )
+        progress.check_any_batch()
         return history
 
     @functools.wraps(keras.Model.evaluate)
     def evaluate(self, *args, **kwargs):
-        bound = inspect.signature(super().evaluate).bind(*args, **kwargs)
-        call = bound.arguments
-        call.update(call.pop("kwargs", {}))
-        return super().evaluate(
-            **fit_data.evaluate_arguments(call, check=self._check_replicas)
-        )
+        call = fit_data.arguments_of(super().evaluate, args, kwargs)
+        call = fit_data.evaluate_arguments(call, check=self._check_replicas)
+        with elements.failures_in_words():
+            return super().evaluate(**call)
 
     @functools.wraps(keras.Model.predict)
     def predict(self, *args, **kwargs):
-        bound = inspect.signature(super().predict).bind(*args, **kwargs)
-        return super().predict(**fit_data.predict_arguments(bound.arguments))
+        call = fit_data.arguments_of(super().predict, args, kwargs)
+        return super().predict(**fit_data.predict_arguments(call))
 
     @functools.wraps(keras.Model.train_on_batch)
     def train_on_batch(self, *args, **kwargs):
-        self._check_alone("train_on_batch")
-        return super().train_on_batch(*args, **kwargs)
+        return self._on_batch(super().train_on_batch, args, kwargs)
 
     @functools.wraps(keras.Model.test_on_batch)
     def test_on_batch(self, *args, **kwargs):
-        self._check_alone("test_on_batch")
-        return super().test_on_batch(*args, **kwargs)
+        return self._on_batch(super().test_on_batch, args, kwargs)
 
-    def _check_alone(self, name):
+    def _on_batch(self, method, args, kwargs):
+        call = fit_data.arguments_of(method, args, kwargs)
+        fit_data.refuse_weights(call)
         if self._replicas > 1:
             raise ValueError(
-                f"`{name}` gives the whole batch to every replica. Use `fit` "
-                f"or `evaluate`. Received: {self._replicas} replicas"
+                f"`{method.__name__}` gives the whole batch to every replica. "
+                f"Use `fit` or `evaluate`. Received: {self._replicas} replicas"
             )
+        with elements.failures_in_words():
+            return method(**call)
+
+    @functools.wraps(keras.Model.export)
+    def export(self, *args, **kwargs):
+        call = fit_data.arguments_of(super().export, args, kwargs)
+        is_any = augmentations.takes_sizes(self.augmentation)
+        shape = self.encoder.input_shape
+        return super().export(**fit_data.export_arguments(call, shape, is_any))
 
     def train_step(self, element):
         element = elements.unpack(element)
@@ -696,3 +689,7 @@ class SimCLRModel(keras.Model):
                 for name, value in config.items()
             }
         )
+
+
+# By this name alone, files of Keras 2's format (.h5) know it.
+keras.utils.get_custom_objects()["SimCLRModel"] = SimCLRModel

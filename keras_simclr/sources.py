@@ -12,9 +12,9 @@ import tensorflow as tf
 from keras_simclr import _checks, _files
 from keras_simclr._files import valid_names
 from keras_simclr.decoding import SMALLEST_SIDE, fitted
-from keras_simclr.fit_data import batches_of, check_fills_a_batch, orders
 from keras_simclr.folders import ImageFolder, parsed_split, rows_of_split
 from keras_simclr.labelled import one_per_row
+from keras_simclr.orders import batches_of, check_fills_a_batch, orders
 from keras_simclr.scanning import are_parts
 
 # Examples that wait, still encoded, to be drawn in random order.
@@ -111,6 +111,7 @@ def dataset_from_tfds(
     import tensorflow_datasets as tfds
 
     _checks.integer("batch_size", batch_size, minimum=1)
+    _checks.seed("seed", seed)
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except tfds.core.registered.DatasetNotFoundError:
@@ -215,6 +216,7 @@ def dataset_from_directory(
     """
     _checks.integer("canvas_size", canvas_size, minimum=SMALLEST_SIDE)
     _checks.integer("batch_size", batch_size, minimum=1)
+    _checks.seed("seed", seed)
     folder = directory
     if not isinstance(folder, ImageFolder):
         folder = ImageFolder(directory)

@@ -30,6 +30,7 @@ LEVELS = {
     "decoding": 1,
     "official_files": 0,
     "optimizers": 1,
+    "orders": 1,
     "replicas": 1,
     "augmentations": 2,
     "similarities": 2,

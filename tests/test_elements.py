@@ -125,8 +125,9 @@ def test_rows_with_values_out_of_range_are_named():
     assert failure(batch).startswith(
         "[Float values of `images` must lie in [0, 1]. If they are 0 to 255, "
         "add: dataset = dataset.map(lambda images, *labels: (images / 255.0, "
-        "*labels)). Received: values from] [-1] [to] [255] [in rows] [3] "
-        "[of the batch]"
+        "*labels)). If they are no pixels, as in spectrograms, scale all by "
+        "one range: (images - low) / (high - low). Received: values from] "
+        "[-1] [to] [255] [in rows] [3] [of the batch]"
     )
 
 

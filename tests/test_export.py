@@ -425,3 +425,21 @@ def test_export_refuses_what_is_not_finite(value, tmp_path):
     with pytest.raises(ValueError, match=f"{rule} must be finite. Received: "):
         simclr.export_encoder(model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_encoder_with_a_lambda_is_served_but_no_keras_file(tmp_path):
+    encoder = keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            keras.layers.Lambda(lambda x: tf.nn.relu(x)),
+            keras.layers.Flatten(),
+        ]
+    )
+    model = simclr.SimCLRModel(encoder, augmentation=simclr.RandomFlip())
+    with pytest.raises(ValueError, match="must hold no lambda"):
+        simclr.export_encoder(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    out = simclr.export_encoder(
+        model, tmp_path / "out", formats=["saved_model"]
+    )
+    assert (out / "saved_model").is_dir()

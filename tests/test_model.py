@@ -657,7 +657,9 @@ def test_floats_up_to_255_are_refused(model):
     assert refusal(model, batches(images)) == (
         "Float values of `images` must lie in [0, 1]. If they are 0 to 255, "
         "add: dataset = dataset.map(lambda images, *labels: "
-        f"(images / 255.0, *labels)). Received: values from {images.min():g} "
+        "(images / 255.0, *labels)). If they are no pixels, as in "
+        "spectrograms, scale all by one range: (images - low) / (high - low). "
+        f"Received: values from {images.min():g} "
         "to 255 in rows 1 of the batch (epoch 1, step 1). The model is as "
         "the step before left it."
     )
@@ -670,7 +672,9 @@ def test_negative_floats_are_refused(model):
     assert refusal(model, batches(images)) == (
         "Float values of `images` must lie in [0, 1]. If they are 0 to 255, "
         "add: dataset = dataset.map(lambda images, *labels: "
-        "(images / 255.0, *labels)). Received: values from -1 "
+        "(images / 255.0, *labels)). If they are no pixels, as in "
+        "spectrograms, scale all by one range: (images - low) / (high - low). "
+        "Received: values from -1 "
         f"to {images.max():g} in rows 0 3 of the batch (epoch 1, step 1). "
         "The model is as the step before left it."
     )
@@ -1201,3 +1205,98 @@ def test_an_encoder_of_integers_would_see_black_images():
         "would be 0. Begin it with keras.Input(shape) and, if it expects 0 to "
         "255, keras.layers.Rescaling(255.0). Received: inputs of uint8"
     )
+
+
+@pytest.mark.parametrize(
+    ("crops", "sizes"), [(True, (8, 16)), (False, (8,))], ids=["any", "one"]
+)
+def test_export_serves_what_predict_returns(crops, sizes, tmp_path):
+    model = tiny_model(
+        augmentation=simclr.RandomResizedCrop(8, 8) if crops else None
+    )
+    fit(model, batches(random_images()))
+    model.export(tmp_path / "served", verbose=False)
+    served = tf.saved_model.load(tmp_path / "served")
+    for size in sizes:
+        images = random_images(5, size=size)
+        np.testing.assert_allclose(
+            served.serve(images), model.predict(images, verbose=0), atol=1e-6
+        )
+
+
+def test_files_of_keras_2_bring_a_model_back(bare_model, tmp_path, said):
+    images = random_images(4)
+    bare_model.save(tmp_path / "model.h5")
+    copy = keras.models.load_model(tmp_path / "model.h5")
+    np.testing.assert_array_equal(copy(images), bare_model(images))
+    assert isinstance(copy.optimizer, simclr.LARS)
+    bare_model.save_weights(tmp_path / "model.weights.h5")
+    copy = simclr.SimCLRModel(tiny_encoder())
+    copy.load_weights(tmp_path / "model.weights.h5")
+    np.testing.assert_array_equal(copy(images), bare_model(images))
+
+
+@pytest.mark.parametrize("method", ["train_on_batch", "test_on_batch"])
+def test_one_batch_is_checked_as_those_of_fit(method):
+    model = tiny_model()
+    images, before = random_images(4), state(model)
+    on_batch = getattr(model, method)
+    wrong = [
+        (np.full_like(images, np.nan), {}, "must be finite"),
+        (2.0 * images, {}, r"must lie in \[0, 1\]"),
+        (images[:1], {}, "at least two images"),
+        (images.tolist(), {}, "A dataset element must be"),
+        (images, {"sample_weight": np.ones(4)}, "nothing to weigh"),
+    ]
+    for data, arguments, text in wrong:
+        with pytest.raises(ValueError, match=text):
+            on_batch(data, **arguments)
+    with pytest.raises(ValueError, match="must be finite"):
+        model.evaluate(wrong[0][0], verbose=0)
+    assert_same(before, state(model))
+    assert on_batch({"images": images, "labels": np.arange(4)})[0] > 0
+
+
+def test_callbacks_set_the_rate_of_bare_compile(bare_model):
+    with_rates = [
+        keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate / 2),
+        keras.callbacks.ReduceLROnPlateau("loss", min_lr=0.01),
+    ]
+    bare_model.optimizer.learning_rate = 0.25
+    history = fit(bare_model, batches(random_images()), 2, callbacks=with_rates)
+    assert history["learning_rate"] == [0.125, 0.0625]
+
+
+def test_what_cannot_learn_is_told_when_fit_starts():
+    schedule = simclr.warmup_cosine(0.1, 4)
+    model = tiny_model(optimizer=keras.optimizers.SGD(schedule))
+    data = batches(random_images(8), size=4)
+    plateau = keras.callbacks.ReduceLROnPlateau()
+    with pytest.raises(
+        ValueError, match="`ReduceLROnPlateau` needs a learning"
+    ):
+        fit(model, data, callbacks=plateau)
+    assert int(model.optimizer.iterations) == 0
+    fit(model, data, epochs=2)
+    before = model.encoder.get_weights()
+    with pytest.warns(UserWarning, match="rate is 0 from about step 4"):
+        fit(model, data)
+    model.encoder.trainable = False
+    model.compile("sgd", run_eagerly=True)
+    with pytest.warns(UserWarning, match="The encoder is frozen"):
+        fit(model, data)
+    kernel, bias, *_ = model.encoder.get_weights()
+    assert_same(before[:2], (kernel, bias))
+
+
+@pytest.mark.parametrize(
+    "element",
+    [
+        lambda x: (x, {"label": tf.zeros(4)}),
+        lambda x: ({"images": x}, tf.zeros(4)),
+    ],
+)
+def test_dictionaries_inside_of_elements_are_refused_with_the_cure(element):
+    data = batches(random_images()).map(element)
+    with pytest.raises(ValueError, match="Put all parts into one dictionary"):
+        fit(tiny_model(), data)
