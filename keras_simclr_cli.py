@@ -123,6 +123,11 @@ _COMMANDS = {
                 False,
                 "Goes on with an unfinished run though its images changed.",
             ),
+            "more_epochs": _Flag(
+                "integer",
+                None,
+                "Goes on with a finished run, for so many epochs.",
+            ),
         },
     ),
     "plan": (
@@ -488,13 +493,12 @@ def _pretrain(values):
         values.output_dir,
         given=[name for name in values if values[name].present],
         accept_changed_data=values.accept_changed_data,
+        more_epochs=values.more_epochs,
     )
     step = int(done.model.optimizer.iterations.numpy())
     print(f"{values.output_dir} keeps the model after step {step}.")
-    if done.epochs < done.recipe.epochs:
-        print(
-            f"Interrupted after {done.epochs} of {done.recipe.epochs} epochs."
-        )
+    if done.epochs < done.all_epochs:
+        print(f"Interrupted after {done.epochs} of {done.all_epochs} epochs.")
         return 130
     return 0
 

@@ -27,6 +27,9 @@ def _told(default, text, rule=None, **library):
     return dataclasses.field(default=default, metadata=metadata)
 
 
+# Share of the rate that a finished run goes on with. On digits, more is better
+# for a linear probe and worse for k-NN; a tenth changes nothing.
+_RESTART = 0.3
 _COUNT = ("integer", {"minimum": 1})
 _POSITIVE = ("positive_number", {})
 _SHARE = ("probability", {})
@@ -263,12 +266,13 @@ class Recipe(_Checked):
             canvas_size, batch_size=self.batch_size, seed=self.seed
         )
 
-    def build(self, element_spec, steps):
+    def build(self, element_spec, steps, more_epochs=()):
         """The compiled model.
 
         Args:
             element_spec: Of the dataset that it will train on.
             steps: Steps of an epoch.
+            more_epochs: As in `optimizer`.
 
         Returns:
             A `SimCLRModel`.
@@ -285,7 +289,7 @@ class Recipe(_Checked):
             micro_batch_size=None if size is None else int(size),
             seed=self.seed,
         )
-        model.compile(self.optimizer(steps), self.loss())
+        model.compile(self.optimizer(steps, more_epochs), self.loss())
         return model
 
     def input_shape(self, element_spec):
@@ -341,20 +345,29 @@ class Recipe(_Checked):
 
         return simclr.NTXent(self.temperature)
 
-    def optimizer(self, steps):
-        """The optimizer, for epochs of so many steps."""
+    def optimizer(self, steps, more_epochs=()):
+        """The optimizer, for epochs of so many steps.
+
+        `more_epochs` are numbers of epochs that follow, each with a cosine of
+        its own from a share of the rate.
+        """
         import keras
 
         import keras_simclr as simclr
+        from keras_simclr import optimizers
 
         epochs, warmup_epochs = self.epochs_for(steps), self.warmup_epochs
         if warmup_epochs is None:
             warmup_epochs = min(10.0, epochs / 10)
+        rate = simclr.scaled_learning_rate(self.learning_rate, self.batch_size)
         schedule = simclr.warmup_cosine(
-            simclr.scaled_learning_rate(self.learning_rate, self.batch_size),
-            epochs * steps,
-            warmup_steps=round(warmup_epochs * steps),
+            rate, epochs * steps, warmup_steps=round(warmup_epochs * steps)
         )
+        for more in more_epochs:
+            schedule = optimizers.Restarted(
+                schedule, epochs * steps, _RESTART * rate, more * steps
+            )
+            epochs += more
         return simclr.LARS(
             keras.optimizers.SGD(schedule, momentum=0.9),
             weight_decay=self.weight_decay,

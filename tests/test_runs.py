@@ -227,7 +227,8 @@ def test_finished_run_is_left_alone(tmp_path, dataset):
         runs.pretrain(tiny_model(), dataset, tmp_path / "run", epochs=1)
     assert str(error.value) == (
         "The output directory must be new, empty, or hold an unfinished run. "
-        f"Received: {str(tmp_path / 'run')!r}, whose run is finished"
+        f"Received: {str(tmp_path / 'run')!r}, whose run is finished. "
+        "--more_epochs=N goes on with it"
     )
 
 
@@ -441,8 +442,12 @@ def test_evaluation_that_ends_after_more_training_is_of_its_weights(
 
 @pytest.fixture
 def start(tmp_path, monkeypatch):
-    """Function that starts or resumes a run of the command line's kind."""
+    """Function that starts or resumes a run of the command line's kind.
+
+    It `stops` before the second epoch, or the one that is given, from 0.
+    """
     standins.use(monkeypatch)
+    stop = {}
     path = tmp_path / "images.npz"
     images = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 1), "uint8")
     np.savez(path, images=images)
@@ -451,6 +456,7 @@ def start(tmp_path, monkeypatch):
     def start(
         stops=False,
         accept_changed_data=False,
+        more_epochs=None,
         report=lambda text: None,
         **changes,
     ):
@@ -458,6 +464,7 @@ def start(tmp_path, monkeypatch):
         where = {"data": str(path), "split": "train"}
         where |= {k: values.pop(k) for k in where if k in values}
         output_dir = values.pop("output_dir", tmp_path / "run")
+        stop["epoch"] = int(stops)
         with monkeypatch.context() as patch:
             if stops:
                 patch.setattr(
@@ -470,11 +477,12 @@ def start(tmp_path, monkeypatch):
                 given=["data", "output_dir", *(x for x in values if values[x])]
                 + ["split"] * (where["split"] != "train"),
                 accept_changed_data=accept_changed_data,
+                more_epochs=more_epochs,
                 report=report,
             )
 
     def ctrl_c(self, epoch, logs=None):
-        if epoch == 1:
+        if epoch == stop["epoch"]:
             raise KeyboardInterrupt
 
     return start
@@ -853,3 +861,73 @@ def test_too_few_steps_are_told_with_the_cure(start):
         "800 an encoder may be worth less than raw pixels. Cure: "
         "--epochs=400, or no --epochs."
     ) in told
+
+
+def rates_of(run):
+    """Learning rates of all steps of a run."""
+    optimizer = run.model.optimizer
+    steps = range(int(optimizer.iterations) + 1)
+    return [float(optimizer.optimizer._learning_rate(step)) for step in steps]
+
+
+def test_finished_run_goes_on_for_more_epochs(start, tmp_path):
+    run_dir, told = tmp_path / "run", []
+    first = start()
+    flags = flags_of(run_dir)
+    assert (first.epochs, first.all_epochs) == (2, 2)
+    evaluate(run_dir)
+    run = start(more_epochs=2, report=told.append)
+    assert (run.epochs, run.all_epochs) == (4, 4)
+    assert "Epochs that are added: 2." in told
+    assert flags_of(run_dir) == flags
+    summary = summary_of(run_dir)
+    assert summary["more_epochs"] == [2]
+    assert summary["epochs_trained"] == 4
+    assert summary["finished"]
+    assert "rows" not in summary
+    assert len(summary["earlier_evaluations"]) == 1
+    rates = rates_of(run)  # Of two steps an epoch.
+    assert rates[:5] == [*rates_of(first)[:4], pytest.approx(0.3 * max(rates))]
+    assert rates[4] > rates[5] > rates[6] > rates[7] > rates[8] == 0.0
+    again = start(more_epochs=1)
+    assert (again.epochs, summary_of(run_dir)["more_epochs"]) == (5, [2, 1])
+    assert rates_of(again)[:8] == rates[:8]
+    log = (run_dir / "log.csv").read_text().splitlines()
+    epochs = [line.split(",")[0] for line in log]
+    assert epochs == ["epoch", *map(str, range(5))]
+    assert int(runs.load_model(run_dir).optimizer.iterations) == 10
+    assert runs.about(run_dir)["more_epochs"] == [2, 1]
+
+
+def test_interrupted_addition_goes_on(start, tmp_path):
+    start()
+    assert start(more_epochs=2, stops=3).epochs == 3
+    assert not summary_of(tmp_path / "run")["finished"]
+    with pytest.raises(FileExistsError, match="without --more_epochs goes on"):
+        start(more_epochs=2)
+    run = start()
+    assert (run.epochs, run.all_epochs) == (4, 4)
+    weights = run.model.get_weights()
+    start(output_dir=tmp_path / "whole")
+    whole = start(output_dir=tmp_path / "whole", more_epochs=2)
+    for ours, right in zip(weights, whole.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, right)
+
+
+def test_more_epochs_need_a_finished_run(start, tmp_path):
+    with pytest.raises(FileNotFoundError, match="which holds no run"):
+        start(more_epochs=1)
+    assert not (tmp_path / "run").exists()
+    start(stops=True)
+    with pytest.raises(FileExistsError, match="whose run is not finished"):
+        start(more_epochs=1)
+    start()
+    with pytest.raises(ValueError, match="`more_epochs` must be an integer"):
+        start(more_epochs=0)
+    for path in (tmp_path / "run").glob("epoch-*"):
+        path.unlink()
+    before = (tmp_path / "run" / "model.keras").read_bytes()
+    with pytest.raises(ValueError, match="which has none any more"):
+        start(more_epochs=1)
+    assert (tmp_path / "run" / "model.keras").read_bytes() == before
+    assert summary_of(tmp_path / "run")["finished"]
