@@ -225,6 +225,7 @@ def test_views_depend_on_seed_step_and_view():
         assert np.abs(view_1 - different).max() > 0.1
 
 
+@pytest.mark.filterwarnings("ignore:The learning rate is 0")
 def test_reported_loss_is_the_mean_over_the_batches():
     model = tiny_model(optimizer=keras.optimizers.SGD(0.0))
     data = batches(random_images(12))
@@ -359,6 +360,7 @@ def test_mixed_precision_trains_and_predicts_float32(policy):
     assert model.predict(images, verbose=0).dtype == "float32"
 
 
+@pytest.mark.filterwarnings("ignore:The learning rate is 0")
 def test_regularization_is_added_to_the_loss():
     penalty = keras.regularizers.L2(0.5)
     plain = tiny_model(optimizer=keras.optimizers.SGD(0.0))
@@ -762,7 +764,7 @@ def test_arrays_smaller_than_a_batch_are_refused(model):
 
 def test_dataset_without_end_needs_steps_per_epoch(model):
     assert refusal(model, batches(random_images(4)).repeat()) == (
-        "An infinite dataset needs `steps_per_epoch`. Pass it to `fit`, or "
+        "An infinite dataset needs `steps_per_epoch`. Pass it, or "
         "leave out `repeat()`."
     )
 
