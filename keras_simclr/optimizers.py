@@ -434,4 +434,5 @@ def _warn_of_no_rate(optimizer, steps):
 def _rate_at(optimizer, step):
     step = tf.cast(step, optimizer.iterations.dtype)
     with keras.StatelessScope([(optimizer.iterations, step)]):
-        return float(optimizer.learning_rate)
+        # Of replicas, the rate is a variable that is no number by itself.
+        return float(tf.convert_to_tensor(optimizer.learning_rate))

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import oracles
+from helpers.replicas import mirrored
 
 import keras_simclr as simclr
 from keras_simclr import optimizers
@@ -578,3 +579,13 @@ def test_restarted_schedule_survives_its_config():
     assert rates[4:7:2] == [pytest.approx(0.3), pytest.approx(0.2)]
     assert rates[9:] == [0.0, 0.0]
     assert [float(copy(step)) for step in range(11)] == rates
+
+
+def test_rates_of_replicas_are_looked_at():
+    with mirrored(2).scope():
+        optimizers_of_two = [
+            simclr.LARS(keras.optimizers.SGD(rate))
+            for rate in (0.1, simclr.warmup_cosine(0.1, 10))
+        ]
+    for optimizer in optimizers_of_two:
+        optimizers.check_rates(optimizer, [], 10)
