@@ -120,7 +120,8 @@ def group_images(images, sizes=None):
     (array([0, 1, 0]), True)
     """
     is_complete = len(images) <= _MOST_IN_MEMORY
-    looks_near = is_complete and images.ndim == 4 and images.shape[3] in (1, 3)
+    shape = images.shape
+    looks_near = is_complete and len(shape) == 4 and shape[3] in (1, 3)
     keys = np.zeros(len(images), KEYS)
     usable = np.zeros(len(images), bool)
     for place, image in enumerate(images):

@@ -24,6 +24,7 @@ from keras_simclr.features import (
 )
 from keras_simclr.labelled import (
     Labelled,
+    TightImages,
     check_classes,
     compare_classes,
     load_labelled,
@@ -323,36 +324,39 @@ def _remarks(examples, splits):
 
 
 def _joined(*sets):
-    """Sets of examples end to end, canvases and values made equal."""
+    """Sets of examples end to end, their values made equal."""
     if len({"sizes" in each for each in sets}) > 1:
         raise ValueError(
             "`train` and `test` must both lie on canvases, or neither. "
             "Received: `sizes` in one of them"
         )
-    images = [each["images"] for each in sets]
-    if len({each.dtype for each in images}) > 1:
-        images = [to_float(tf.constant(each)).numpy() for each in images]
-    if "sizes" in sets[0]:
-        largest = np.max([each.shape[1:3] for each in images], axis=0)
-        images = [_on_canvas(each, *largest) for each in images]
-    sets = [{**each, "images": x} for each, x in zip(sets, images, strict=True)]
+    images = _images_end_to_end([each["images"] for each in sets])
     # Groups and places of two sources may be numbered alike.
-    shared = set.intersection(*map(set, sets)) - {"groups", "places"}
-    return {key: np.concatenate([each[key] for each in sets]) for key in shared}
+    shared = set.intersection(*map(set, sets)) - {"groups", "places", "images"}
+    others = {k: np.concatenate([each[k] for each in sets]) for k in shared}
+    return {"images": images, **others}
 
 
-def _on_canvas(images, height, width):
-    missing = (height - images.shape[1], width - images.shape[2])
-    margins = [(0, 0), (0, missing[0]), (0, missing[1]), (0, 0)]
-    return np.pad(images, margins)
+def _images_end_to_end(sets):
+    is_tight = isinstance(sets[0], TightImages)
+    if len({images.dtype for images in sets}) > 1:
+        sets = [
+            [to_float(tf.constant(image)).numpy() for image in images]
+            for images in sets
+        ]
+    if is_tight:
+        return TightImages([image for images in sets for image in images])
+    return np.concatenate(sets)
 
 
 def _digest(examples):
     """Names what was learned from and tested on."""
     digest = hashlib.sha256()
-    for name in ("images", "labels"):
-        array = np.ascontiguousarray(examples[name])
-        digest.update(array.ravel().view("uint8"))
+    for image in examples["images"]:
+        digest.update(np.ascontiguousarray(image))
+    for name in ("sizes", "labels"):
+        if name in examples:
+            digest.update(np.ascontiguousarray(examples[name]).view("uint8"))
     return digest.hexdigest()
 
 

@@ -12,7 +12,8 @@ from keras_simclr import fit_data
 from keras_simclr._checks import finite_rows
 from keras_simclr.augmentations import RandomResizedCrop, to_float
 from keras_simclr.copies import check_finite, nested_layers, plain_copy
-from keras_simclr.elements import images_and_sizes, unpack
+from keras_simclr.elements import images_and_sizes
+from keras_simclr.labelled import in_batches, joined
 from keras_simclr.model import SimCLRModel
 
 _PIXELS = 32  # Larger images are averaged to this size for the baseline.
@@ -145,7 +146,7 @@ def settle_batch_norm(model, examples, places, seed):
     prepare, seen = view_of(model), 0
     places = np.random.default_rng(seed).permutation(places)[:_SETTLED_ON]
     drawn = {key: array[places] for key, array in examples.items()}
-    for element in map(unpack, fit_data.in_order(drawn)):
+    for element in in_batches(drawn):
         images, sizes = images_and_sizes(element)
         count = images.shape[0]
         for norm in norms:
@@ -169,8 +170,7 @@ def extract(functions, elements):
             output.append(function(batch, sizes).numpy())
         for name in {"labels", "groups", "places"} & element.keys():
             others[name].append(np.asarray(element[name]))
-    outputs = [np.concatenate(output) for output in outputs]
-    return outputs, {k: np.concatenate(array) for k, array in others.items()}
+    return [*map(joined, outputs)], {k: joined(x) for k, x in others.items()}
 
 
 class Features:
@@ -206,8 +206,7 @@ class Features:
         return times[-1] * share
 
     def _of(self, examples):
-        elements = map(unpack, fit_data.in_order(examples))
-        arrays, _ = extract(self.functions.values(), elements)
+        arrays, _ = extract(self.functions.values(), in_batches(examples))
         for name, array in zip(self.functions, arrays, strict=True):
             finite_rows(f"Features of {name!r}", array)
         return dict(zip(self.functions, arrays, strict=True))

@@ -331,9 +331,9 @@ class _Network(keras.Model):
         return self.core(views, training=training)
 
     def predict_in_batches(self, images, features=False):
-        batches = fit_data.in_order(images)
+        batches = labelled.in_batches(images)
         outputs = [self._at_rest(batch, features).numpy() for batch in batches]
-        return np.concatenate(outputs)
+        return labelled.joined(outputs)
 
 
 def _without_labels(examples):
@@ -342,18 +342,24 @@ def _without_labels(examples):
 
 def _batches(images, places, seed, steps):
     """Full batches, also of fewer examples than a batch; epoch upon epoch."""
-    images = tf.nest.map_structure(tf.constant, images)
-    places = tf.constant(places)
     rng = np.random.default_rng(seed)
     epochs = math.ceil(steps * _BATCH_SIZE / len(places))
     rows = np.concatenate([rng.permutation(len(places)) for _ in range(epochs)])
     rows = rows[: steps * _BATCH_SIZE].reshape(steps, _BATCH_SIZE)
-    batches = tf.data.Dataset.from_tensor_slices(rows).map(
-        lambda rows: tf.nest.map_structure(
-            lambda array: tf.gather(array, rows), (images, places)
-        )
+
+    def batches():
+        for batch in rows:
+            pixels = {k: np.asarray(array[batch]) for k, array in images.items()}
+            yield pixels, places[batch]
+
+    signature = tf.nest.map_structure(
+        lambda array: tf.TensorSpec((_BATCH_SIZE, *array.shape[1:]), array.dtype),
+        (images, places),
     )
-    return fit_data.prepared(batches.prefetch(1))
+    dataset = tf.data.Dataset.from_generator(
+        batches, output_signature=signature
+    ).apply(tf.data.experimental.assert_cardinality(steps))
+    return fit_data.prepared(dataset.prefetch(1))
 
 
 def _unfreeze(layer):

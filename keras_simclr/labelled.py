@@ -1,8 +1,10 @@
 """Labels: those of examples in memory, by name, and what two sets share."""
 
+import collections
 import logging
 
 import numpy as np
+import tensorflow as tf
 
 from keras_simclr import _files
 from keras_simclr.elements import unpack
@@ -48,23 +50,68 @@ class Labelled(dict):
     """What `load_labelled` returns: arrays of the same length, by name."""
 
 
+class TightImages:
+    """Images of many sizes, which take no more memory than their pixels.
+
+    `images[5]` is one of them, `images[rows]` are several; as an array, these
+    lie on canvases of the size of the largest of all.
+    """
+
+    def __init__(self, images, canvas=None):
+        self._images = images
+        self._canvas = canvas or tuple(np.max([x.shape for x in images], 0))
+        self.dtype = images[0].dtype
+
+    def __len__(self):
+        return len(self._images)
+
+    def __getitem__(self, rows):
+        places = np.arange(len(self))[rows]
+        if places.ndim == 0:
+            return self._images[places]
+        return TightImages([self._images[x] for x in places], self._canvas)
+
+    def __array__(self, dtype=None, copy=None):
+        canvases = np.zeros(self.shape, dtype or self.dtype)
+        for canvas, image in zip(canvases, self._images, strict=True):
+            height, width, _ = image.shape
+            canvas[:height, :width] = image
+        return canvases
+
+    @property
+    def shape(self):
+        return (len(self), *self._canvas)
+
+
 def load_labelled(name, source, class_names=()):
     """Labelled images in memory: a dictionary of arrays of the same length.
 
     Takes `(images, labels)` arrays, a dataset of batches of them, of which all
     that rides along is kept; or what it returned before. Labels of classes with
-    names are these. Images without a label, which -1 means, are left out.
+    names are these. Images without a label, which -1 means, are left out. Those
+    with `sizes` are `TightImages`.
     """
     if isinstance(source, Labelled):
         return source
     class_names = names_of_classes(name, source, class_names)
     dataset = in_order_with_labels(name, source)
     check_length(dataset)
-    batches = list(checked_elements(dataset))
-    examples = {
-        key: np.concatenate([batch[key].numpy() for batch in batches])
-        for key in batches[0]
-    }
+    images, others = [], collections.defaultdict(list)
+    for element in checked_elements(dataset):
+        batch = {key: tensor.numpy() for key, tensor in element.items()}
+        if "sizes" in batch:
+            images += [
+                canvas[:height, :width].copy()
+                for canvas, (height, width) in zip(
+                    batch["images"], batch["sizes"], strict=True
+                )
+            ]
+            del batch["images"]
+        for key, array in batch.items():
+            others[key].append(array)
+    examples = {key: joined(others.pop(key)) for key in list(others)}
+    if images:
+        examples["images"] = TightImages(images)
     labels, rows = known_labels(name, examples["labels"], class_names)
     size = len(examples["images"])
     if not len(rows):
@@ -82,6 +129,29 @@ def load_labelled(name, source, class_names=()):
         )
         examples = {key: array[rows] for key, array in examples.items()}
     return Labelled({**examples, "labels": labels})
+
+
+def joined(arrays):
+    """Arrays end to end. The list is emptied: nothing is held twice."""
+    shape = (sum(map(len, arrays)), *arrays[0].shape[1:])
+    whole = np.empty(shape, np.result_type(*{x.dtype for x in arrays}))
+    end = len(whole)
+    while arrays:
+        array = arrays.pop()
+        whole[end - len(array) : end] = array
+        end -= len(array)
+    return whole
+
+
+def in_batches(examples, batch_size=256):
+    """Yields the images of what `load_labelled` returned, as elements."""
+    for start in range(0, len(examples["images"]), batch_size):
+        rows = slice(start, start + batch_size)
+        yield {
+            key: tf.constant(np.asarray(examples[key][rows]))
+            for key in ("images", "sizes")
+            if key in examples
+        }
 
 
 def names_of_classes(name, source, class_names=()):

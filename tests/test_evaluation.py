@@ -12,6 +12,7 @@ from keras_simclr import (
     evaluation,
     features,
     finetuning,
+    labelled,
     sampling,
 )
 from keras_simclr.evaluation import Evaluation
@@ -466,17 +467,27 @@ def test_single_images_of_a_class_cannot_be_split(model, images):
     )
 
 
-def test_canvases_of_different_sizes_are_joined():
+@pytest.mark.parametrize("other", ["uint8", "float32"])
+def test_images_of_many_sizes_are_joined_without_their_canvases(other):
+    labels = np.arange(2)
     parts = [
         {
-            "images": np.ones((2, side, side + 1, 1)),
+            "images": np.full((2, side, side + 1, 1), 51, dtype),
             "sizes": np.full((2, 2), side),
         }
-        for side in (4, 6)
+        for side, dtype in ((4, "uint8"), (6, other))
     ]
-    joined = evaluation._joined(*parts)
-    assert joined["images"].shape == (4, 6, 7, 1)
-    assert joined["images"][:2].sum() == 2 * 4 * 5
+    train, test = (
+        labelled.load_labelled("x", {**part, "labels": labels})
+        for part in parts
+    )
+    joined = evaluation._joined(train, test)
+    value = 51 if other == "uint8" else 51 / np.float32(255)
+    images = joined["images"]
+    assert (images.shape, images.dtype.name) == ((4, 6, 6, 1), other)
+    assert [image.shape for image in images] == [(4, 4, 1)] * 2 + [(6, 6, 1)] * 2
+    assert np.all(images[0] == value)
+    np.testing.assert_array_equal(joined["labels"], [0, 1, 0, 1])
 
 
 def test_untrained_encoder_has_seen_images_to_learn_from_only(monkeypatch):
