@@ -451,17 +451,9 @@ def _demo(values):
 
 
 def _scan(values):
-    import keras
+    from keras_simclr import _files, _terminal, scanning
 
-    from keras_simclr import _files, scanning
-
-    name = "manifest.parquet"
-    bar = keras.utils.Progbar(None, unit_name="file")
-
-    def progress(done, total):
-        bar.target = total
-        bar.update(done)
-
+    name, progress = "manifest.parquet", _terminal.progress("file")
     with _files.staging(values.output_dir) as staged:
         print(scanning.scan(values.data, staged / name, progress=progress))
     print(f"{pathlib.Path(values.output_dir, name)} describes every file.")
@@ -513,7 +505,7 @@ def _plan(values):
 def _evaluate(values):
     import keras
 
-    from keras_simclr import _files, evaluation, runs, sources
+    from keras_simclr import _files, _terminal, evaluation, runs, sources
 
     labels = [int(x) if x.isdigit() else x for x in values.labels]
     model = runs.load_model(values.run_dir)
@@ -556,6 +548,7 @@ def _evaluate(values):
         projection_layer=values.projection_layer,
         seed=values.seed,
         report=print,
+        progress=_terminal.progress("image"),
     )
     print(result)  # Storing may still fail.
     summary = result.summary
@@ -564,7 +557,7 @@ def _evaluate(values):
 
 
 def _finetune(values):
-    from keras_simclr import _files, classification, runs
+    from keras_simclr import _files, _terminal, classification, runs
 
     _files.check_is_free(values.output_dir)
     model = runs.load_model(values.run_dir)
@@ -578,12 +571,13 @@ def _finetune(values):
         projection_layer=values.projection_layer,
         seed=values.seed,
         report=print,
+        progress=_terminal.progress("image"),
     )
     print(f"{values.output_dir} holds classifier.keras and saved_model/.")
 
 
 def _predict(values):
-    from keras_simclr import _files, classification
+    from keras_simclr import _files, _terminal, classification
 
     _files.check_is_free(values.output_dir)
     network = classification.load_classifier(values.model)
@@ -596,14 +590,14 @@ def _predict(values):
         network,
         "predictions.csv",
         "classified images",
-        lambda path, names: classification.write_predictions(
-            values.model, images, path, names
+        lambda *path_and_names: classification.write_predictions(
+            values.model, images, *path_and_names, _terminal.progress("image")
         ),
     )
 
 
 def _embed(values):
-    from keras_simclr import _files, embedding, runs
+    from keras_simclr import _files, _terminal, embedding, runs
 
     _files.check_is_free(values.output_dir)
     model = runs.load_model(values.run_dir)
@@ -616,8 +610,8 @@ def _embed(values):
         model,
         f"embeddings.{values.format}",
         "representations",
-        lambda path, names: embedding.write_embeddings(
-            model, images, path, names
+        lambda *path_and_names: embedding.write_embeddings(
+            model, images, *path_and_names, _terminal.progress("image")
         ),
     )
 
@@ -663,6 +657,7 @@ def _export(values):
         values.output_dir,
         formats=values.formats,
         about=runs.about(values.run_dir, model),
+        report=print,
     )
     print(f"{path} holds {', '.join(sorted(x.name for x in path.iterdir()))}.")
 

@@ -134,13 +134,17 @@ class Rules:
                     "other image is a negative. Received: "
                     f"`{name}` of shape {batch.shape}"
                 )
+        self.check_at_rest(element)
+        if "groups" in element:
+            self._check_groups(element["groups"])
+
+    def check_at_rest(self, element):
+        """As `check`, of what matters without training, too."""
         if "images" in element and self.sees_images:
             _check_images(element["images"])
             self._check_channels(element["images"].shape)
         if "sizes" in element:
             self._check_sizes(element["sizes"])
-        if "groups" in element:
-            self._check_groups(element["groups"])
 
     def value_checks(self, element):
         """Operations that fail unless the values of an element are usable.
@@ -239,6 +243,8 @@ def _check_images(images):
     shape = images.shape
     if shape.rank != 4:
         cure = " Add the channels: images[..., None]." * (shape.rank == 3)
+        if cure and shape[2] in (1, 3, 4):
+            cure = " Make batches: dataset.batch(256)."
         raise ValueError(
             "Images must have the shape (batch, height, width, channels). "
             f"Received: images of shape {shape}.{cure}"

@@ -28,7 +28,12 @@ _TRIED = 8  # Images that all formats must agree on.
 
 
 def export_encoder(
-    model, directory, *, formats=("keras", "saved_model"), about=None
+    model,
+    directory,
+    *,
+    formats=("keras", "saved_model"),
+    about=None,
+    report=None,
 ):
     """Writes the encoder of a model for use without this package.
 
@@ -45,8 +50,8 @@ def export_encoder(
       (output `default`) return representations; so does, for three channels,
       the signature `encoded_images` (input `image_bytes`) of JPEG and PNG
       files.
-    - `"onnx"`, `encoder.onnx`, and `"litert"`, `encoder.tflite`: for images of
-      the encoder's size.
+    - `"onnx"`, `encoder.onnx` (input `images`), and `"litert"`,
+      `encoder.tflite`: for images of the encoder's size.
     - `"litert_int8"`, `encoder_int8.tflite`: the same with weights in 8 bits, a
       fourth of the size. What flows between the layers stays float32: its
       range in 8 bits could only be told from your images.
@@ -64,6 +69,7 @@ def export_encoder(
             from `runs.about`. Its `rows` become a table in `README.md`. What
             describes other weights than the model's is left out, with a
             warning: `Evaluation.summary` says which it describes.
+        report: Function that is told, in words, what is being written.
 
     Returns:
         `pathlib.Path` of the directory.
@@ -107,6 +113,8 @@ def export_encoder(
         differences = {}
         for name in formats:
             format = EXPORTS[name]
+            if report:
+                report(f"Writing {name}: {format.file}.")
             if format.save is not None:
                 path = staged / format.file
                 with _readable_errors(name):
@@ -412,17 +420,33 @@ def _penalty(variable):
     )
 
 
+def _signature(network):
+    """What converters call the input: else its name is the encoder's own."""
+    return [tf.TensorSpec(network.input_shape, tf.float32, name="images")]
+
+
 def _save_onnx(parts, path):
     network = parts.whole
     network(_noise(network.input_shape[1:], 1))  # Keras asks for a call.
     with warnings.catch_warnings():
         # Keras 3.15 looks for what NumPy 2 no longer has.
         warnings.simplefilter("ignore", FutureWarning)
-        network.export(path, format="onnx", verbose=False)
+        network.export(
+            path,
+            format="onnx",
+            verbose=False,
+            input_signature=_signature(network),
+        )
 
 
 def _save_litert(parts, path, **kwargs):
-    parts.whole.export(path, format="litert", verbose=False, **kwargs)
+    parts.whole.export(
+        path,
+        format="litert",
+        verbose=False,
+        input_signature=_signature(parts.whole),
+        **kwargs,
+    )
 
 
 def _save_litert_int8(parts, path):
@@ -608,7 +632,7 @@ ONNX Runtime:
 import onnxruntime
 
 session = onnxruntime.InferenceSession("encoder.onnx")
-(embeddings,) = session.run(None, {session.get_inputs()[0].name: images})
+(embeddings,) = session.run(None, {"images": images})
 ```
 """,
     ),

@@ -505,15 +505,33 @@ def in_order(images, *, batch_size=256):
     return prepared(images)
 
 
-def checked_elements(dataset):
-    """Yields the elements of a dataset, as dictionaries of usable values."""
+def checked_elements(dataset, progress=None, total=None):
+    """Yields the elements of a dataset, as dictionaries of usable values.
+
+    `progress` is told of the images done, and of all, or None: `total`, or as
+    many as the number of batches says. Without any images there is an error.
+    """
 
     def checks(element):
         images, _ = images_and_sizes(element)
         is_image = images.shape.rank == 4
         return value_checks(images, "images", in_unit_range=is_image)
 
-    return _checked(dataset, checks)
+    done, batches = 0, int(dataset.cardinality())
+    for element in _checked(dataset, checks):
+        yield element
+        size = len(element["images"])
+        if done == 0 and total is None and batches > 0:
+            total = batches * size
+        done += size
+        if progress:
+            progress(done, total)
+    if done == 0:
+        raise ValueError(
+            "The dataset must hold at least one image. Received: none"
+        )
+    if progress and done != total:
+        progress(done, done)
 
 
 def _checked(dataset, checks):

@@ -12,6 +12,7 @@ from keras_simclr.fit_data import check_length, checked_elements, in_order
 
 _logger = logging.getLogger("keras_simclr")
 
+_BATCH_SIZE = 256
 _SHOWN = 10  # Classes that a message lists.
 
 
@@ -83,21 +84,28 @@ class TightImages:
         return (len(self), *self._canvas)
 
 
-def load_labelled(name, source, class_names=()):
+def load_labelled(
+    name, source, class_names=(), *, check=None, report=None, progress=None
+):
     """Labelled images in memory: a dictionary of arrays of the same length.
 
     Takes `(images, labels)` arrays, a dataset of batches of them, of which all
     that rides along is kept; or what it returned before. Labels of classes with
     names are these. Images without a label, which -1 means, are left out. Those
-    with `sizes` are `TightImages`.
+    with `sizes` are `TightImages`. `check` refuses datasets before they are
+    read; `report` and `progress` are as in `evaluate`.
     """
     if isinstance(source, Labelled):
         return source
     class_names = names_of_classes(name, source, class_names)
     dataset = in_order_with_labels(name, source)
     check_length(dataset)
+    if check:
+        check(dataset)
+    if report:
+        report(f"Reading the images of `{name}`.")
     images, others = [], collections.defaultdict(list)
-    for element in checked_elements(dataset):
+    for element in checked_elements(dataset, progress):
         batch = {key: tensor.numpy() for key, tensor in element.items()}
         if "sizes" in batch:
             images += [
@@ -143,15 +151,18 @@ def joined(arrays):
     return whole
 
 
-def in_batches(examples, batch_size=256):
+def in_batches(examples, progress=None):
     """Yields the images of what `load_labelled` returned, as elements."""
-    for start in range(0, len(examples["images"]), batch_size):
-        rows = slice(start, start + batch_size)
+    total = len(examples["images"])
+    for start in range(0, total, _BATCH_SIZE):
+        rows = slice(start, start + _BATCH_SIZE)
         yield {
             key: tf.constant(np.asarray(examples[key][rows]))
             for key in ("images", "sizes")
             if key in examples
         }
+        if progress:
+            progress(min(rows.stop, total), total)
 
 
 def names_of_classes(name, source, class_names=()):

@@ -217,7 +217,9 @@ def linear_probe(
     for block in _blocks(train_features):
         scaler.partial_fit(block)
     features = np.empty(np.shape(train_features), "float32")
-    for rows, block in zip(_blocks(features), _blocks(train_features), strict=True):
+    for rows, block in zip(
+        _blocks(features), _blocks(train_features), strict=True
+    ):
         rows[:] = scaler.transform(block)
     # Threads cost more than they bring on small arrays.
     is_small = features.size < _SMALL_ARRAY

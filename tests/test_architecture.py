@@ -22,6 +22,7 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("[!_]*.py"))
 LEVELS = {
     "_checks": 0,
     "_files": 0,
+    "_terminal": 0,
     "architectures": 0,
     "cards": 1,
     "trials": 0,
