@@ -240,7 +240,7 @@ class Tuner:
         self._schedule.steps.assign(steps)
         self._network.seed.assign(seed)
         told = keras.callbacks.LambdaCallback(
-            on_train_batch_end=lambda step, _: progress(
+            on_train_batch_end=lambda step, logs: progress(
                 (step + 1) * _BATCH_SIZE, steps * _BATCH_SIZE
             )
         )

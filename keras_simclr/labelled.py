@@ -17,7 +17,15 @@ _SHOWN = 10  # Classes that a message lists.
 
 
 def in_order_with_labels(name, images):
-    """As `in_order`, for images that must have one label each."""
+    """As `in_order`, for images that must have one label each.
+
+    Lists of labels are as good as arrays of them.
+    """
+    if isinstance(images, (tuple, list)) and len(images) == 2:
+        images = tuple(
+            np.asarray(part) if isinstance(part, (list, tuple)) else part
+            for part in images
+        )
     dataset = in_order(images)
     labels = unpack(dataset.element_spec).get("labels")
     if labels is None:

@@ -316,7 +316,8 @@ def _checked_labels(train_features, train_labels, test_features, test_labels):
         ("test", test_features, test_labels),
     ):
         labels = one_per_row(given)
-        if np.ndim(features) != 2 or len(features) != len(labels):
+        size = np.shape(features)[:1]
+        if np.ndim(features) != 2 or labels.shape[:1] != size:
             raise ValueError(
                 f"`{name}_features` must have the shape (N, D), with N labels. "
                 f"Received: {name}_features of shape {np.shape(features)}, "

@@ -142,6 +142,14 @@ def test_exports_agree_in_a_fresh_process(exported, runtime, names):
     assert result.returncode == 0, result.stderr[-3000:]
 
 
+@pytest.mark.parametrize("name", ["photos", "table"])
+def test_converted_formats_call_their_input_images(exported, name):
+    import onnx
+
+    graph = onnx.load(exported / name / "out" / "encoder.onnx").graph
+    assert [each.name for each in graph.input] == ["images"]
+
+
 def test_card_tells_how_each_format_differs(exported):
     out = exported / "photos" / "out"
     card = json.loads((out / "model_card.json").read_text())

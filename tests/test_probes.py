@@ -68,6 +68,27 @@ def test_linear_probe_of_many_examples_standardises_all_of_them():
     np.testing.assert_allclose(means, [[0.5, 0.5]], atol=0.1)
 
 
+@pytest.mark.parametrize("probe", [simclr.knn_probe, simclr.linear_probe])
+@pytest.mark.parametrize(
+    ("labels", "text"),
+    [
+        (
+            np.eye(4),
+            "must hold one label per image. Received: labels of shape ",
+        ),
+        ({"label": np.arange(4)}, "must have the shape (N, D), with N labels."),
+        ([0, 1, 0], "must have the shape (N, D), with N labels. Received: "),
+        ([0, 1, 0, 0.5], "must hold the class of each image: an integer or a "),
+    ],
+)
+def test_labels_of_other_forms_are_refused_in_words(probe, labels, text):
+    features = np.eye(4)
+    for given in ((labels, [0, 1, 0, 1]), ([0, 1, 0, 1], labels)):
+        with pytest.raises(ValueError) as error:
+            probe(features, given[0], features, given[1])
+        assert text in str(error.value)
+
+
 def test_knn_probe_uses_at_most_all_training_examples(blobs):
     features, labels = blobs
     result = simclr.knn_probe(features[:6], labels[:6], features, labels)
