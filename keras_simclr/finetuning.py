@@ -372,23 +372,22 @@ def _batches(images, places, seed, steps):
     rows = np.concatenate([rng.permutation(len(places)) for _ in range(epochs)])
     rows = rows[: steps * _BATCH_SIZE].reshape(steps, _BATCH_SIZE)
 
-    def batches():
-        for batch in rows:
-            pixels = {
-                k: np.asarray(array[batch]) for k, array in images.items()
-            }
-            yield pixels, places[batch]
+    arrays = [*images.values(), places]
 
-    signature = tf.nest.map_structure(
-        lambda array: tf.TensorSpec(
-            (_BATCH_SIZE, *array.shape[1:]), array.dtype
-        ),
-        (images, places),
-    )
-    dataset = tf.data.Dataset.from_generator(
-        batches, output_signature=signature
-    ).apply(tf.data.experimental.assert_cardinality(steps))
-    return fit_data.prepared(dataset.prefetch(1))
+    def batch(rows):
+        found = tf.numpy_function(
+            lambda rows: [np.asarray(array[rows]) for array in arrays],
+            [rows],
+            [array.dtype for array in arrays],
+        )
+        *pixels, labels = (
+            tf.ensure_shape(each, (_BATCH_SIZE, *array.shape[1:]))
+            for each, array in zip(found, arrays, strict=True)
+        )
+        return dict(zip(images, pixels, strict=True)), labels
+
+    batches = tf.data.Dataset.from_tensor_slices(rows).map(batch)
+    return fit_data.prepared(batches.prefetch(1))
 
 
 def _unfreeze(layer):
