@@ -7,14 +7,12 @@ and `--help` must not wait for that.
 import contextlib
 import dataclasses
 import difflib
-import dis
 import importlib.util
-import io
 import os
 import pathlib
+import platform
+import re
 import sys
-import tempfile
-import traceback
 
 from absl import flags
 
@@ -23,11 +21,17 @@ _REQUIRED = object()
 
 @dataclasses.dataclass(frozen=True)
 class _Flag:
-    """A flag; `library` maps places in the library to other defaults there."""
+    """A flag; `library` maps places in the library to other defaults there.
+
+    `rule` is the name of a check of `_checks` and its arguments, of the value
+    itself or of each in a list; `place` the same of `_files`, of what is there.
+    """
 
     kind: str
     default: object
     help: str
+    rule: tuple | None = None
+    place: tuple | None = None
     library: dict = dataclasses.field(default_factory=dict)
 
     @property
@@ -47,12 +51,14 @@ class _Flag:
         return f" (default {text}{''.join(others)})"
 
 
-def _recipe_module():
-    """The module `recipe`, without the package around it."""
+def _module(name):
+    """A module of the package, without the package around it."""
+    if f"keras_simclr.{name}" in sys.modules:
+        return sys.modules[f"keras_simclr.{name}"]
     package = importlib.util.find_spec("keras_simclr")
     (directory,) = package.submodule_search_locations
     spec = importlib.util.spec_from_file_location(
-        "keras_simclr_recipe", f"{directory}/recipe.py"
+        f"keras_simclr_{name}", f"{directory}/{name}.py"
     )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -65,24 +71,44 @@ def _from_fields(kind, *names):
         field.name: _Flag(
             _KINDS[_RECIPE.flag_type(field)],
             _REQUIRED if field.default is _RECIPE.REQUIRED else field.default,
-            field.metadata["help"],
-            field.metadata["library"],
+            **field.metadata,
         )
         for field in dataclasses.fields(kind)
         if not names or field.name in names
     }
 
 
-_RECIPE = _recipe_module()
+def _written_by(command, name):
+    """What there must be at a path: a directory with that file."""
+    rule = f"a directory with {name}, written by `{command}`"
+    return ("check_exists", {"rule": rule, "holds": name})
+
+
+_RECIPE, _terminal = _module("recipe"), _module("_terminal")
 _KINDS = {bool: "boolean", int: "integer", float: "float", str: "string"}
+_COUNT = ("integer", {"minimum": 1})
+_PLACE = ("integer", {"minimum": 0})
+_PROBES = ("linear", "knn", "finetune")
+_FORMATS = ("keras", "saved_model", "onnx", "litert", "litert_int8", "hub")
+
+# What an unfinished run has, first of all; the run module knows the rest.
+_UNFINISHED = ("check_output", {"unless": ("flags.txt", "staged-flags.txt")})
 
 _DATA = _from_fields(_RECIPE.Data)
 _RUN_DIR = {
-    "run_dir": _Flag("string", _REQUIRED, "Run directory that pretrain wrote."),
+    "run_dir": _Flag(
+        "string",
+        _REQUIRED,
+        "Run directory that pretrain wrote.",
+        place=_written_by("pretrain", "model.keras"),
+    ),
 }
 _OUTPUT_DIR = {
     "output_dir": _Flag(
-        "string", _REQUIRED, "Directory to write, new or empty."
+        "string",
+        _REQUIRED,
+        "Directory to write, new or empty.",
+        place=("check_output", {}),
     ),
 }
 _PROJECTION_LAYER = {
@@ -90,6 +116,7 @@ _PROJECTION_LAYER = {
         "integer",
         0,
         "Layers of the projection head that fine-tuning keeps.",
+        _PLACE,
     ),
 }
 _SEED = _from_fields(_RECIPE.Recipe, "seed")
@@ -101,6 +128,7 @@ _COMMANDS = {
                 "string",
                 "runs/demo",
                 "Directory to write; an earlier demo in it is replaced.",
+                place=_UNFINISHED,
             ),
             **_SEED,
         },
@@ -108,7 +136,7 @@ _COMMANDS = {
     "scan": (
         "Checks every image of a directory, finds duplicates, and says so.",
         {
-            "data": _Flag("string", _REQUIRED, "Directory of images."),
+            **_from_fields(_RECIPE.Data, "data"),
             **_OUTPUT_DIR,
         },
     ),
@@ -116,12 +144,23 @@ _COMMANDS = {
         "Trains an encoder on unlabelled images and writes a run directory.",
         {
             **_DATA,
-            **_OUTPUT_DIR,
+            "output_dir": _Flag(
+                "string",
+                _REQUIRED,
+                "Directory to write: new, empty, or with an unfinished run.",
+                place=_UNFINISHED,
+            ),
             **_from_fields(_RECIPE.Recipe),
             "accept_changed_data": _Flag(
                 "boolean",
                 False,
                 "Goes on with an unfinished run though its images changed.",
+            ),
+            "more_epochs": _Flag(
+                "integer",
+                None,
+                "Goes on with a finished run, for so many epochs.",
+                ("integer", {"minimum": 1}),
             ),
         },
     ),
@@ -134,6 +173,7 @@ _COMMANDS = {
                 "float",
                 30.0,
                 "The largest encoder is chosen whose epoch takes no longer.",
+                ("positive_number", {}),
             ),
             **_SEED,
         },
@@ -152,22 +192,38 @@ _COMMANDS = {
                 "string",
                 None,
                 "Where these are, if elsewhere: as data. Classes go by name.",
+                place=("check_data", {}),
             ),
             "labels": _Flag(
                 "list",
                 ["1", "5", "10", "50", "1%", "10%", "all"],
                 "Labels to learn from: numbers per class, shares, all.",
+                (
+                    "matching",
+                    {
+                        "pattern": "0*[1-9][0-9]*|0*[1-9][0-9]?%|all",
+                        "rule": "positive integers (per class), shares such as "
+                        "1% and all",
+                    },
+                ),
             ),
             "probes": _Flag(
                 "list",
-                ["linear", "knn", "finetune"],
+                list(_PROBES),
                 "What learns from them.",
+                ("choice", {"choices": _PROBES}),
             ),
-            "draws": _Flag("integer", 5, "Labelled sets drawn of each number."),
+            "draws": _Flag(
+                "integer", 5, "Labelled sets drawn of each number.", _COUNT
+            ),
             "encoders": _Flag(
                 "list",
                 [],
                 "Further encoders to compare with: .keras files.",
+                place=(
+                    "check_exists",
+                    {"rule": "existing .keras files", "is_directory": False},
+                ),
             ),
             **_PROJECTION_LAYER,
             **_SEED,
@@ -187,7 +243,10 @@ _COMMANDS = {
         "Classifies images and writes a table: path, class, probability.",
         {
             "model": _Flag(
-                "string", _REQUIRED, "Directory that finetune wrote."
+                "string",
+                _REQUIRED,
+                "Directory that finetune wrote.",
+                place=_written_by("finetune", "class_names.json"),
             ),
             **_DATA,
             **_OUTPUT_DIR,
@@ -200,7 +259,10 @@ _COMMANDS = {
             **_DATA,
             **_OUTPUT_DIR,
             "format": _Flag(
-                "string", "npz", "Of the table: npz, csv or parquet."
+                "string",
+                "npz",
+                "Of the table: npz, csv or parquet.",
+                ("choice", {"choices": ("npz", "csv", "parquet")}),
             ),
         },
     ),
@@ -212,7 +274,8 @@ _COMMANDS = {
             "formats": _Flag(
                 "list",
                 ["keras", "saved_model"],
-                "Of keras, saved_model, onnx, litert, litert_int8, hub.",
+                f"Of {', '.join(_FORMATS)}.",
+                ("choice", {"choices": _FORMATS}),
             ),
         },
     ),
@@ -223,6 +286,7 @@ _COMMANDS = {
                 "string",
                 _REQUIRED,
                 "SavedModel, TF1 or TF2 checkpoint, or its directory.",
+                place=("check_checkpoint", {}),
             ),
             **_OUTPUT_DIR,
             "projection_layer": _Flag(
@@ -230,11 +294,13 @@ _COMMANDS = {
                 None,
                 "Layer of the classifier; by default as the files or the "
                 "path's name say.",
+                _PLACE,
             ),
             "image_size": _Flag(
                 "integer",
                 None,
                 "Height and width of the images; by default 224, or 32.",
+                _COUNT,
             ),
         },
     ),
@@ -248,12 +314,22 @@ def main(argv=None):
         argv: Arguments after the program's name, or None for `sys.argv`.
 
     Returns:
-        Exit code: 0, 1 (failed), 2 (wrong usage) or 130 (Ctrl-C).
+        Exit code: 0, 1 (failed), 2 (wrong usage), 130 (Ctrl-C) or, ended by
+        another signal, 128 and its number.
     """
-    output = _Output(sys.stdout)
-    with contextlib.redirect_stdout(output):
-        code = _main(sys.argv[1:] if argv is None else argv)
-        output.flush()
+    output = _terminal.Output(sys.stdout)
+    argv = sys.argv[1:] if argv is None else list(argv)
+    with contextlib.redirect_stdout(output), _terminal.interruptible() as came:
+        try:
+            code = _main(argv, came)
+        except BaseException as error:
+            # What is interrupted may fail in another way: imports do.
+            if not came and not isinstance(error, KeyboardInterrupt):
+                raise
+            code = _fail(": ".join([*argv[:1], "interrupted"]), 130)
+    if code and came:
+        code = 128 + came[0]
+    output.flush()
     if output.error is None:
         return code
     with contextlib.suppress(OSError):  # Python tries once more at its end.
@@ -261,32 +337,7 @@ def main(argv=None):
     return _fail(f"not all could be printed: {output.error}", code or 1)
 
 
-class _Output:
-    """A stream for print: its troubles are noted, and the work goes on."""
-
-    def __init__(self, stream):
-        self._stream, self.error = stream or io.StringIO(), None
-
-    def __getattr__(self, name):
-        return getattr(self._stream, name)
-
-    def write(self, text):
-        encoding = getattr(self._stream, "encoding", None) or "utf-8"
-        shown = text.encode(encoding, "backslashreplace").decode(encoding)
-        self._noting(lambda: self._stream.write(shown))
-        return len(text)
-
-    def flush(self):
-        self._noting(self._stream.flush)
-
-    def _noting(self, act):
-        try:
-            act()
-        except (OSError, ValueError) as error:  # Of a closed one.
-            self.error = self.error or error
-
-
-def _main(argv):
+def _main(argv, came):
     if not argv or argv in (["--help"], ["-h"], ["help"]):
         print(_overview())
         return 0 if argv else 2
@@ -303,57 +354,78 @@ def _main(argv):
     if {"--help", "-h"} & set(rest):
         print(_command_help(command))
         return 0
-    values = flags.FlagValues()
-    define_flags(command, values)
     try:
-        positional = values([command, *rest])[1:]
-    except flags.Error as error:
+        values = _parsed(command, rest)
+    except (flags.Error, ValueError) as error:
         return _fail(f"{command}: {error}", 2)
-    if positional:
-        return _fail(f"{command}: write --flag=value, not {positional[0]!r}", 2)
-    for name in _COMMANDS[command][1]:
-        if str(values[name].value).startswith("~"):  # Shells leave --data=~/x.
-            path = pathlib.Path(values[name].value)
-            values[name].value = str(path.expanduser())
     try:
         return run(command, values) or 0
-    except KeyboardInterrupt:
-        return _fail(f"{command}: interrupted", 130)
     except Exception as error:
-        if _is_refusal(error):
+        if came:
+            raise
+        if _terminal.is_refusal(error):
             return _fail(f"{command}: {error}", 1)
-        traceback.print_exc()
+        about = f"keras-simclr {_version()}, Python {platform.python_version()}"
+        place = _terminal.report_fault(error, about, *argv, "")
         return _fail(
-            f"{command}: that should not happen. Please report it, with the "
-            "lines above",
+            f"{command}: that should not happen. Please report it, with "
+            f"{place}",
             1,
         )
 
 
-def _is_refusal(error):
-    """Whether a check raised an error on purpose, or the system did.
+def _parsed(command, arguments):
+    """Parsed flags; raises if a value is wrong in itself."""
+    values = flags.FlagValues()
+    define_flags(command, values)
+    try:
+        positional = values([command, *arguments])[1:]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"`flagfile` must be a text file: {error}") from None
+    if positional:
+        raise ValueError(f"write --flag=value, not {positional[0]!r}")
+    checks, files = _module("_checks"), _module("_files")
+    for name, flag in _COMMANDS[command][1].items():
+        if not values[name].present:
+            continue
+        items = _items(values[name])
+        if flag.kind == "string":
+            values[name].value = files.at_home(name, values[name].value)
+        elif flag.kind == "list":
+            values[name].value = [files.at_home(name, x) for x in items]
+        if not items or "" in items:
+            raise ValueError(f"`{name}` must not be empty")
+        twice = {str(x) for x in items if items.count(x) > 1}
+        if twice:
+            raise ValueError(
+                f"`{name}` must name nothing twice. Received: {min(twice)!r}"
+            )
+        if flag.rule:
+            check, limits = flag.rule
+            for item in items:
+                getattr(checks, check)(name, item, **limits)
+    return values
 
-    On purpose means by a `raise` of our own; what Python or a library finds
-    wrong with our code is a fault, whatever its type.
-    """
-    if isinstance(error, (OSError, MemoryError, ImportError)):
-        return True
-    *_, last = _frames(error.__traceback__)
-    name = last.tb_frame.f_globals.get("__name__", "")
-    code = last.tb_frame.f_code.co_code
-    return name.startswith("keras_simclr") and (
-        dis.opname[code[last.tb_lasti]] == "RAISE_VARARGS"
-    )
+
+def _items(flag):
+    """What a flag holds, as a list: of one thing, or what it lists."""
+    return flag.value if isinstance(flag.value, list) else [flag.value]
 
 
-def _frames(trace):
-    while trace is not None:
-        yield trace
-        trace = trace.tb_next
+def _check_places(command, values):
+    """Refuses what flags name if it is not there, or in the way."""
+    files, table = _module("_files"), _COMMANDS[command][1]
+    for name, flag in table.items():
+        for item in _items(values[name]):
+            if flag.place and item is not None:
+                check, rules = flag.place
+                with files.naming(name):
+                    getattr(files, check)(name, item, **rules)
 
 
 def _fail(message, code):
-    print(f"keras-simclr: {message}", file=sys.stderr)
+    stderr = _terminal.Output(sys.stderr)
+    print(f"keras-simclr: {message}", file=stderr)
     return code
 
 
@@ -381,12 +453,9 @@ def _overview():
 
 def _version():
     """The package's, without importing it."""
-    import ast
-
     origin = importlib.util.find_spec("keras_simclr").origin
-    lines = pathlib.Path(origin).read_text("utf-8").splitlines()
-    (version,) = (x for x in lines if x.startswith("__version__ = "))
-    return ast.literal_eval(version.partition(" = ")[2])
+    text = pathlib.Path(origin).read_text("utf-8")
+    return re.search('(?m)^__version__ = "(.*)"$', text)[1]
 
 
 def _command_help(command):
@@ -408,40 +477,12 @@ def run(command, values):
     Returns:
         Exit code, or None for 0.
     """
+    _check_places(command, values)
     if "TF_CPP_MIN_LOG_LEVEL" not in os.environ:
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-        _import_quietly()
-    return {
-        "demo": _demo,
-        "scan": _scan,
-        "pretrain": _pretrain,
-        "plan": _plan,
-        "evaluate": _evaluate,
-        "finetune": _finetune,
-        "predict": _predict,
-        "embed": _embed,
-        "export": _export,
-        "import-official": _import_official,
-    }[command](values)
-
-
-def _import_quietly():
-    """Imports TensorFlow without what it says before it can be told not to."""
-    with tempfile.TemporaryFile() as said:
-        try:
-            stderr = os.dup(2)
-        except OSError:  # There is none.
-            return
-        os.dup2(said.fileno(), 2)
-        try:
-            import keras_simclr  # noqa: F401
-        except BaseException:
-            said.seek(0)
-            os.write(stderr, said.read())
-            raise
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
+        _terminal.import_quietly()
+    # The function that is named as the command.
+    return globals()[f"_{command.replace('-', '_')}"](values)
 
 
 def _demo(values):
@@ -451,19 +492,12 @@ def _demo(values):
 
 
 def _scan(values):
-    import keras
+    from keras_simclr import _files, sources
 
-    from keras_simclr import _files, scanning
-
-    name = "manifest.parquet"
-    bar = keras.utils.Progbar(None, unit_name="file")
-
-    def progress(done, total):
-        bar.target = total
-        bar.update(done)
-
+    name, progress = "manifest.parquet", _terminal.progress("file")
     with _files.staging(values.output_dir) as staged:
-        print(scanning.scan(values.data, staged / name, progress=progress))
+        manifest = staged / name
+        print(sources.scan_source(values.data, manifest, progress=progress))
     print(f"{pathlib.Path(values.output_dir, name)} describes every file.")
 
 
@@ -479,22 +513,34 @@ def _data(values):
     return _fields(recipe.Data, values)
 
 
-def _pretrain(values):
-    from keras_simclr import recipe, runs
+def _open_as_seen(values, directory, network, purpose):
+    """Images for a network that a directory holds; what they are is printed."""
+    from keras_simclr import runs
 
+    shape = network.input_shape
+    data = runs.as_seen(_data(values), directory, shape[-1])
+    source, images = data.open_in_order(max(shape[1:3]))
+    print(f"{purpose}: {data.in_words(source)}.")
+    return data, source, images
+
+
+def _pretrain(values):
+    from keras_simclr import _files, recipe, runs
+
+    with _files.naming("output_dir"):
+        runs.check_can_run(values.output_dir)
     done = runs.carry_out(
         _fields(recipe.Recipe, values),
         _data(values),
         values.output_dir,
         given=[name for name in values if values[name].present],
         accept_changed_data=values.accept_changed_data,
+        more_epochs=values.more_epochs,
     )
     step = int(done.model.optimizer.iterations.numpy())
     print(f"{values.output_dir} keeps the model after step {step}.")
-    if done.epochs < done.recipe.epochs:
-        print(
-            f"Interrupted after {done.epochs} of {done.recipe.epochs} epochs."
-        )
+    if done.epochs < done.all_epochs:
+        print(f"Interrupted after {done.epochs} of {done.all_epochs} epochs.")
         return 130
     return 0
 
@@ -513,32 +559,31 @@ def _plan(values):
 def _evaluate(values):
     import keras
 
-    from keras_simclr import _files, evaluation, runs, sources
+    from keras_simclr import _files, evaluation, fingerprints, runs, sources
 
     labels = [int(x) if x.isdigit() else x for x in values.labels]
     model = runs.load_model(values.run_dir)
     runs.read_summary(values.run_dir)  # It can be read, and written later.
     _files.check_can_write(values.run_dir)
     side = max(model.encoder.input_shape[1:3])
-    data = _data(values)
+    data = runs.as_seen(
+        _data(values), values.run_dir, model.encoder.input_shape[-1]
+    )
+    data, held_out = data.and_test(values.test_data)
     source, train = data.open_in_order(side)
     print(f"To learn from: {data.in_words(source)}.")
-    test_data, test = values.test_data or data.data, None
+    test = None
     test_split = (
         values.test_split
-        or sources.own_test_split(test_data, data_dir=data.data_dir)
+        or sources.own_test_split(held_out.data, data_dir=held_out.data_dir)
         or ("train" if values.test_data else None)
     )
     if test_split:
-        # A manifest is of the files in one place.
-        manifest = None if values.test_data else data.manifest
-        held_out = dataclasses.replace(
-            data, data=test_data, split=test_split, manifest=manifest
-        )
+        held_out = dataclasses.replace(held_out, split=test_split)
         test_source, test = held_out.open_in_order(side)
         print(f"To test on: {held_out.in_words(test_source)}.")
     about = {
-        "data": sources.fingerprint(source, data_dir=data.data_dir),
+        "data": fingerprints.fingerprint(source, data_dir=data.data_dir),
         "split": data.split,
         "test_split": test_split,
         "test_data": values.test_data,
@@ -556,6 +601,7 @@ def _evaluate(values):
         projection_layer=values.projection_layer,
         seed=values.seed,
         report=print,
+        progress=_terminal.progress("image"),
     )
     print(result)  # Storing may still fail.
     summary = result.summary
@@ -564,105 +610,74 @@ def _evaluate(values):
 
 
 def _finetune(values):
-    from keras_simclr import _files, classification, runs
+    from keras_simclr import classification, runs
 
-    _files.check_is_free(values.output_dir)
     model = runs.load_model(values.run_dir)
-    data = _data(values)
-    source, train = data.open_in_order(max(model.encoder.input_shape[1:3]))
-    print(f"To learn from: {data.in_words(source)}.")
+    data, _, train = _open_as_seen(
+        values, values.run_dir, model.encoder, "To learn from"
+    )
     classification.train_classifier(
         model,
         train,
         values.output_dir,
         projection_layer=values.projection_layer,
+        bits=data.bits,
         seed=values.seed,
         report=print,
+        progress=_terminal.progress("image"),
     )
     print(f"{values.output_dir} holds classifier.keras and saved_model/.")
 
 
 def _predict(values):
-    from keras_simclr import _files, classification
+    from keras_simclr import classification, tables
 
-    _files.check_is_free(values.output_dir)
     network = classification.load_classifier(values.model)
-    data = _data(values)
-    source, images = data.open_in_order(max(network.input_shape[1:3]))
-    print(f"Found: {data.in_words(source)}.")
-    _write_table(
-        values,
-        source,
-        network,
+    data, source, images = _open_as_seen(values, values.model, network, "Found")
+    tables.write_table(
+        values.output_dir,
         "predictions.csv",
         "classified images",
-        lambda path, names: classification.write_predictions(
-            values.model, images, path, names
+        lambda *path_and_names: classification.write_predictions(
+            values.model, images, *path_and_names, _terminal.progress("image")
         ),
+        data=data,
+        source=source,
+        model=network,
     )
 
 
 def _embed(values):
-    from keras_simclr import _files, embedding, runs
+    from keras_simclr import embedding, runs, tables
 
-    _files.check_is_free(values.output_dir)
     model = runs.load_model(values.run_dir)
-    data = _data(values)
-    source, images = data.open_in_order(max(model.encoder.input_shape[1:3]))
-    print(f"Found: {data.in_words(source)}.")
-    _write_table(
-        values,
-        source,
-        model,
+    data, source, images = _open_as_seen(
+        values, values.run_dir, model.encoder, "Found"
+    )
+    tables.write_table(
+        values.output_dir,
         f"embeddings.{values.format}",
         "representations",
-        lambda path, names: embedding.write_embeddings(
-            model, images, path, names
+        lambda *path_and_names: embedding.write_embeddings(
+            model, images, *path_and_names, _terminal.progress("image")
         ),
+        data=data,
+        source=source,
+        model=model,
     )
 
 
-def _write_table(values, source, model, name, what, write):
-    """A row for each image; beside it, of what, and the files without one."""
-    import csv
-
-    from keras_simclr import _files, cards, copies, runs, sources
-
-    others, is_folder = "skipped.csv", not isinstance(source, str)
-    found = sources.fingerprint(source, data_dir=values.data_dir)
-    about = {
-        "weights": copies.weights_digest(model),
-        "data": {**found, "split": values.split},
-        **cards.versions(),
-    }
-    with _files.staging(values.output_dir) as staged:
-        count = write(staged / name, source.paths if is_folder else None)
-        runs.update_summary(staged, about)
-        if is_folder:
-            reasons = {**source.left_out, **source.skipped}
-            paths = _files.valid_names(reasons)
-            rows = zip(paths, reasons.values(), strict=True)
-            with (staged / others).open(
-                "w", newline="", encoding="utf-8", errors="backslashreplace"
-            ) as file:
-                csv.writer(file).writerows([("path", "reason"), *rows])
-    output_dir = pathlib.Path(values.output_dir)
-    print(f"{output_dir / name} holds {count} {what}.")
-    if is_folder:
-        print(f"{output_dir / others} lists {len(reasons)} other files.")
-
-
 def _export(values):
-    from keras_simclr import _files, export, runs
+    from keras_simclr import export, runs
 
     export.check_formats(values.formats)
-    _files.check_is_free(values.output_dir)
     model = runs.load_model(values.run_dir)
     path = export.export_encoder(
         model,
         values.output_dir,
         formats=values.formats,
         about=runs.about(values.run_dir, model),
+        report=print,
     )
     print(f"{path} holds {', '.join(sorted(x.name for x in path.iterdir()))}.")
 

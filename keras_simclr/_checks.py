@@ -3,6 +3,7 @@
 import difflib
 import math
 import numbers
+import re
 
 import numpy as np
 
@@ -46,16 +47,36 @@ def positive_range(name, value, *, high=math.inf):
     )
 
 
-def integer(name, value, *, minimum):
-    """Returns `value` if it is an integer of at least `minimum`; or raises."""
+def integer(name, value, *, minimum, maximum=math.inf):
+    """Returns `value` if it is an integer of these limits; or raises."""
     if (
         isinstance(value, bool)
         or not isinstance(value, numbers.Integral)
-        or value < minimum
+        or not minimum <= value <= maximum
     ):
+        limit = "" if maximum == math.inf else f" and at most {maximum}"
         raise ValueError(
-            f"`{name}` must be an integer of at least {minimum}. "
+            f"`{name}` must be an integer of at least {minimum}{limit}. "
             f"Received: {name}={value!r}"
+        )
+    return int(value)
+
+
+def matching(name, value, *, pattern, rule):
+    """Returns `value` if a regular expression matches its text; or raises."""
+    if not re.fullmatch(pattern, str(value)):
+        raise ValueError(f"`{name}` must be {rule}. Received: {name}={value!r}")
+    return value
+
+
+def seed(name, value):
+    """Returns `value` if it is an integer that TensorFlow can hold; or raises.
+
+    All that is random is a function of such a number.
+    """
+    if integer(name, value, minimum=0) >= 2**63:
+        raise ValueError(
+            f"`{name}` must be an integer below 2**63. Received: {name}={value}"
         )
     return int(value)
 

@@ -1,14 +1,14 @@
 """Files and directories: staged writing, what is free, listing, odd names."""
 
 import contextlib
+import errno
 import heapq
 import os
 import pathlib
+import re
 import shutil
 import stat
 import tempfile
-
-import tensorflow as tf
 
 try:
     import fcntl
@@ -16,6 +16,9 @@ except ImportError:  # On Windows.
     fcntl = None
 
 _STAGED = ".staged-"  # How names begin of what is not complete.
+# What such a directory holds until it is, and who writes it has locked it.
+_UNFINISHED = ".keras-simclr-unfinished"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What systems put into a directory, or a fresh volume, that is empty.
 _OF_SYSTEMS = {"lost+found", ".DS_Store", ".localized", "Thumbs.db"}
 
@@ -30,17 +33,32 @@ def staging(directory):
     directory = pathlib.Path(directory)
     check_is_free(directory)
     staged = _staged(directory)
-    try:
-        yield staged
-    except BaseException as error:
-        shutil.rmtree(staged, ignore_errors=True)
-        if isinstance(error, tf.errors.OpError):
-            raise OSError(
-                f"{str(directory)!r} could not be written: {error.message}"
-            ) from error
-        raise
-    with _keeping(staged, directory):
-        _move(staged, directory)
+    mark = staged / _UNFINISHED
+    with locked(staged) as is_locked:
+        try:
+            if is_locked:
+                mark.touch()
+            yield staged
+        except BaseException as error:
+            shutil.rmtree(staged, ignore_errors=True)
+            _explain(error, directory)
+            raise
+        with _keeping(staged, directory):
+            mark.unlink(missing_ok=True)
+            _move(staged, directory)
+
+
+def _explain(error, place):
+    """Raises another error if this one does not say which place is full."""
+    import tensorflow as tf  # Late: flags are checked without it.
+
+    why = None
+    if isinstance(error, tf.errors.OpError):
+        why = error.message
+    elif isinstance(error, OSError) and error.errno in _FULL:
+        why = error.strerror
+    if why is not None:
+        raise OSError(f"{str(place)!r} could not be written: {why}") from error
 
 
 def _staged(directory):
@@ -49,6 +67,11 @@ def _staged(directory):
     # that cannot be written.
     home = directory if directory.exists() else directory.parent
     home.mkdir(parents=True, exist_ok=True)
+    for left in home.glob(f"{_STAGED}*/{_UNFINISHED}"):
+        # That of a process which was killed: nobody has locked it.
+        with contextlib.suppress(OSError), locked(left.parent) as is_locked:
+            if is_locked and left.exists():
+                shutil.rmtree(left.parent)
     return pathlib.Path(tempfile.mkdtemp(prefix=_STAGED, dir=home))
 
 
@@ -145,12 +168,13 @@ def check_can_write(directory):
 def locked(directory):
     """Context of a directory that no other such context may be of meanwhile.
 
-    The system ends it with the process, however that ends.
+    The system ends it with the process, however that ends. Yields whether the
+    system has locks.
     """
     if fcntl is None:
-        yield
+        yield False
         return
-    handle = os.open(directory, os.O_RDONLY)
+    handle, is_locked = os.open(directory, os.O_RDONLY), True
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -161,9 +185,9 @@ def locked(directory):
             "until it ends, or choose another directory"
         ) from None
     except OSError:
-        pass  # Not every network file system has locks.
+        is_locked = False  # Not every network file system has them.
     try:
-        yield
+        yield is_locked
     finally:
         os.close(handle)
 
@@ -178,11 +202,27 @@ def replacing(path):
     staged = path_beside(path)
     try:
         yield staged
-    except BaseException:
+    except BaseException as error:
         staged.unlink(missing_ok=True)
+        _explain(error, path)
         raise
     with _keeping(staged, path):
         staged.replace(path)
+
+
+def reserve(path, size):
+    """Refuses a new file for which there is no room, where that can be known.
+
+    For writers that would end the process: HDF5 does, where a disk is full.
+    """
+    if not hasattr(os, "posix_fallocate"):  # On macOS and Windows.
+        return
+    with path.open("wb") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno in _FULL:
+                raise
 
 
 def check_is_new(name, path):
@@ -214,28 +254,106 @@ def valid_names(names):
     ]
 
 
-def readable_directory(directory):
+def readable_directory(directory, name="directory"):
     """Returns a directory's path as text; raises if it cannot be listed."""
     directory = os.fsdecode(directory)
-    received = f"Received: directory={directory!r}"
+    received = f"Received: {name}={directory!r}"
     try:
         os.scandir(directory).close()
     except FileNotFoundError:
         raise FileNotFoundError(
-            f"`directory` must exist. {received}. Check its spelling, and "
+            f"`{name}` must exist. {received}. Check its spelling, and "
             "that its disk is mounted"
         ) from None
     except NotADirectoryError:
         raise NotADirectoryError(
-            f"`directory` must be a directory, not a file. {received}. Name "
+            f"`{name}` must be a directory, not a file. {received}. Name "
             "the directory that holds the images"
         ) from None
     except PermissionError:
         raise PermissionError(
-            f"`directory` must be readable. {received}. Make it so, with "
+            f"`{name}` must be readable. {received}. Make it so, with "
             "chmod +rx, or ask its owner"
         ) from None
     return directory
+
+
+def at_home(name, path):
+    """The path with the home directory in it: shells leave --data=~/x."""
+    if not path.startswith("~"):
+        return path
+    try:
+        return str(pathlib.Path(path).expanduser())
+    except RuntimeError:
+        raise ValueError(
+            f"`{name}` must be below a home directory that is known. Received: "
+            f"{name}={path!r}. Write the whole path"
+        ) from None
+
+
+def check_folder(name, path):
+    """Refuses what is no directory that can be listed."""
+    readable_directory(path, name)
+
+
+def check_exists(name, path, *, rule, is_directory=None, holds=""):
+    """Refuses a path where nothing is, or not what it should be.
+
+    `holds`: what must be in the directory.
+    """
+    place = pathlib.Path(path, holds)
+    try:
+        found = stat.S_ISDIR(place.stat().st_mode)
+    except (OSError, ValueError) as error:
+        why = f"{getattr(error, 'strerror', error)}: {str(place)!r}"
+    else:
+        if is_directory in (None, found):
+            return
+        why = "which is a directory" if found else "which is a file"
+    raise FileNotFoundError(
+        f"`{name}` must be {rule}. Received: {name}={path!r} ({why})"
+    )
+
+
+def check_data(name, path):
+    """Refuses images that are nowhere; those with a prefix are not looked for.
+
+    `path`: as `data` of a recipe.
+    """
+    if re.match("[a-z]+:", path):
+        return
+    if pathlib.Path(path).is_dir():
+        check_folder(name, path)
+    rule = (
+        "an existing folder of images, PATH.csv, tar:PATTERN, "
+        "parquet:PATTERN, PATH.npz, PATH.npy or tfds:NAME[/CONFIG]"
+    )
+    if re.fullmatch("[a-z0-9_]+", path):
+        rule += f" (of TensorFlow Datasets, write tfds:{path})"
+    check_exists(name, path, rule=rule)
+
+
+def check_checkpoint(name, path):
+    """Refuses a path where neither anything is nor files begin so."""
+    if not pathlib.Path(f"{path}.index").exists():
+        check_exists(name, path, rule="an existing SavedModel or checkpoint")
+
+
+def check_output(_, path, *, unless=()):
+    """Refuses what `check_is_free` does, unless one of these names is in it."""
+    if not any(pathlib.Path(path, each).exists() for each in unless):
+        check_is_free(path)
+
+
+@contextlib.contextmanager
+def naming(flag):
+    """Context whose errors begin with the name of a flag, if they lack it."""
+    try:
+        yield
+    except OSError as error:
+        if f"`{flag}`" in str(error):
+            raise
+        raise type(error)(f"--{flag}: {error}") from error
 
 
 def state(path):

@@ -1,8 +1,9 @@
 """Random image augmentations: batched, one draw per image, compiled.
 
 Every layer is two pure functions. `_draw` makes the random numbers of a batch
-from a seed; `_transform` applies them to images and is compiled by XLA. A draw
-is a pure function of the seed and the image's place in the batch.
+from a seed; `_transform` applies them to images and is compiled by XLA, in
+`programs`. A draw is a pure function of the seed and the image's place in the
+batch.
 
 What differs between images (which operation, how many taps) is written once,
 with `_choose` and `_loop`. On a CPU the images pass one by one: each stays in
@@ -21,7 +22,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_simclr import _checks, devices, trials
+from keras_simclr import _checks, devices, programs, trials
 
 # Weights of red, green and blue in the official code's grayscale image
 # (google-research/simclr@383d414, tf2/data_util.py:46-50).
@@ -81,34 +82,18 @@ def _per_image(values):
     return values[:, None, None, None]  # (B,) -> (B, 1, 1, 1)
 
 
-def _compiled(transform):
-    """`transform(images, ...)` compiled by XLA."""
-
-    def one(arrays):
-        return transform(*tf.nest.map_structure(lambda x: x[None], arrays))[0]
-
-    def run(*arrays):
-        is_one = arrays[0].shape[0] == 1
-        # Eagerly only where all functions were told to run so.
-        if is_one or tf.executing_eagerly() or not devices.only_cpus():
-            return transform(*arrays)
-        return tf.map_fn(one, arrays, fn_output_signature=tf.float32)
-
-    return tf.function(run, jit_compile=True, autograph=False)
-
-
 def _loop(count, body, *values, at_most=None):
     """`values = body(step, *values)`, `count` times.
 
-    Gradients under XLA need `at_most`, known from shapes. The loop also keeps
-    XLA from fusing what comes before it with what comes after, which would
-    compute the former once for every use.
+    Gradients under XLA need `at_most`, known from shapes, where `count` is a
+    tensor. The loop also keeps XLA from fusing what comes before it with what
+    comes after, which would compute the former once for every use.
     """
     _, *values = tf.while_loop(
         lambda step, *_: step < count,
         lambda step, *values: (step + 1, *body(step, *values)),
         (tf.constant(0), *values),
-        maximum_iterations=at_most,
+        maximum_iterations=count if at_most is None else at_most,
     )
     return values
 
@@ -127,11 +112,40 @@ def _choose(choice, branches):
     return chosen
 
 
+def _loop_where(chosen, count, body, planes):
+    """`_loop` over the planes of those images that chose it.
+
+    Not a branch of `_choose`: XLA has no gradient of loops in branches.
+    """
+    if chosen.shape[0] == 1:
+        steps = count * tf.cast(chosen[0], tf.int32)
+        (planes,) = _loop(steps, body, planes, at_most=count)
+        return planes
+    (changed,) = _loop(count, body, planes)
+    return tf.where(_per_image(chosen), changed, planes)
+
+
 def _rows_and_total(images, part):
     """Places of the images in the batch that they are part of; its size."""
     count = images.shape[0] or tf.shape(images)[0]
     first, total = (0, count) if part is None else part
     return first + tf.range(count), total
+
+
+def _is_valid(sizes, axis, extent):
+    """Which of `extent` places along an axis are image, (B, extent)."""
+    return tf.range(extent)[None] < tf.cast(sizes[:, axis, None], tf.int32)
+
+
+def _reverse(images, axes, sizes):
+    """Reverses images of one size along axes; `sizes` on a canvas, or None."""
+    images = tf.reverse(images, axes)
+    if sizes is not None:
+        canvas = tf.shape(images)
+        for axis in axes:
+            valid = tf.cast(sizes[0, axis - 1], tf.int32)
+            images = tf.roll(images, valid - canvas[axis], axis)
+    return images
 
 
 def _to_planes(images):
@@ -149,6 +163,7 @@ class Augmentation(keras.layers.Layer):
     """
 
     _draws_per_image = 0
+    _keeps_size = True  # Whether views are as large as the images.
     # Names of the probabilities with which a layer changes the colours of
     # pixels; none of a layer that only moves them.
     _color_rates = ()
@@ -157,12 +172,11 @@ class Augmentation(keras.layers.Layer):
         # The output is float32 whatever the dtype policy.
         super().__init__(**{**kwargs, "dtype": "float32"})
         if seed is not None:
-            _checks.integer("seed", seed, minimum=0)
+            _checks.seed("seed", seed)
         self.seed = seed
         seed = random.randrange(2**31) if seed is None else seed
         self._seed = tf.constant(seed, tf.int64)
         self._calls = tf.Variable(0, trainable=False, dtype=tf.int64)
-        self._compiled_transform = _compiled(self._transform)
         self.built = True  # There are no weights.
 
     def __call__(self, *args, seed=None, part=None, **kwargs):
@@ -187,7 +201,10 @@ class Augmentation(keras.layers.Layer):
         if not training:
             return self._at_rest(images, *sizes)
         draws = self._draw(self._next_seed(seed), images, part)
-        return self._compiled_transform(images, draws, *sizes)
+        program = programs.program_of(self, one_by_one=devices.only_cpus())
+        views = program(images, draws, *sizes, keeps_size=self._keeps_size)
+        views.set_shape(self.compute_output_shape(images.shape))
+        return views
 
     def _check_shape(self, shape):
         if shape.rank != 4:
@@ -211,7 +228,7 @@ class Augmentation(keras.layers.Layer):
         rows, total = _rows_and_total(images, part)
         return tf.gather(_uniforms(seed, (total, self._draws_per_image)), rows)
 
-    def _transform(self, images, draws):
+    def _transform(self, images, draws, sizes=None):
         raise NotImplementedError
 
     def _at_rest(self, images):
@@ -307,6 +324,7 @@ class RandomResizedCrop(Augmentation):
     """
 
     _draws_per_image = 4
+    _keeps_size = False
 
     def __init__(
         self,
@@ -564,12 +582,12 @@ class RandomFlip(Augmentation):
         self.mode = _checks.choice("mode", mode, modes)
         self.rate = _checks.probability("rate", rate)
 
-    def _transform(self, images, draws):
+    def _transform(self, images, draws, sizes=None):
         images = to_float(images)
         for axis, name in ((1, "vertical"), (2, "horizontal")):
             if name in self.mode:
                 flipped = _per_image(self._flipped(draws, axis))
-                mirrored = tf.reverse(images, axis=[axis])
+                mirrored = _reverse(images, [axis], sizes)
                 images = tf.where(flipped, mirrored, images)
         return images
 
@@ -578,6 +596,9 @@ class RandomFlip(Augmentation):
 
     def _flipped(self, draws, axis):
         return draws[:, axis - 1] < self.rate
+
+
+_SQUARE = "`RandomRotate90` needs square images."
 
 
 @keras.saving.register_keras_serializable(package="keras_simclr")
@@ -623,17 +644,25 @@ class RandomRotate90(Augmentation):
         super()._check_shape(shape)
         if shape[1] != shape[2]:
             raise ValueError(
-                "`RandomRotate90` needs square images. "
+                f"{_SQUARE} "
                 f"Received: images of shape {shape}. Crop them first, for "
                 "example with `RandomResizedCrop`."
             )
 
-    def _transform(self, images, draws):
+    def _draw(self, seed, images, part=None):
+        checks = []
+        if None in images.shape[1:3]:
+            height, width = tf.unstack(tf.shape(images)[1:3])
+            checks.append(tf.debugging.assert_equal(height, width, _SQUARE))
+        with tf.control_dependencies(checks):
+            return super()._draw(seed, images, part)
+
+    def _transform(self, images, draws, sizes=None):
         images = to_float(images)
         turns = tf.cast(draws[:, 0] * 4.0, tf.int32)
-        turned = tf.reverse(tf.transpose(images, (0, 2, 1, 3)), axis=[1])
+        turned = _reverse(tf.transpose(images, (0, 2, 1, 3)), [1], sizes)
         images = tf.where(_per_image(turns % 2 == 1), turned, images)
-        opposite = tf.reverse(images, axis=[1, 2])
+        opposite = _reverse(images, [1, 2], sizes)
         return tf.where(_per_image(turns >= 2), opposite, images)
 
 
@@ -645,8 +674,8 @@ class RandomColorDistortion(Augmentation):
     after each: brightness, contrast and saturation are multiplied by a factor
     uniform in `[max(0, 1 - 0.8 strength), 1 + 0.8 strength]`; the hue turns by
     up to `0.2 strength` of the circle. Then, with probability
-    `grayscale_rate`, the image becomes gray. Images with one channel get
-    brightness and contrast only.
+    `grayscale_rate`, the image becomes gray. Images with other than three
+    channels get brightness and contrast only.
 
     Args:
         strength: The paper's s, from 0 to 2.5 (where every hue is reached).
@@ -664,15 +693,15 @@ class RandomColorDistortion(Augmentation):
             they would be among the whole batch.
 
     Input shape:
-        `(batch, height, width, channels)` or `(height, width, channels)`,
-        with 1 or 3 channels.
+        `(batch, height, width, channels)` or `(height, width, channels)`;
+        the number of channels is known when the layer is called.
 
     Output shape:
         Same as input, float32 in [0, 1].
 
     Raises:
         ValueError: If an argument is out of range, or the number of channels
-            is neither 1 nor 3.
+            is not known.
 
     Example:
 
@@ -714,27 +743,26 @@ class RandomColorDistortion(Augmentation):
 
     def _check_shape(self, shape):
         super()._check_shape(shape)
-        if shape[3] not in (1, 3):
+        if shape[3] is None:
             raise ValueError(
-                "`RandomColorDistortion` needs images with 1 or 3 channels. "
-                f"Received: images of shape {shape}. Keep the channels it is "
-                "meant for, for example images[..., :3], or leave it out of "
-                "the augmentation."
+                "`RandomColorDistortion` needs images with a known number of "
+                f"channels. Received: images of shape {shape}. Set it, for "
+                "example: images = tf.ensure_shape(images, (None, None, 3))"
             )
 
-    def _transform(self, images, draws):
+    def _transform(self, images, draws, sizes=None):
         spread = 0.8 * self.strength
         factors = _between(draws[:, 2:5], max(0.0, 1.0 - spread), 1.0 + spread)
         turns = 0.2 * self.strength * (2.0 * draws[:, 5] - 1.0)
         orders = tf.gather(_ORDERS, tf.cast(draws[:, 1] * 24.0, tf.int32))
-        planes = _to_planes(to_float(images))
-
-        def jitter():
-            images = _from_planes(planes)
-            return _to_planes(jitter_colors(images, orders, factors, turns))
-
-        jittered = tf.cast(draws[:, 0] < self.rate, tf.int32)
-        planes = _choose(jittered, [lambda: planes, jitter])
+        planes = _jitter(
+            _to_planes(to_float(images)),
+            draws[:, 0] < self.rate,
+            orders,
+            factors,
+            turns,
+            sizes,
+        )
         if planes.shape[1] == 3:
             gray = tf.cast(draws[:, 6] < self.grayscale_rate, tf.int32)
             drop = functools.partial(_without_colors, planes)
@@ -758,8 +786,8 @@ def jitter_colors(images, orders, factors, turns):
     """Changes brightness, contrast, saturation and hue in the given orders.
 
     Args:
-        images: float32 of shape `(batch, height, width, channels)` in [0, 1],
-            with 1 or 3 channels.
+        images: float32 of shape `(batch, height, width, channels)` in [0, 1].
+            Saturation and hue are those of 3 channels; others keep theirs.
         orders: int32 of shape `(batch, 4)`: a permutation of 0 (brightness),
             1 (contrast), 2 (saturation) and 3 (hue) per image.
         factors: float32 of shape `(batch, 3)`, of the first three.
@@ -779,32 +807,51 @@ def jitter_colors(images, orders, factors, turns):
     References:
         - google-research/simclr@383d414, tf2/data_util.py:33-175.
     """
+    everything = tf.ones_like(turns, tf.bool)
+    planes = _to_planes(images)
+    planes = _jitter(planes, everything, orders, factors, turns)
+    return _from_planes(planes)
+
+
+def _jitter(planes, chosen, orders, factors, turns, sizes=None):
+    """As `jitter_colors`, of those images that are chosen."""
     factors = tf.concat([factors, turns[:, None]], axis=1)  # (B, 4)
     factors = tf.gather(factors, orders, axis=1, batch_dims=1)
+    contrast = functools.partial(_contrast, sizes=sizes)
+    operations = (_brightness, contrast, _saturation, _hue)
 
     def one_step(step, planes):
         factor = _per_image(factors[:, step])
         branches = [
             functools.partial(operation, planes, factor)
-            for operation in (_brightness, _contrast, _saturation, _hue)
+            for operation in operations
         ]
         return [_choose(orders[:, step], branches)]
 
-    (planes,) = _loop(4, one_step, _to_planes(images))
-    return _from_planes(planes)
+    return _loop_where(chosen, 4, one_step, planes)
 
 
 def _brightness(planes, factor):
     return _unit(factor * planes)
 
 
-def _contrast(planes, factor):
-    mean = tf.reduce_mean(planes, axis=(2, 3), keepdims=True)
+def _contrast(planes, factor, sizes=None):
+    if sizes is None:
+        mean = tf.reduce_mean(planes, axis=(2, 3), keepdims=True)
+    else:
+        rows, columns = (
+            _is_valid(sizes, axis, tf.shape(planes)[axis + 2])
+            for axis in range(2)
+        )
+        valid = rows[:, None, :, None] & columns[:, None, None, :]
+        total = tf.where(valid, planes, 0.0)
+        total = tf.reduce_sum(total, axis=(2, 3), keepdims=True)
+        mean = total / _per_image(tf.reduce_prod(sizes, axis=1))
     return _unit(mean + factor * (planes - mean))
 
 
 def _saturation(planes, factor):
-    if planes.shape[1] == 1:
+    if planes.shape[1] != 3:
         return planes
     # The factor stops where the smallest channel is 0 (saturation 1 in HSV).
     value, chroma = _value_and_chroma(planes)
@@ -813,7 +860,7 @@ def _saturation(planes, factor):
 
 
 def _hue(planes, turns):
-    if planes.shape[1] == 1:
+    if planes.shape[1] != 3:
         return planes
     red, green, blue = tf.split(planes, 3, axis=1)
     value, chroma = _value_and_chroma(planes)
@@ -932,26 +979,27 @@ class RandomGaussianBlur(Augmentation):
                 "example with `RandomResizedCrop`."
             )
 
-    def _transform(self, images, draws):
+    def _transform(self, images, draws, sizes=None):
         # An even number of taps becomes the next odd one, as officially.
         radius = max(1, int(images.shape[1] * self.kernel_fraction) // 2)
         sigma = _between(draws[:, 1], *self.sigma)
         offsets = tf.range(-radius, radius + 1, dtype=tf.float32)
         kernel = tf.exp(-0.5 * tf.square(offsets / sigma[:, None]))  # (B, taps)
+        if sizes is not None:
+            height = tf.cast(sizes[:, :1], tf.float64)
+            most = tf.floor(tf.floor(height * self.kernel_fraction) / 2.0)
+            most = tf.maximum(tf.cast(most, tf.float32), 1.0)
+            kernel = tf.where(tf.abs(offsets) <= most, kernel, 0.0)
 
         planes = _to_planes(to_float(images))
 
         def along_axis(axis, planes):
-            vertically = functools.partial(_blur, planes, kernel, 2)
-            horizontally = functools.partial(_blur, planes, kernel, 3)
+            vertically = functools.partial(_blur, planes, kernel, 2, sizes)
+            horizontally = functools.partial(_blur, planes, kernel, 3, sizes)
             return [tf.switch_case(axis, [vertically, horizontally])]
 
-        def blur():
-            (blurred,) = _loop(2, along_axis, planes)
-            return blurred
-
-        blurred = tf.cast(draws[:, 0] < self.rate, tf.int32)
-        return _from_planes(_choose(blurred, [lambda: planes, blur]))
+        blurred = draws[:, 0] < self.rate
+        return _from_planes(_loop_where(blurred, 2, along_axis, planes))
 
     def get_config(self):
         return {
@@ -962,7 +1010,7 @@ class RandomGaussianBlur(Augmentation):
         }
 
 
-def _blur(planes, kernel, axis):
+def _blur(planes, kernel, axis, sizes=None):
     """Weighted mean of the neighbours along `axis` that lie on the image."""
     size = planes.shape[axis]
     taps = kernel.shape[1]
@@ -981,7 +1029,12 @@ def _blur(planes, kernel, axis):
 
     extent = [1] * 4
     extent[axis] = size
-    return convolve(planes) / convolve(tf.ones(extent))
+    if sizes is None:
+        return convolve(planes) / convolve(tf.ones(extent))
+    valid = _is_valid(sizes[:1], axis - 2, size)
+    valid = tf.reshape(tf.cast(valid, tf.float32), extent)
+    # What is not image comes out as 0 / 0 else.
+    return convolve(valid * planes) / tf.maximum(convolve(valid), _TINY)
 
 
 @keras.saving.register_keras_serializable(package="keras_simclr")
@@ -1036,7 +1089,7 @@ class RandomGaussianNoise(Augmentation):
         chosen = tf.gather(_uniforms(seed, (total,)), rows)
         return chosen, _uniforms_of_rows(seed, rows + 1, shape)
 
-    def _transform(self, images, draws):
+    def _transform(self, images, draws, sizes=None):
         images = to_float(images)
         chosen, pixels = draws
         # Box-Muller; 1 - u is never 0.
@@ -1053,7 +1106,7 @@ class RandomGaussianNoise(Augmentation):
         }
 
 
-@tf.function(autograph=False)
+@tf.function(autograph=False, reduce_retracing=True)
 def _uniforms_of_rows(seed, rows, shape):
     return tf.map_fn(
         lambda row: _uniforms(fold_seed(seed, row), shape),
@@ -1093,8 +1146,8 @@ class SimCLRAugmentation(Augmentation):
             that are padded below and to the right. None: all of the image.
 
     Input shape:
-        `(batch, any, any, channels)` or `(any, any, channels)`, with 1 or 3
-        channels.
+        `(batch, any, any, channels)` or `(any, any, channels)`. Colours are
+        those of 3 channels; others get brightness and contrast only.
 
     Output shape:
         `(batch, height, width, channels)` or `(height, width, channels)`,
@@ -1115,6 +1168,8 @@ class SimCLRAugmentation(Augmentation):
         - google-research/simclr@383d414, tf2/data_util.py:443-475 (crop, flip
           and colour), tf2/model.py:255-258 (blur).
     """
+
+    _keeps_size = False
 
     def __init__(
         self,
@@ -1169,10 +1224,9 @@ class SimCLRAugmentation(Augmentation):
     def _draws_per_image(self):
         return sum(part._draws_per_image for part in self.parts)
 
-    def _transform(self, images, draws, *sizes):
+    def _transform(self, images, draws, sizes=None):
         counts = [part._draws_per_image for part in self.parts]
         crop, flip, color, blur = tf.split(draws, counts, axis=1)
-        sizes = sizes[0] if sizes else None
         mirrored = self.flip._flipped(flip, axis=2)
         images = self.crop._transform(images, crop, sizes, mirrored)
         images = self.color._transform(images, color)
@@ -1213,11 +1267,11 @@ def _height_and_width(image_size):
 
 def default_augmentation(shape):
     """The recipe at an encoder's input size; refuses encoders of other data."""
-    if len(shape) != 4 or None in shape[1:3] or shape[3] not in (1, 3):
+    if len(shape) != 4 or None in shape[1:]:
         raise ValueError(
             "`augmentation` must be given for an encoder that does not take "
-            "images of one size with 1 or 3 channels: a layer, or a list of "
-            f"layers. Received: an encoder with input shape {shape}"
+            "images of one size and one number of channels: a layer, or a list "
+            f"of layers. Received: an encoder with input shape {shape}"
         )
     return SimCLRAugmentation(shape[1:3], name="augmentation")
 
@@ -1413,6 +1467,21 @@ def as_views(images):
     return to_float(images) if images.shape.rank == 4 else images
 
 
+def views_of(augmentations, images, *, seed, sizes=None, part=None):
+    """Makes a view of images by each augmentation; as `augment` takes them."""
+    seed = tf.stack([tf.cast(number, tf.int64) for number in seed])
+    return tuple(
+        augment(
+            augmentation,
+            images,
+            seed=fold_seed(seed, view),
+            sizes=sizes,
+            part=part,
+        )
+        for view, augmentation in enumerate(augmentations)
+    )
+
+
 def augment(augmentation, images, *, seed, sizes=None, part=None):
     """Applies an augmentation's layers in order, as in training.
 
@@ -1439,9 +1508,25 @@ def at_rest(augmentation, images, sizes=None):
     return images
 
 
-def call_layer(layer, images, **kwargs):
-    """Calls a layer with those arguments that its `call` takes."""
-    accepted = {k: v for k, v in kwargs.items() if accepts(layer, k)}
+def call_layer(layer, images, *, training, seed=None, sizes=None, part=None):
+    """Calls a layer with those arguments that its `call` takes.
+
+    What they are is the same everywhere, as `SimCLRModel` says: Keras refuses
+    tensors and numbers in one argument.
+    """
+    if seed is not None:
+        seed = tf.cast(seed, tf.int64)
+    if sizes is not None:
+        sizes = tf.cast(sizes, tf.int32)
+    if part is not None:
+        part = tuple(tf.cast(number, tf.int32) for number in part)
+    arguments = {
+        "training": training,
+        "seed": seed,
+        "sizes": sizes,
+        "part": part,
+    }
+    accepted = {k: v for k, v in arguments.items() if accepts(layer, k)}
     return layer(images, **accepted)
 
 

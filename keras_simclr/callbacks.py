@@ -1,5 +1,6 @@
 """What rides along in `fit`: probes, measures, checkpoints."""
 
+import functools
 import itertools
 import json
 import math
@@ -8,6 +9,7 @@ import re
 import tempfile
 import time
 import warnings
+import weakref
 
 import keras
 import numpy as np
@@ -31,7 +33,9 @@ _CHECKPOINT = "epoch-{:06d}.weights.h5"
 _NAME = re.compile(r"epoch-(\d{6,})\.weights\.h5")
 _RECORD = "checkpoints.json"  # Names of what `Checkpoints` wrote, in order.
 _KEPT = 2  # Checkpoints that stay.
+_OVERHEAD = 4096  # Bytes that HDF5 takes for a variable's name and place.
 _MOST_TO_PROBE = 10_000
+_MOST_TO_READ = 100_000  # Among which these are spread.
 _MOST_TO_MEASURE = 1_024
 _MEASURES = ("rankme", "rankme_z", "spread", "alignment", "uniformity")
 
@@ -50,9 +54,7 @@ class _Periodic(keras.callbacks.Callback):
                 f"a model of class {type(self.model).__name__}"
             )
         self._latest = None
-        self._encoder = copies.plain_copy(self.model.encoder)
-        # Traced once for all epochs.
-        self._outputs = tf.function(self.outputs, reduce_retracing=True)
+        self._copies = _copies_of(self.model)
 
     def on_epoch_end(self, epoch, logs=None):
         # Loggers take their columns from the first epoch.
@@ -65,13 +67,61 @@ class _Periodic(keras.callbacks.Callback):
             logs.update(self.repeated(self._latest))
 
     def copy_weights(self):
-        copies.copy_weights(self.model.encoder, self._encoder)
+        copies.copy_weights(self.model.encoder, self._copies.encoder)
 
     def repeated(self, latest):
         return latest
 
-    def represent(self, view):
-        return tf.cast(self._encoder(view, training=False), tf.float32)
+
+class _Copies:
+    """Plain copies of a model's networks, with functions traced once.
+
+    They are kept for later calls of `fit`, and hold no reference to the model.
+    """
+
+    def __init__(self, model):
+        self._model = weakref.ref(model)
+        self._encoder = weakref.ref(model.encoder)
+        self.encoder = copies.plain_copy(model.encoder)
+        self.at_rest = tf.function(self._at_rest, reduce_retracing=True)
+        self.with_views = tf.function(self._with_views, reduce_retracing=True)
+
+    @functools.cached_property
+    def head(self):
+        return copies.plain_copy(self._model().projection_head)
+
+    def are_of(self, model):
+        return self._encoder() is model.encoder
+
+    def _represent(self, view):
+        return tf.cast(self.encoder(view, training=False), tf.float32)
+
+    def _at_rest(self, images, sizes):
+        """Representations of images."""
+        return self._represent(self._model().evaluation_view(images, sizes))
+
+    def _with_views(self, images, sizes, step):
+        """Representations, and projections of these and of two views."""
+        model = self._model()
+        views = model.views(images, sizes, step=step)[:2]
+        views = (model.evaluation_view(images, sizes), *views)
+        h, h_1, h_2 = map(self._represent, views)
+        return h, *(self.head(each, training=False) for each in (h, h_1, h_2))
+
+
+_kept = weakref.WeakKeyDictionary()
+
+
+def _copies_of(model):
+    """The `_Copies` of a model, from an earlier `fit` if there are some."""
+    found = _kept.get(model)
+    if found is None or not found.are_of(model):
+        found = _Copies(model)
+        layers = copies.nested_layers(model.encoder)
+        # Graphs hold what was adapted, and it may be adapted again.
+        if not any(hasattr(layer, "adapt") for layer in layers):
+            _kept[model] = found
+    return found
 
 
 class _Probe(_Periodic):
@@ -80,6 +130,7 @@ class _Probe(_Periodic):
     def __init__(self, train, test, *, every=1):
         super().__init__(every)
         self._sets = {"train": train, "test": test}
+        self._places = {}  # Of the images that are used.
         self._names = {
             name: labelled.names_of_classes(name, images)
             for name, images in self._sets.items()
@@ -93,22 +144,28 @@ class _Probe(_Periodic):
         # What cannot be probed is refused now, not after an epoch.
         for dataset in self._sets.values():
             for element in itertools.islice(_first(dataset, _MOST_TO_PROBE), 1):
-                self._outputs(*elements.images_and_sizes(element))
+                self._copies.at_rest(*elements.images_and_sizes(element))
         train, test = (self._labels(*x) for x in (("train", 2), ("test", 1)))
         labelled.warn_of_classes(train, test)
 
     def _labels(self, name, fewest):
-        """All labels that are known; refuses fewer classes than these."""
-        elements = _first(self._sets[name], _MOST_TO_PROBE)
+        """Labels that are known; refuses fewer classes than these."""
+        dataset, most = self._sets[name], _MOST_TO_READ
+        if dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
+            most = _MOST_TO_PROBE
+        elements = _first(dataset, most)
         labels = np.concatenate([element["labels"] for element in elements])
+        self._places[name] = _spread(len(labels), _MOST_TO_PROBE)
+        labels = labels[self._places[name]]
         labels, _ = self._known_labels(name, labels)
         if len(np.unique(labels)) >= fewest:
             return labels
         words = {1: "one class", 2: "two classes"}
         raise ValueError(
-            f"The first {_MOST_TO_PROBE:,} images of `{name}` must be of at "
-            f"least {words[fewest]}. Received: {np.unique(labels).tolist()}. "
-            "Shuffle what is sorted by class."
+            f"The images of `{name}`, {_MOST_TO_PROBE:,} spread over the first "
+            f"{_MOST_TO_READ:,}, must be of at least {words[fewest]}. "
+            f"Received: {np.unique(labels).tolist()}. Shuffle what is sorted "
+            "by class."
         )
 
     def _known_labels(self, name, labels):
@@ -129,13 +186,10 @@ class _Probe(_Periodic):
     def repeated(self, latest):
         return {**latest, f"{self.prefix}_seconds": 0.0}
 
-    def outputs(self, images, sizes):
-        return self.represent(self.model.evaluation_view(images, sizes))
-
     def _features_and_labels(self, name):
         """Pair of features and labels, and the groups of duplicates."""
-        elements = _first(self._sets[name], _MOST_TO_PROBE)
-        (features,), others = extract([self._outputs], elements)
+        elements = _at(self._sets[name], self._places[name])
+        (features,), others = extract([self._copies.at_rest], elements)
         labels, rows = self._known_labels(name, others["labels"])
         groups = others.get("groups")
         groups = None if groups is None else groups[rows]
@@ -155,13 +209,14 @@ class KNNProbe(_Probe):
 
     Args:
         train: Labelled images for the probe: `(images, labels)` arrays, or a
-            dataset of batches of them. The first 10,000 are used, whatever
-            their classes: shuffle what is sorted by class before. Of datasets,
-            not the one that `fit` trains on: every pass would move its shuffle.
+            dataset of batches of them. Of more than 10,000 as many are used,
+            spread evenly over the first 100,000, which a dataset decodes in
+            each probe: `take` fewer of what is shuffled. Of datasets, not the
+            one that `fit` trains on: every pass would move its shuffle.
             Where one has `class_names`, labels are these; images with a
             negative label are left out.
-        test: The same, to test on; the first 10,000 here, too. Classes are
-            compared by name.
+        test: The same, to test on; 10,000 here, too. Classes are compared by
+            name.
         every: Epochs from one probe to the next.
 
     Raises:
@@ -252,9 +307,10 @@ class Measures(_Periodic):
 
     Args:
         images: Array of shape `(N, height, width, channels)`, or a dataset of
-            batches, where labels are ignored. The first 1,024 are read once
-            and kept. The ranks are at most their number. Of datasets, not the
-            one that `fit` trains on: it would move its shuffle.
+            batches, where labels are ignored. 1,024 of an array, spread over
+            it, or the first of a dataset, are kept. The ranks are at most
+            their number. Of datasets, not the one that `fit` trains on: it
+            would move its shuffle.
         every: Epochs from one measurement to the next.
 
     Raises:
@@ -285,6 +341,8 @@ class Measures(_Periodic):
 
     def __init__(self, images, *, every=1):
         super().__init__(every)
+        if isinstance(images, np.ndarray):
+            images = images[_spread(len(images), _MOST_TO_MEASURE)]
         dataset = fit_data.in_order(images)
         _check_has_batches(dataset)
         self._elements = [
@@ -303,12 +361,12 @@ class Measures(_Periodic):
     def on_train_begin(self, logs=None):
         super().on_train_begin(logs)
         self._chance = None
-        self._head = copies.plain_copy(self.model.projection_head)
+        self.copy_weights()  # Copies cannot be made in a graph.
         self._measured(self._elements[0], 0)  # What does not fit is refused.
 
     def copy_weights(self):
         super().copy_weights()
-        copies.copy_weights(self.model.projection_head, self._head)
+        copies.copy_weights(self.model.projection_head, self._copies.head)
 
     def on_epoch_begin(self, epoch, logs=None):
         self._batches = 0
@@ -327,20 +385,15 @@ class Measures(_Periodic):
             logs["loss_over_chance"] = logs["loss"] / self._chance
 
     def _learn_chance(self):
-        """Learns the batch size from the first epoch: views by batches."""
+        """Learns the batch size from the first epoch: anchors by batches."""
         if self._chance is None and self._batches:
-            # Each replica counts the views of all.
+            # Each replica counts the anchors of all, for each positive.
             replicas = self.model.distribute_strategy.num_replicas_in_sync
-            views = float(self.model.loss_metric.count.numpy()) / replicas
-            batch_size = round(views / self._batches / 2)
+            count = float(self.model.loss_metric.count.numpy()) / replicas
+            views = self.model.number_of_views
+            batch_size = round(count / self._batches / views / (views - 1))
             loss = self.model.contrastive_loss
-            self._chance = loss.chance(batch_size)
-
-    def outputs(self, images, sizes, step):
-        views = self.model.views(images, sizes, step=step)
-        views = (self.model.evaluation_view(images, sizes), *views)
-        h, h_1, h_2 = map(self.represent, views)
-        return h, *(self._head(each, training=False) for each in (h, h_1, h_2))
+            self._chance = loss.chance(batch_size, views)
 
     def measure(self):
         measured = [
@@ -362,7 +415,7 @@ class Measures(_Periodic):
         return dict(zip(_MEASURES, values, strict=True))
 
     def _measured(self, element, step):
-        return self._outputs(
+        return self._copies.with_views(
             *elements.images_and_sizes(element), tf.constant(step)
         )
 
@@ -439,6 +492,7 @@ class Checkpoints(keras.callbacks.Callback):
         # Before it is written: then it is ours, whatever comes between.
         self._record([*earlier, name])
         with _files.replacing(self.run_dir / name) as staged:
+            _files.reserve(staged, _size_of_weights(self.model))
             self.model.save_weights(staged)
         self.save_model()
         for old in earlier[: 1 - _KEPT]:
@@ -467,6 +521,15 @@ class Checkpoints(keras.callbacks.Callback):
     def _record(self, names):
         with _files.replacing(self.run_dir / _RECORD) as staged:
             staged.write_text(json.dumps({"files": names}, indent=2) + "\n")
+
+
+def _size_of_weights(model):
+    """Bytes that a checkpoint takes at most."""
+    variables = {id(x): x for x in model.variables + model.optimizer.variables}
+    return sum(
+        math.prod(x.shape) * tf.as_dtype(x.dtype).size + _OVERHEAD
+        for x in variables.values()
+    )
 
 
 def _written(run_dir):
@@ -554,6 +617,24 @@ def save_model(model, run_dir):
 
 def _check_has_batches(dataset):
     fit_data.check_length(dataset, steps=1)  # We take the first ones.
+
+
+def _spread(size, most):
+    """At most so many places of `size`, evenly spread."""
+    if size <= most:
+        return np.arange(size)
+    return np.arange(most) * size // most
+
+
+def _at(dataset, places):
+    """Elements of a dataset with the examples at these places, in order."""
+    begin = 0
+    for element in _first(dataset, places[-1] + 1):
+        end = begin + element["images"].shape[0]
+        rows = places[slice(*np.searchsorted(places, (begin, end)))] - begin
+        if len(rows):
+            yield {k: tf.gather(x, rows) for k, x in element.items()}
+        begin = end
 
 
 def _first(dataset, most):

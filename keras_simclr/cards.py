@@ -157,7 +157,7 @@ def _without_places(value):
 
 
 def takes_files(image_shape, view_shape):
-    """Whether an encoder can be given image files, which become RGB.
+    """Whether an encoder can be given image files, which become RGB or grey.
 
     Args:
         image_shape: As in `describe`.
@@ -171,7 +171,8 @@ def takes_files(image_shape, view_shape):
     >>> takes_files((None, None, 3), (8, 8, 3))
     True
     """
-    return image_shape == (None, None, 3) and None not in view_shape
+    is_usual = image_shape in ((None, None, 1), (None, None, 3))
+    return is_usual and None not in view_shape
 
 
 def _contract(image_shape, view_shape, crops=False):
@@ -185,6 +186,8 @@ def _contract(image_shape, view_shape, crops=False):
     )
     if None in view_shape:
         return f"{text}, any height and width. They are not resized."
+    if channels not in (1, 3):
+        text += " (so no format takes the bytes of JPEG or PNG files)"
     size = f"{height} x {width} pixels"
     crop = ""
     if crops:

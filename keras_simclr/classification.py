@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import json
 import pathlib
 
@@ -13,13 +14,15 @@ from keras_simclr import elements, fit_data
 from keras_simclr._checks import finite_rows
 from keras_simclr._files import check_is_free, check_is_new, valid_names
 from keras_simclr.augmentations import to_float
+from keras_simclr.callbacks import FLAGS
 from keras_simclr.copies import check_finite, plain_copy
 from keras_simclr.evaluation import Evaluation, evaluate, with_groups
 from keras_simclr.export import plain_view, write_network
-from keras_simclr.features import extract_features
+from keras_simclr.features import Features, check_fits, representation
 from keras_simclr.finetuning import Tuner
 from keras_simclr.labelled import load_labelled
 from keras_simclr.probes import linear_probe
+from keras_simclr.recipe import as_flags
 
 _CLASS_NAMES = "class_names.json"
 _RECIPES = ("linear", "finetune")
@@ -58,8 +61,10 @@ def train_classifier(
     *,
     class_names=(),
     projection_layer=0,
+    bits=8,
     seed=0,
     report=None,
+    progress=None,
 ):
     """Trains a classifier by the better of two recipes, and writes it.
 
@@ -69,6 +74,7 @@ def train_classifier(
     - `classifier.keras`: plain Keras layers, for images of the encoder's size.
     - `saved_model/`: for images of any size, as from `export_encoder`.
     - `class_names.json`: list of the name of each probability.
+    - `flags.txt`: `bits`, in which `predict` reads images.
 
     Args:
         model: A `SimCLRModel`.
@@ -76,16 +82,19 @@ def train_classifier(
         directory: Directory to write, new or empty. It is complete or absent.
         class_names: As `evaluate`.
         projection_layer: As `fine_tune`.
+        bits: Of the images, as `dataset_from_directory`.
         seed: Integer.
-        report: Function that is told, in words, how long it will take and,
-            before anything is written, how good the classifier is.
+        report: As in `evaluate`; it is also told, before anything is written,
+            how good the classifier is.
+        progress: As in `evaluate`.
 
     Returns:
         A `Classifier`.
 
     Raises:
-        ValueError: If labels are missing, or a class has fewer than two
-            images, or no plain layers do what the augmentation does at rest.
+        ValueError: If the encoder takes other images, or labels are missing,
+            or a class has fewer than two images, or no plain layers do what
+            the augmentation does at rest.
         FileExistsError: If `directory` holds anything.
 
     Example:
@@ -100,7 +109,16 @@ def train_classifier(
     check_is_free(directory)
     check_finite(model)
     plain_view(model)  # Refuses now what has no plain layers.
-    examples = with_groups(load_labelled("train", train, class_names))
+    say = report or (lambda text: None)
+    examples = load_labelled(
+        "train",
+        train,
+        class_names,
+        check=functools.partial(check_fits, model),
+        report=say,
+        progress=progress,
+    )
+    examples = with_groups(examples, say)
     result = evaluate(
         model,
         examples,
@@ -110,25 +128,14 @@ def train_classifier(
         projection_layer=projection_layer,
         seed=seed,
         report=report,
+        progress=progress,
     )
     best = max(result.rows, key=lambda row: row["accuracy"])
-    labels = examples["labels"]
-    classes = np.unique(labels)
-    if best["probe"] == "finetune":
-        tuner = Tuner(model, classes, projection_layer=projection_layer)
-        tuner.fit(examples, seed)
-        network = tuner.network()
-    else:
-        features = extract_features(model, examples)
-        groups = examples["groups"]
-        probe = linear_probe(
-            features, labels, features, labels, groups=groups, seed=seed
-        )
-        encoder = plain_copy(model.encoder)
-        network = keras.Sequential(
-            [keras.Input(encoder.input_shape[1:]), encoder, probe.classifier],
-            name="classifier",
-        )
+    classes, size = np.unique(examples["labels"]), len(examples["labels"])
+    say(f"Training on all {size:,} images: {best['probe']}.")
+    network = _trained(
+        model, examples, best["probe"], projection_layer, seed, progress
+    )
     names = [str(x) for x in classes]
     classifier = Classifier(
         recipe=best["probe"],
@@ -137,23 +144,45 @@ def train_classifier(
         class_names=tuple(names),
         evaluation=result,
     )
-    if report:
-        report(str(classifier))
-    write_classifier(model, network, directory, names)
+    say(str(classifier))
+    write_classifier(model, network, directory, names, bits)
     return classifier
 
 
-def write_classifier(model, network, directory, names):
+def _trained(model, examples, recipe, projection_layer, seed, progress):
+    """A network from the evaluation view, trained by one of the recipes."""
+    labels = examples["labels"]
+    if recipe == "finetune":
+        classes = np.unique(labels)
+        tuner = Tuner(model, classes, projection_layer=projection_layer)
+        tuner.fit(examples, seed, progress=progress)
+        return tuner.network()
+    features = Features({"h": representation(model)}, examples, progress)
+    features, groups = features.arrays["h"], examples["groups"]
+    probe = linear_probe(
+        features, labels, features, labels, groups=groups, seed=seed
+    )
+    encoder = plain_copy(model.encoder)
+    return keras.Sequential(
+        [keras.Input(encoder.input_shape[1:]), encoder, probe.classifier],
+        name="classifier",
+    )
+
+
+def write_classifier(model, network, directory, names, bits=8):
     """Writes what `train_classifier` writes.
 
     `network` makes probabilities, of these names, of the model's evaluation
     view.
     """
-    texts = {_CLASS_NAMES: json.dumps(names, ensure_ascii=False, indent=2)}
-    write_network(model, network, directory, "classifier", texts)
+    texts = {
+        _CLASS_NAMES: json.dumps(names, ensure_ascii=False, indent=2),
+        FLAGS: as_flags({"bits": bits}),
+    }
+    write_network(model, network, directory, "classifier", texts, bits)
 
 
-def write_predictions(directory, dataset, path, names=None):
+def write_predictions(directory, dataset, path, names=None, progress=None):
     """Writes a table of the class of every image: path, class, probability.
 
     Args:
@@ -161,6 +190,7 @@ def write_predictions(directory, dataset, path, names=None):
         dataset: `tf.data.Dataset` of batches of images.
         path: `pathlib.Path` of the CSV file to write.
         names: As `write_embeddings`, or None for the places themselves.
+        progress: As in `extract_features`.
 
     Returns:
         Number of rows.
@@ -168,8 +198,9 @@ def write_predictions(directory, dataset, path, names=None):
     Raises:
         FileExistsError: If `path` exists.
         FileNotFoundError: If `directory` holds no classifier.
-        ValueError: If images are unusable, or have other channels than the
-            classifier; or if its weights or probabilities are not finite.
+        ValueError: If there are no images, or they are unusable, or have
+            other channels than the classifier; or if its weights or
+            probabilities are not finite.
 
     Example:
 
@@ -179,21 +210,19 @@ def write_predictions(directory, dataset, path, names=None):
     """
     check_is_new("path", path)
     directory = _checked(directory)
-    channels = input_shape(directory)[-1]
-    found = elements.unpack(dataset.element_spec)["images"].shape[-1]
-    if found not in (channels, None):
-        raise ValueError(
-            f"The classifier takes images of {channels} channels. Received: "
-            f"images of {found} channels"
-        )
+    shape = load_classifier(directory).input_shape
+    element = elements.unpack(dataset.element_spec)
+    rules = elements.Rules(len(shape) == 4, channels=shape[-1])
+    rules.check_at_rest(element)
     classes = json.loads((directory / _CLASS_NAMES).read_text("utf-8"))
     module = tf.saved_model.load(directory / "saved_model")
     names = None if names is None else list(names)
+    total = None if names is None else len(names)
     count = 0
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["path", "class", "probability"])
-        for element in fit_data.checked_elements(dataset):
+        for element in fit_data.checked_elements(dataset, progress, total):
             images, sizes = elements.images_and_sizes(element)
             if sizes is None:
                 images = to_float(images)
@@ -214,11 +243,6 @@ def write_predictions(directory, dataset, path, names=None):
             table.writerows((*row, f"{p:.4f}") for *row, p in rows)
             count += len(places)
     return count
-
-
-def input_shape(directory):
-    """Height, width and channels of what a written classifier sees."""
-    return load_classifier(directory).input_shape[1:]
 
 
 def load_classifier(directory):

@@ -1,5 +1,6 @@
 """Copies of networks: plain, untrained, and those that a file brings back."""
 
+import contextlib
 import hashlib
 import random
 import tempfile
@@ -48,11 +49,42 @@ def plain_copy(network):
 
 def _rebuilt(network, change=lambda config: config):
     """A network of the same layers, not compiled, with weights drawn anew."""
-    config = _config(network)
-    config.pop("compile_config", None)
-    return keras.saving.deserialize_keras_object(
-        change(config), custom_objects=own_objects(network)
-    )
+    with _named_lambdas(network):
+        try:
+            config = _config(network)
+        except NotImplementedError as error:
+            raise ValueError(
+                f"A copy of {network.name!r} is made from the configs of its "
+                f"layers. Received: {_first_words(error)}"
+            ) from None
+        config.pop("compile_config", None)
+        return keras.saving.deserialize_keras_object(
+            change(config), custom_objects=own_objects(network)
+        )
+
+
+@contextlib.contextmanager
+def _named_lambdas(network):
+    """Gives names to the lambdas of layers, by which a copy finds them."""
+    lambdas = {
+        id(value): value
+        for layer in nested_layers(network)
+        for value in vars(layer).values()
+        if isinstance(value, types.FunctionType)
+        and value.__name__ == "<lambda>"
+    }
+    for place, function in enumerate(lambdas.values()):
+        function.__name__ = f"lambda_{place}"
+    try:
+        yield
+    finally:
+        for function in lambdas.values():
+            function.__name__ = "<lambda>"
+
+
+def _first_words(error):
+    """The first paragraph of a message of Keras, in one line."""
+    return " ".join(str(error).strip().split("\n\n")[0].split())
 
 
 def own_objects(network):
@@ -277,7 +309,7 @@ def check_can_be_saved(model, *, with_compile=True):
     parts = dict(config["config"])
     if with_compile:
         parts.update(config.get("compile_config", {}))
-    parts["model"] = {"registered_name": config["registered_name"]}
+    parts["model"] = {k: config.get(k) for k in ("registered_name", "module")}
     for part, value in parts.items():
         names = set(_unregistered(value))
         if "<lambda>" in names:
@@ -315,9 +347,8 @@ def check_for_later(model):
             warnings.simplefilter("ignore")  # Of what can be helped later.
             check_can_be_saved(model, with_compile=False)
     except Exception as error:  # What `get_config` of users' layers raises.
-        reason = " ".join(str(error).strip().split("\n\n")[0].split())
         warnings.warn(
-            f"This model can be trained, but not saved: {reason}",
+            f"This model can be trained, but not saved: {_first_words(error)}",
             stacklevel=3,
         )
 

@@ -234,7 +234,7 @@ def _plot_loss(log, path):
     figure = matplotlib.figure.Figure(figsize=(5, 3))
     axis = figure.subplots()
     axis.plot(range(1, len(losses_seen) + 1), losses_seen)
-    chance = RECIPE.loss().chance(RECIPE.batch_size)
+    chance = RECIPE.loss().chance(RECIPE.batch_size, RECIPE.views)
     axis.axhline(chance, linestyle="--", color="gray")
     axis.set(xlabel="epoch", ylabel="NT-Xent (dashed: chance)")
     figure.savefig(path, bbox_inches="tight")

@@ -120,7 +120,8 @@ def group_images(images, sizes=None):
     (array([0, 1, 0]), True)
     """
     is_complete = len(images) <= _MOST_IN_MEMORY
-    looks_near = is_complete and images.ndim == 4 and images.shape[3] in (1, 3)
+    shape = images.shape
+    looks_near = is_complete and len(shape) == 4 and shape[3] in (1, 3)
     keys = np.zeros(len(images), KEYS)
     usable = np.zeros(len(images), bool)
     for place, image in enumerate(images):
@@ -128,13 +129,36 @@ def group_images(images, sizes=None):
             height, width = sizes[place]
             image = image[:height, :width]
         usable[place] = np.ptp(image) > 0
-        content = hashlib.blake2b(f"{image.shape}".encode(), digest_size=8)
-        content.update(np.ascontiguousarray(image))
-        digest = int.from_bytes(content.digest())
-        keys["digest"][place] = digest
         if looks_near and usable[place]:
-            keys[place] = digest, *perceptual_keys(_small(image))
+            keys[place] = image_keys(image)
+        else:
+            keys["digest"][place] = _digest(image)
     return group(keys, usable), is_complete
+
+
+def image_keys(image):
+    """Measures by which duplicates of an image in memory are found.
+
+    Args:
+        image: Array of shape `(height, width, channels)`, uint8 or float in
+            [0, 1]. Of other than one or three channels, the first ones tell
+            near duplicates.
+
+    Returns:
+        Fields of `KEYS`.
+
+    Example:
+
+    >>> len(image_keys(np.zeros((8, 8, 4), "uint8"))) == len(KEYS)
+    True
+    """
+    return _digest(image), *perceptual_keys(_small(image))
+
+
+def _digest(image):
+    content = hashlib.blake2b(f"{image.shape}".encode(), digest_size=8)
+    content.update(np.ascontiguousarray(image))
+    return int.from_bytes(content.digest())
 
 
 def _small(image):
@@ -143,6 +167,7 @@ def _small(image):
 
     if image.dtype != np.uint8:
         image = np.round(255 * np.clip(image, 0, 1)).astype("uint8")
+    image = image[..., : 3 if image.shape[2] > 2 else 1]
     image = np.broadcast_to(image, (*image.shape[:2], 3))
     image = Image.fromarray(np.ascontiguousarray(image))
     return image.resize(SMALL, Image.Resampling.BILINEAR)

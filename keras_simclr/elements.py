@@ -1,6 +1,7 @@
 """What a batch may look like: its parts, their shapes and values."""
 
 import collections
+import contextlib
 import dataclasses
 import os
 import re
@@ -8,7 +9,12 @@ import re
 import numpy as np
 import tensorflow as tf
 
-from keras_simclr.augmentations import check_dtype
+from keras_simclr.augmentations import (
+    Augmentation,
+    accepts,
+    as_list,
+    check_dtype,
+)
 from keras_simclr.replicas import agreed, replica_and_number
 
 _SMALLEST_IMAGE = 8  # Pixels a side.
@@ -47,10 +53,20 @@ def unpack(element):
     if not isinstance(element, (tuple, list)):
         return {"images": element}
     parts = [part for part in element if part is not None]
-    if len(parts) not in (1, 2) or isinstance(parts[0], (dict, tuple, list)):
+    if len(parts) == 1 and isinstance(parts[0], dict):
+        return _unpack_dictionary(parts[0])  # So Keras passes it on.
+    if len(parts) not in (1, 2) or any(
+        not hasattr(part, "shape") for part in parts
+    ):
+        cure = ""
+        if any(isinstance(part, dict) for part in parts):
+            cure = (
+                ". Put all parts into one dictionary: dataset.map(lambda "
+                "images, others: {'images': images, 'labels': others['label']})"
+            )
         raise ValueError(
             "A dataset element must be `images`, `(images, labels)` or a "
-            f"dictionary. Received: a tuple of {len(parts)} parts"
+            f"dictionary. Received: a tuple of {len(parts)} parts{cure}"
         )
     if len(parts) == 2:
         first, second = parts[0].shape, parts[1].shape
@@ -110,12 +126,56 @@ class Rules:
         without_sizes: `(argument, layer)`, names of an augmentation whose first
             layer takes no `sizes`; or None.
         without_groups: The loss that takes no `groups`, in words; or None.
+        views: Views that it makes of each of its images.
     """
 
     sees_images: bool
     channels: int | None = None
     without_sizes: tuple | None = None
     without_groups: str | None = None
+    views: int = 2
+
+    @classmethod
+    def of(
+        cls,
+        shape,
+        augmentation,
+        second_augmentation,
+        without_groups=None,
+        views=2,
+    ):
+        """The rules of a model.
+
+        Args:
+            shape: Input shape of its encoder.
+            augmentation: As of `SimCLRModel`.
+            second_augmentation: As of `SimCLRModel`.
+            without_groups: As of `Rules`.
+            views: As of `SimCLRModel`.
+
+        Returns:
+            `Rules`.
+        """
+        channels, layers = None, as_list(augmentation)
+        if len(shape) == 4 and all(isinstance(x, Augmentation) for x in layers):
+            channels = shape[3]  # None of ours changes their number.
+        first = [
+            ("augmentation", layers[:1]),
+            ("second_augmentation", as_list(second_augmentation)[:1]),
+        ]
+        without_sizes = [
+            (name, layer.name)
+            for name, layers in first
+            for layer in layers
+            if not accepts(layer, "sizes")
+        ]
+        return cls(
+            sees_images=len(shape) == 4,
+            channels=channels,
+            without_sizes=without_sizes[0] if without_sizes else None,
+            without_groups=without_groups,
+            views=views,
+        )
 
     def check(self, element):
         """Refuses what structure, dtype and static shape show.
@@ -134,13 +194,23 @@ class Rules:
                     "other image is a negative. Received: "
                     f"`{name}` of shape {batch.shape}"
                 )
+        if "view_1" in element and self.views != 2:
+            raise ValueError(
+                "`view_1` and `view_2` are two views of each image. Received: "
+                f"them for a model with views={self.views}. Give it `images`, "
+                "or make it with views=2"
+            )
+        self.check_at_rest(element)
+        if "groups" in element:
+            self._check_groups(element["groups"])
+
+    def check_at_rest(self, element):
+        """As `check`, of what matters without training, too."""
         if "images" in element and self.sees_images:
             _check_images(element["images"])
             self._check_channels(element["images"].shape)
         if "sizes" in element:
             self._check_sizes(element["sizes"])
-        if "groups" in element:
-            self._check_groups(element["groups"])
 
     def value_checks(self, element):
         """Operations that fail unless the values of an element are usable.
@@ -159,6 +229,22 @@ class Rules:
         if "sizes" in element:
             checks.append(_assert_sizes(element["sizes"], element["images"]))
         return checks
+
+    def usable(self, images, sizes):
+        """The images, which are there only if these values are usable.
+
+        Without training: of any number of images.
+        """
+        images = tf.convert_to_tensor(images)
+        with failures_in_words():
+            checks = value_checks(
+                images, "images", in_unit_range=self.sees_images
+            )
+            if sizes is not None:
+                sizes = tf.convert_to_tensor(sizes)
+                checks.append(_assert_sizes(sizes, images))
+        with tf.control_dependencies(checks):
+            return tf.identity(images)
 
     def _check_channels(self, shape):
         if self.channels is not None and shape[3] not in (self.channels, None):
@@ -239,6 +325,8 @@ def _check_images(images):
     shape = images.shape
     if shape.rank != 4:
         cure = " Add the channels: images[..., None]." * (shape.rank == 3)
+        if cure and shape[2] in (1, 3, 4):
+            cure = " Make batches: dataset.batch(256)."
         raise ValueError(
             "Images must have the shape (batch, height, width, channels). "
             f"Received: images of shape {shape}.{cure}"
@@ -300,7 +388,9 @@ def value_checks(batch, name, *, in_unit_range):
                 outside,
                 f"Float values of `{name}` must lie in [0, 1]. If they are 0 "
                 "to 255, add: dataset = dataset.map(lambda images, *labels: "
-                "(images / 255.0, *labels)). Received: values from",
+                "(images / 255.0, *labels)). If they are no pixels, as in "
+                "spectrograms, scale all by one range: (images - low) / (high "
+                "- low). Received: values from",
                 tf.reduce_min(values),
                 "to",
                 tf.reduce_max(values),
@@ -365,6 +455,21 @@ def fail(text):
     text = os.fsencode(text).decode(errors="replace")
     _failures.append(text)
     raise ValueError(text)
+
+
+@contextlib.contextmanager
+def failures_in_words(where=str):
+    """Context in which a failed `check` or `fail` is a ValueError.
+
+    `where()` is added to the message.
+    """
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        text = failed_check(error)
+        if text is None:
+            raise
+        raise ValueError(f"{text}{where()}") from None
 
 
 def failed_check(error):

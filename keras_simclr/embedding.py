@@ -9,10 +9,10 @@ import zipfile
 import numpy as np
 
 from keras_simclr import _checks, _files, elements, fit_data
-from keras_simclr.features import representation
+from keras_simclr.features import check_fits, representation
 
 
-def write_embeddings(model, dataset, path, names=None):
+def write_embeddings(model, dataset, path, names=None, progress=None):
     """Writes the representation of every image as a row, batch by batch.
 
     CSV has columns `h0`, `h1`, ..., Parquet a column `representation` of lists,
@@ -28,14 +28,16 @@ def write_embeddings(model, dataset, path, names=None):
         names: Names of the images by their `places`, such as
             `ImageFolder.paths`, or in order where a dataset has no places; or
             None.
+        progress: As in `extract_features`.
 
     Returns:
         Number of rows.
 
     Raises:
         FileExistsError: If `path` exists.
-        ValueError: If the path has another ending, images are unusable, or
-            weights or representations are not finite.
+        ValueError: If the path has another ending, the encoder takes other
+            images, there are none, or they are unusable, or weights or
+            representations are not finite.
 
     Example:
 
@@ -50,12 +52,14 @@ def write_embeddings(model, dataset, path, names=None):
     """
     ending = _checks.choice("format", path.suffix[1:], _WRITERS)
     _files.check_is_new("path", path)
+    check_fits(model, dataset)
     represent = representation(model)
     names = None if names is None else list(names)
+    total = None if names is None else len(names)
 
     def batches():
         count = 0
-        for element in fit_data.checked_elements(dataset):
+        for element in fit_data.checked_elements(dataset, progress, total):
             rows = represent(*elements.images_and_sizes(element)).numpy()
             places = elements.places_of(element, count)
             count += len(rows)

@@ -14,9 +14,11 @@ from keras_simclr.augmentations import to_float
 from keras_simclr.copies import untrained_copy, weights_digest
 from keras_simclr.devices import duration
 from keras_simclr.duplicates import group_images
+from keras_simclr.elements import images_and_sizes, unpack
 from keras_simclr.features import (
     PIXEL_SETTINGS,
     Features,
+    check_fits,
     pixels_of,
     representation,
     resized_representation,
@@ -24,10 +26,12 @@ from keras_simclr.features import (
 )
 from keras_simclr.labelled import (
     Labelled,
+    TightImages,
     check_classes,
     compare_classes,
     load_labelled,
 )
+from keras_simclr.model import SimCLRModel
 from keras_simclr.probes import KINDS
 
 _logger = logging.getLogger("keras_simclr")
@@ -156,6 +160,7 @@ def evaluate(
     class_names=(),
     seed=0,
     report=None,
+    progress=None,
 ):
     """Compares what can be learned from few and many labels, and from what.
 
@@ -187,14 +192,19 @@ def evaluate(
         projection_layer: As `fine_tune`.
         class_names: Names, where labels without their own are places in them.
         seed: Integer that everything drawn is a function of.
-        report: Function that is told, in words, how long it will take.
+        report: Function that is told, in words, what is being done, how long it
+            will take, and each accuracy as it is found.
+        progress: Function that is told, as work goes on, how many images are
+            done, of what was reported last, and of how many; or None where that
+            is not known.
 
     Returns:
         An `Evaluation`.
 
     Raises:
-        ValueError: If labels are missing or fill none of the numbers asked
-            for, or an argument is not among what is listed here.
+        ValueError: If an encoder takes other images, or labels are missing or
+            fill none of the numbers asked for, or an argument is not among what
+            is listed here.
 
     Example:
 
@@ -219,9 +229,16 @@ def evaluate(
         _checks.choice("probes", probe, PROBES)
     _checks.integer("draws", draws, minimum=2)
     amounts = list(dict.fromkeys(map(sampling.checked_amount, labels)))
-    _check_names(encoders)
-    start = time.perf_counter()
-    examples, splits = _load(train, test, draws, seed, class_names)
+    encoders = _checked_encoders(encoders or {})
+    start, say = time.perf_counter(), report or (lambda text: None)
+    load = functools.partial(
+        load_labelled,
+        class_names=class_names,
+        check=functools.partial(_check_fit, model, encoders),
+        report=say,
+        progress=progress,
+    )
+    examples, splits = _load(train, test, draws, seed, load, say)
     remarks = _remarks(examples, splits)
     for remark in remarks:
         _logger.warning(remark)
@@ -230,15 +247,13 @@ def evaluate(
     )
     untrained = _untrained(model, examples, splits, seed) if baselines else None
     functions = _feature_functions(model, untrained, encoders)
-    features = Features(functions, examples)
+    features = Features(functions, examples, progress)
     contenders = _contenders(
         model, features, probes, baselines, projection_layer
     )
     if report:
-        seconds = _seconds(contenders, jobs, features)
-        taken = time.perf_counter() - start
-        report(f"This will take about {duration(taken + seconds)}.")
-    results = _run(contenders, jobs, seed)
+        _tell_how_long(contenders, jobs, features, start, report)
+    results = _run(contenders, jobs, seed, say, progress)
     correction = sampling.correction_of(splits)
     rows = [_row(result, correction) for result in results]
     gains = [_gain(job, results, correction) for job in jobs if baselines]
@@ -248,48 +263,75 @@ def evaluate(
         **{name: _SETTINGS[name] for name in probes},
         **({"pixels": _SETTINGS["pixels"]} if baselines else {}),
         "projection_layer": projection_layer,
-        "train_examples": len(splits[0].train),
-        "test_examples": len(splits[0].test),
         "draws": draws,
-        "weights": weights_digest(model),
-        "encoders": {k: weights_digest(x) for k, x in (encoders or {}).items()},
-        "data_digest": _digest(examples),
+        **_described(model, encoders, examples, splits),
         "seed": seed,
         "seconds": round(time.perf_counter() - start),
     }
     return Evaluation(tuple(rows), tuple(gains), tuple(left_out), settings)
 
 
-def _check_names(encoders):
-    taken = {"pixels", "untrained", "simclr"} & {*(encoders or ())}
+def _checked_encoders(encoders):
+    taken = {"pixels", "untrained", "simclr"} & {*encoders}
     if taken:
         raise ValueError(
             "`encoders` must have names other than 'pixels', 'untrained' and "
             f"'simclr', which the table has already. Received: {taken}"
         )
+    for name, encoder in encoders.items():
+        shape = getattr(encoder, "input_shape", None)
+        if isinstance(encoder, SimCLRModel):
+            continue
+        if not isinstance(shape, tuple) or len(shape) != 4 or None in shape[1:]:
+            raise ValueError(
+                "`encoders` must take images of a size of their own: inputs of "
+                "shape (None, height, width, channels). Received: "
+                f"{name!r} with inputs of shape {shape}"
+            )
+    return encoders
 
 
-def _load(train, test, draws, seed, class_names):
+def _check_fit(model, encoders, dataset):
+    """Refuses images that the encoders cannot take, all channels beside 1."""
+    check_fits(model, dataset)
+    images, _ = images_and_sizes(unpack(dataset.element_spec))
+    for name, encoder in encoders.items():
+        if isinstance(encoder, SimCLRModel):
+            check_fits(encoder, dataset)
+            continue
+        channels, found = encoder.input_shape[-1], images.shape[-1]
+        # Grey images are made colourful.
+        if found not in (channels, None) and (found, channels) != (1, 3):
+            raise ValueError(
+                f"The encoder {name!r} takes images with {channels} channels. "
+                f"Received: images of shape {images.shape}. Leave it out of "
+                "`encoders`, or evaluate it alone on images that it takes."
+            )
+
+
+def _load(train, test, draws, seed, load, report):
     """All examples in memory with their `groups`, and the splits of them."""
-    train = load_labelled("train", train, class_names)
+    train = load("train", train)
     check_classes("train", train["labels"])
     if test is None:
-        train = with_groups(train)
+        train = with_groups(train, report)
         splits = sampling.random_splits(
             train["labels"], train["groups"], draws, seed
         )
         return train, splits
-    test = load_labelled("test", test, class_names)
+    test = load("test", test)
     compare_classes(train["labels"], test["labels"])  # Refuses others.
     places = np.arange(len(train["labels"]) + len(test["labels"]))
     split = sampling.Split(*np.split(places, [len(train["labels"])]))
-    return with_groups(_joined(train, test)), [split]
+    return with_groups(_joined(train, test), report), [split]
 
 
-def with_groups(examples):
+def with_groups(examples, report):
     """The examples, with the `groups` of duplicates found if they have none."""
     if "groups" in examples:
         return examples
+    count = len(examples["images"])
+    report(f"Looking for duplicates among {count:,} images.")
     groups, is_complete = group_images(
         examples["images"], examples.get("sizes")
     )
@@ -323,36 +365,49 @@ def _remarks(examples, splits):
 
 
 def _joined(*sets):
-    """Sets of examples end to end, canvases and values made equal."""
+    """Sets of examples end to end, their values made equal."""
     if len({"sizes" in each for each in sets}) > 1:
         raise ValueError(
             "`train` and `test` must both lie on canvases, or neither. "
             "Received: `sizes` in one of them"
         )
-    images = [each["images"] for each in sets]
-    if len({each.dtype for each in images}) > 1:
-        images = [to_float(tf.constant(each)).numpy() for each in images]
-    if "sizes" in sets[0]:
-        largest = np.max([each.shape[1:3] for each in images], axis=0)
-        images = [_on_canvas(each, *largest) for each in images]
-    sets = [{**each, "images": x} for each, x in zip(sets, images, strict=True)]
+    images = _images_end_to_end([each["images"] for each in sets])
     # Groups and places of two sources may be numbered alike.
-    shared = set.intersection(*map(set, sets)) - {"groups", "places"}
-    return {key: np.concatenate([each[key] for each in sets]) for key in shared}
+    shared = set.intersection(*map(set, sets)) - {"groups", "places", "images"}
+    others = {k: np.concatenate([each[k] for each in sets]) for k in shared}
+    return {"images": images, **others}
 
 
-def _on_canvas(images, height, width):
-    missing = (height - images.shape[1], width - images.shape[2])
-    margins = [(0, 0), (0, missing[0]), (0, missing[1]), (0, 0)]
-    return np.pad(images, margins)
+def _images_end_to_end(sets):
+    is_tight = isinstance(sets[0], TightImages)
+    if len({images.dtype for images in sets}) > 1:
+        sets = [
+            [to_float(tf.constant(image)).numpy() for image in images]
+            for images in sets
+        ]
+    if is_tight:
+        return TightImages([image for images in sets for image in images])
+    return np.concatenate(sets)
+
+
+def _described(model, encoders, examples, splits):
+    """Names what was compared, learned from and tested on."""
+    return {
+        "train_examples": len(splits[0].train),
+        "test_examples": len(splits[0].test),
+        "weights": weights_digest(model),
+        "encoders": {k: weights_digest(x) for k, x in encoders.items()},
+        "data_digest": _digest(examples),
+    }
 
 
 def _digest(examples):
-    """Names what was learned from and tested on."""
     digest = hashlib.sha256()
-    for name in ("images", "labels"):
-        array = np.ascontiguousarray(examples[name])
-        digest.update(array.ravel().view("uint8"))
+    for image in examples["images"]:
+        digest.update(np.ascontiguousarray(image))
+    for name in ("sizes", "labels"):
+        if name in examples:
+            digest.update(np.ascontiguousarray(examples[name]).view("uint8"))
     return digest.hexdigest()
 
 
@@ -382,7 +437,7 @@ def _feature_functions(model, untrained, encoders):
     return {
         "pixels": pixels_of(model),
         "untrained": representation(untrained),
-        **{k: resized_representation(x) for k, x in (encoders or {}).items()},
+        **{k: resized_representation(x) for k, x in encoders.items()},
         **functions,
     }
 
@@ -413,7 +468,7 @@ class _Probing:
         self._groups = features.examples["groups"]
         self._classes = len(np.unique(self._labels))
 
-    def predict(self, split, seed):
+    def predict(self, split, seed, progress):
         x, y = self._all_features.arrays[self.features], self._labels
         train, test = split.train, split.test
         result = self._kind.run(
@@ -424,6 +479,8 @@ class _Probing:
             groups=self._groups[train],
             seed=seed,
         )
+        if progress:
+            progress(1, 1)
         return result.predictions
 
     def seconds(self, split):
@@ -446,8 +503,8 @@ class _Tuning:
             from_scratch=from_scratch,
         )
 
-    def predict(self, split, seed):
-        self._tuner.fit(self._at(split.train), seed)
+    def predict(self, split, seed, progress):
+        self._tuner.fit(self._at(split.train), seed, progress=progress)
         return self._tuner.predict(self._at(split.test))
 
     def seconds(self, split):
@@ -461,16 +518,20 @@ class _Tuning:
         return {key: array[places] for key, array in self._examples.items()}
 
 
-def _seconds(contenders, jobs, features):
-    """How long all of it will take."""
-    has_probes = any(contender.probe in KINDS for contender in contenders)
-    seconds = features.seconds() if has_probes else 0.0
-    return seconds + sum(
-        contender.seconds(split)
-        for contender in contenders
-        for job in jobs
-        for split in job.splits
-    )
+def _tell_how_long(contenders, jobs, features, start, report):
+    """Measures on few images how long all of it will take."""
+    seconds = 0.0
+    if any(contender.probe in KINDS for contender in contenders):
+        report("Measuring how long features take.")
+        seconds += features.seconds()
+    for contender in contenders:
+        if contender.probe not in KINDS:
+            report(f"Measuring how long {contender.probe} takes.")
+        seconds += sum(
+            contender.seconds(split) for job in jobs for split in job.splits
+        )
+    seconds += time.perf_counter() - start
+    report(f"This will take about {duration(seconds)}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -500,6 +561,12 @@ class Result:
         ]
 
     @property
+    def in_words(self):
+        """What was learned, from what, and how well."""
+        amount = sampling.amount_in_words(self.job.amount)
+        return f"{self.features}, {self.probe}, {amount}: {self.mean:.1%}."
+
+    @property
     def means(self):
         """The measure of success in each split."""
         return [float(np.mean(scores)) for scores in self.scores]
@@ -510,21 +577,34 @@ class Result:
         return float(np.mean(self.means))
 
 
-def _run(contenders, jobs, seed):
+def _run(contenders, jobs, seed, report, progress):
     """A `Result` for each contender in each job."""
-    return [
-        Result(
-            contender.features,
-            contender.probe,
-            job,
-            tuple(
-                contender.predict(split, seed + draw)
+    results, total = [], len(contenders) * len(jobs)
+    if any(contender.probe in KINDS for contender in contenders):
+        report("Making the features of all images.")
+    for contender in contenders:
+        for job in jobs:
+            predictions = tuple(
+                contender.predict(
+                    split, seed + draw, _part(progress, job.splits, draw)
+                )
                 for draw, split in enumerate(job.splits)
-            ),
-        )
-        for contender in contenders
-        for job in jobs
-    ]
+            )
+            result = Result(
+                contender.features, contender.probe, job, predictions
+            )
+            results.append(result)
+            report(f"{len(results)} of {total}: {result.in_words}")
+    return results
+
+
+def _part(progress, splits, draw):
+    """What is told how far a draw is, and tells it of all draws."""
+    if progress is None:
+        return None
+    sizes = [len(split.train) for split in splits]
+    before, total = sum(sizes[:draw]), sum(sizes)
+    return lambda done, of: progress(before + done * sizes[draw] // of, total)
 
 
 def _row(result, correction):

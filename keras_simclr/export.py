@@ -17,10 +17,17 @@ from keras_simclr._files import staging
 from keras_simclr.augmentations import (
     Augmentation,
     as_list,
+    as_views,
+    at_rest,
     takes_sizes,
     to_float,
 )
-from keras_simclr.copies import check_finite, plain_copy, weights_digest
+from keras_simclr.copies import (
+    check_can_be_saved,
+    check_finite,
+    plain_copy,
+    weights_digest,
+)
 from keras_simclr.decoding import canvas_for, decode_jpeg_or_png
 from keras_simclr.model import SimCLRModel
 
@@ -28,7 +35,12 @@ _TRIED = 8  # Images that all formats must agree on.
 
 
 def export_encoder(
-    model, directory, *, formats=("keras", "saved_model"), about=None
+    model,
+    directory,
+    *,
+    formats=("keras", "saved_model"),
+    about=None,
+    report=None,
 ):
     """Writes the encoder of a model for use without this package.
 
@@ -42,11 +54,11 @@ def export_encoder(
     - `"saved_model"`, `saved_model/`: a reusable SavedModel (TF Hub), for
       images of any size that the augmentation resizes. It can be fine-tuned.
       `__call__(images, training=False)` and the signature `serving_default`
-      (output `default`) return representations; so does, for three channels,
-      the signature `encoded_images` (input `image_bytes`) of JPEG and PNG
-      files.
-    - `"onnx"`, `encoder.onnx`, and `"litert"`, `encoder.tflite`: for images of
-      the encoder's size.
+      (output `default`) return representations; so does, for one channel or
+      three, the signature `encoded_images` (input `image_bytes`) of JPEG and
+      PNG files, which it reads in the channels and bits of training.
+    - `"onnx"`, `encoder.onnx` (input `images`), and `"litert"`,
+      `encoder.tflite`: for images of the encoder's size.
     - `"litert_int8"`, `encoder_int8.tflite`: the same with weights in 8 bits, a
       fourth of the size. What flows between the layers stays float32: its
       range in 8 bits could only be told from your images.
@@ -61,9 +73,11 @@ def export_encoder(
         directory: Directory to write, new or empty. It is complete or absent.
         formats: Names of formats, as above.
         about: Dictionary, further entries of `model_card.json`, or None, as
-            from `runs.about`. Its `rows` become a table in `README.md`. What
+            from `runs.about`. Its `rows` become a table in `README.md`; `bits`
+            of its `recipe` are those in which files are read. What
             describes other weights than the model's is left out, with a
             warning: `Evaluation.summary` says which it describes.
+        report: Function that is told, in words, what is being written.
 
     Returns:
         `pathlib.Path` of the directory.
@@ -96,8 +110,9 @@ def export_encoder(
     formats = check_formats(formats)
     check_finite(model)
     network, weights = plain_copy(model.encoder), weights_digest(model)
+    bits = int((about or {}).get("recipe", {}).get("bits", 8))
     with staging(directory) as staged:
-        parts = _parts(model, network)
+        parts = _parts(model, network, bits)
         view = parts.view
         images = _noise(view.shape, _TRIED)
         expected = _one_by_one(
@@ -107,6 +122,8 @@ def export_encoder(
         differences = {}
         for name in formats:
             format = EXPORTS[name]
+            if report:
+                report(f"Writing {name}: {format.file}.")
             if format.save is not None:
                 path = staged / format.file
                 with _readable_errors(name):
@@ -177,7 +194,7 @@ def check_formats(formats):
     return [name for name in EXPORTS if name in formats]
 
 
-def write_network(model, network, directory, name, texts=None):
+def write_network(model, network, directory, name, texts=None, bits=8):
     """Writes a network behind a model's evaluation view, whole or not at all.
 
     Args:
@@ -187,6 +204,7 @@ def write_network(model, network, directory, name, texts=None):
         name: Name of the Keras file without `.keras`; beside it is
             `saved_model/`.
         texts: Dictionary from the names of further files to their contents.
+        bits: Of the images that it was trained on, as `decoding.decode`.
 
     Returns:
         `pathlib.Path` of the directory.
@@ -199,8 +217,8 @@ def write_network(model, network, directory, name, texts=None):
     """
     check_finite(network)
     with staging(directory) as staged:
-        parts = _parts(model, network)
-        parts.whole.save(staged / f"{name}.keras")
+        parts = _parts(model, network, bits)
+        _save_keras(parts, staged / f"{name}.keras")
         _save_saved_model(parts, staged / "saved_model")
         for file, text in (texts or {}).items():
             (staged / file).write_text(text, encoding="utf-8")
@@ -289,18 +307,27 @@ class _Parts:
     network: keras.Model  # Plain, from views.
     whole: keras.Model  # The same behind the evaluation view.
     view: _View
+    bits: int  # Of the images, as `decode`.
 
 
-def _parts(model, network):
+def _parts(model, network, bits):
     whole = with_evaluation_view(model, network)
-    return _Parts(model, network, whole, _view(model))
+    return _Parts(model, network, whole, _view(model), bits)
+
+
+def _at_rest(model, images, sizes=None):
+    """The evaluation view of images whose values are not checked.
+
+    Not every format knows assertions.
+    """
+    return at_rest(model.augmentation, as_views(images), sizes)
 
 
 def _view(model):
     encoder = model.encoder.input_shape[1:]
     images = (None, None, encoder[2]) if len(encoder) == 3 else encoder
     bring = tf.function(
-        model.evaluation_view,
+        lambda images: _at_rest(model, images),
         input_signature=[tf.TensorSpec((None, *images), tf.float32)],
         autograph=False,
     )
@@ -345,6 +372,7 @@ def _uses(card):
 
 
 def _save_keras(parts, path):
+    check_can_be_saved(parts.whole)
     parts.whole.save(path)
 
 
@@ -369,10 +397,12 @@ def _save_saved_model(parts, path):
     if takes_sizes(model.augmentation):
         module.on_canvas = tf.function(
             lambda images, sizes: embed(
-                model.evaluation_view(images, sizes), training=False
+                _at_rest(model, images, sizes), training=False
             ),
             input_signature=[
-                tf.TensorSpec(images.shape, tf.uint8),
+                tf.TensorSpec(
+                    images.shape, tf.uint8 if parts.bits == 8 else tf.float32
+                ),
                 tf.TensorSpec((None, 2), tf.int32),
             ],
             autograph=False,
@@ -382,16 +412,16 @@ def _save_saved_model(parts, path):
     )
     signatures = {"serving_default": serve.get_concrete_function(images)}
     if cards.takes_files(view.images, view.shape):
-        signatures["encoded_images"] = _serve_files(view, embed)
+        signatures["encoded_images"] = _serve_files(view, embed, parts.bits)
     tf.saved_model.save(module, path, signatures=signatures)
 
 
-def _serve_files(view, embed):
-    canvas_size = canvas_for(max(view.shape[:2]))
+def _serve_files(view, embed, bits):
+    canvas_size, channels = canvas_for(max(view.shape[:2])), view.shape[2]
 
     def view_of(contents):
-        image = to_float(decode_jpeg_or_png(contents, canvas_size))
-        return view.bring(image[None])[0]
+        image = decode_jpeg_or_png(contents, canvas_size, channels, bits)
+        return view.bring(to_float(image)[None])[0]
 
     def serve(image_bytes):
         views = tf.map_fn(
@@ -412,17 +442,33 @@ def _penalty(variable):
     )
 
 
+def _signature(network):
+    """What converters call the input: else its name is the encoder's own."""
+    return [tf.TensorSpec(network.input_shape, tf.float32, name="images")]
+
+
 def _save_onnx(parts, path):
     network = parts.whole
     network(_noise(network.input_shape[1:], 1))  # Keras asks for a call.
     with warnings.catch_warnings():
         # Keras 3.15 looks for what NumPy 2 no longer has.
         warnings.simplefilter("ignore", FutureWarning)
-        network.export(path, format="onnx", verbose=False)
+        network.export(
+            path,
+            format="onnx",
+            verbose=False,
+            input_signature=_signature(network),
+        )
 
 
 def _save_litert(parts, path, **kwargs):
-    parts.whole.export(path, format="litert", verbose=False, **kwargs)
+    parts.whole.export(
+        path,
+        format="litert",
+        verbose=False,
+        input_signature=_signature(parts.whole),
+        **kwargs,
+    )
 
 
 def _save_litert_int8(parts, path):
@@ -608,7 +654,7 @@ ONNX Runtime:
 import onnxruntime
 
 session = onnxruntime.InferenceSession("encoder.onnx")
-(embeddings,) = session.run(None, {session.get_inputs()[0].name: images})
+(embeddings,) = session.run(None, {"images": images})
 ```
 """,
     ),

@@ -10,9 +10,15 @@ import tensorflow as tf
 
 from keras_simclr import fit_data
 from keras_simclr._checks import finite_rows
-from keras_simclr.augmentations import RandomResizedCrop, to_float
+from keras_simclr.augmentations import (
+    Augmentation,
+    RandomResizedCrop,
+    as_list,
+    to_float,
+)
 from keras_simclr.copies import check_finite, nested_layers, plain_copy
-from keras_simclr.elements import images_and_sizes, unpack
+from keras_simclr.elements import Rules, images_and_sizes, unpack
+from keras_simclr.labelled import in_batches, joined
 from keras_simclr.model import SimCLRModel
 
 _PIXELS = 32  # Larger images are averaged to this size for the baseline.
@@ -21,7 +27,9 @@ _SETTLED_ON = 1_024  # Images that batch norm is shown before it is trained.
 PIXEL_SETTINGS = f"at most {_PIXELS} x {_PIXELS}"
 
 
-def extract_features(model, images, *, batch_size=256, return_places=False):
+def extract_features(
+    model, images, *, batch_size=256, return_places=False, progress=None
+):
     """Representations of images, from an encoder at rest.
 
     Args:
@@ -34,6 +42,8 @@ def extract_features(model, images, *, batch_size=256, return_places=False):
         return_places: Whether to return the place of each image, too. Of a
             folder, from which any pass may skip files, that is its place in
             `ImageFolder.paths`.
+        progress: Function that is told, as work goes on, how many images are
+            done, and of how many, or None where that is not known.
 
     Returns:
         float32 array of shape `(N, features)`: before the projection head, and
@@ -41,9 +51,10 @@ def extract_features(model, images, *, batch_size=256, return_places=False):
         `return_places` also an integer array of shape `(N,)`.
 
     Raises:
-        ValueError: If images are not finite, or floats not in [0, 1]; if the
-            weights, or representations, are not finite; or if a copy of the
-            encoder does not return what it returns.
+        ValueError: If the encoder takes other images, there are none, or they
+            are not finite, or floats not in [0, 1]; if the weights, or
+            representations, are not finite; or if a copy of the encoder does
+            not return what it returns.
 
     Example:
 
@@ -53,13 +64,40 @@ def extract_features(model, images, *, batch_size=256, return_places=False):
     (4, 512)
     """
     dataset = fit_data.in_order(images, batch_size=batch_size)
-    fit_data.check_length(dataset)
-    elements = fit_data.checked_elements(dataset)
+    fit_data.check_length(dataset, name=None)
+    check_fits(model, dataset)
+    elements = fit_data.checked_elements(dataset, progress)
     (features,), others = extract([representation(model)], elements)
     finite_rows("Representations", features)
     if not return_places:
         return features
     return features, others.get("places", np.arange(len(features)))
+
+
+def check_fits(model, dataset):
+    """Refuses, before long work, images that an encoder cannot take."""
+    images, sizes = images_and_sizes(unpack(dataset.element_spec))
+    if isinstance(model, SimCLRModel):
+        shape, layers = model.encoder.input_shape, as_list(model.augmentation)
+        sees_images = len(shape) == 4
+        is_known = all(isinstance(layer, Augmentation) for layer in layers)
+        channels = shape[3] if sees_images and is_known else None
+        rules = Rules(sees_images=sees_images, channels=channels)
+        rules.check_at_rest({"images": images})
+        return
+    if sizes is not None:
+        raise ValueError(
+            "Images with `sizes` need a SimCLRModel, which knows how to "
+            f"bring them to its encoder. Received: model={model.name!r}"
+        )
+    # Of a subclass of `keras.Model` it is not known.
+    shape = getattr(model, "input_shape", None)
+    if not images.shape.is_compatible_with(shape):
+        raise ValueError(
+            f"The encoder takes images of shape {shape}. Received: images of "
+            f"shape {images.shape}. Convert them, or use a SimCLRModel, which "
+            "brings images to the size of its encoder."
+        )
 
 
 def representation(model):
@@ -98,15 +136,7 @@ def view_of(model):
     if isinstance(model, SimCLRModel):
         return model.evaluation_view
 
-    def whole(images, sizes):
-        if sizes is not None:
-            raise ValueError(
-                "Images with `sizes` need a SimCLRModel, which knows how to "
-                f"bring them to its encoder. Received: model={model.name!r}"
-            )
-        return to_float(images)
-
-    return whole
+    return lambda images, sizes: to_float(images)
 
 
 def pixels_of(model):
@@ -145,7 +175,7 @@ def settle_batch_norm(model, examples, places, seed):
     prepare, seen = view_of(model), 0
     places = np.random.default_rng(seed).permutation(places)[:_SETTLED_ON]
     drawn = {key: array[places] for key, array in examples.items()}
-    for element in map(unpack, fit_data.in_order(drawn)):
+    for element in in_batches(drawn):
         images, sizes = images_and_sizes(element)
         count = images.shape[0]
         for norm in norms:
@@ -169,25 +199,25 @@ def extract(functions, elements):
             output.append(function(batch, sizes).numpy())
         for name in {"labels", "groups", "places"} & element.keys():
             others[name].append(np.asarray(element[name]))
-    outputs = [np.concatenate(output) for output in outputs]
-    return outputs, {k: np.concatenate(array) for k, array in others.items()}
+    return [*map(joined, outputs)], {k: joined(x) for k, x in others.items()}
 
 
 class Features:
     """Features of examples in memory, by name; made when they are needed.
 
     `functions` is a dictionary of functions of images and sizes; `examples` one
-    of arrays.
+    of arrays; `progress` as in `extract_features`.
     """
 
-    def __init__(self, functions, examples):
+    def __init__(self, functions, examples, progress=None):
         self.functions, self.examples = functions, examples
+        self._progress = progress
         self._few = {k: array[:FEW_IMAGES] for k, array in examples.items()}
 
     @functools.cached_property
     def arrays(self):
         """Dictionary of arrays of shape `(N, width)`."""
-        return self._of(self.examples)
+        return self._of(self.examples, self._progress)
 
     @functools.cached_property
     def widths(self):
@@ -205,8 +235,8 @@ class Features:
         share = len(self.examples["images"]) / len(self._few["images"])
         return times[-1] * share
 
-    def _of(self, examples):
-        elements = map(unpack, fit_data.in_order(examples))
+    def _of(self, examples, progress=None):
+        elements = in_batches(examples, progress)
         arrays, _ = extract(self.functions.values(), elements)
         for name, array in zip(self.functions, arrays, strict=True):
             finite_rows(f"Features of {name!r}", array)

@@ -1,6 +1,7 @@
 """Training an encoder further, on labelled images."""
 
 import dataclasses
+import functools
 import math
 import time
 
@@ -11,7 +12,12 @@ import tensorflow as tf
 from keras_simclr import _checks, copies, fit_data, labelled
 from keras_simclr.augmentations import SimCLRAugmentation, as_list, at_rest
 from keras_simclr.export import plain_view, with_evaluation_view
-from keras_simclr.features import FEW_IMAGES, settle_batch_norm, view_of
+from keras_simclr.features import (
+    FEW_IMAGES,
+    check_fits,
+    settle_batch_norm,
+    view_of,
+)
 from keras_simclr.model import SimCLRModel
 from keras_simclr.probes import fit_logistic
 
@@ -60,7 +66,14 @@ class FineTuning:
 
 
 def fine_tune(
-    model, train, test=None, *, projection_layer=0, from_scratch=False, seed=0
+    model,
+    train,
+    test=None,
+    *,
+    projection_layer=0,
+    from_scratch=False,
+    seed=0,
+    progress=None,
 ):
     """Trains a copy of the encoder and a classifier on labelled images.
 
@@ -83,14 +96,17 @@ def fine_tune(
             comparison: all weights are drawn anew, and the learning rate is
             one that suits them.
         seed: Integer.
+        progress: Function that is told, as training goes on, how many images
+            were seen, again and again, and how many will be.
 
     Returns:
         A `FineTuning`.
 
     Raises:
-        ValueError: If labels are missing, or there are fewer than two classes,
-            or no such projection layer, or no plain layers do what the
-            augmentation does at rest, or weights are not finite.
+        ValueError: If the encoder takes other images, or labels are missing,
+            or there are fewer than two classes, or no such projection layer,
+            or no plain layers do what the augmentation does at rest, or weights
+            are not finite.
 
     Example:
 
@@ -121,9 +137,10 @@ def fine_tune(
     copies.check_finite(model)
     if isinstance(model, SimCLRModel):
         plain_view(model)  # Refuses now what has no plain layers.
-    examples = labelled.load_labelled("train", train)
+    check = functools.partial(check_fits, model)
+    examples = labelled.load_labelled("train", train, check=check)
     if test is not None:
-        tests = labelled.load_labelled("test", test)
+        tests = labelled.load_labelled("test", test, check=check)
         labelled.warn_of_classes(examples["labels"], tests["labels"])
     tuner = Tuner(
         model,
@@ -131,7 +148,7 @@ def fine_tune(
         projection_layer=projection_layer,
         from_scratch=from_scratch,
     )
-    tuner.fit(examples, seed)
+    tuner.fit(examples, seed, progress=progress)
     accuracy, predictions = None, np.array([])
     if test is not None:
         predictions = tuner.predict(tests)
@@ -200,7 +217,7 @@ class Tuner:
         optimizer.build(self._network.core.trainable_variables)
         self._fresh = [variable.numpy() for variable in optimizer.variables]
 
-    def fit(self, examples, seed, steps=None):
+    def fit(self, examples, seed, steps=None, progress=None):
         """Trains a new copy on what `load_labelled` returned."""
         images = _without_labels(examples)
         places = np.searchsorted(self.classes, examples["labels"])
@@ -222,8 +239,16 @@ class Tuner:
         steps = steps or steps_for(len(places))
         self._schedule.steps.assign(steps)
         self._network.seed.assign(seed)
+        told = keras.callbacks.LambdaCallback(
+            on_train_batch_end=lambda step, logs: progress(
+                (step + 1) * _BATCH_SIZE, steps * _BATCH_SIZE
+            )
+        )
         self._network.fit(
-            _batches(images, places, seed, steps), shuffle=False, verbose=0
+            _batches(images, places, seed, steps),
+            shuffle=False,
+            verbose=0,
+            callbacks=[told] if progress else None,
         )
 
     def _start(self, images, places):
@@ -331,9 +356,9 @@ class _Network(keras.Model):
         return self.core(views, training=training)
 
     def predict_in_batches(self, images, features=False):
-        batches = fit_data.in_order(images)
+        batches = labelled.in_batches(images)
         outputs = [self._at_rest(batch, features).numpy() for batch in batches]
-        return np.concatenate(outputs)
+        return labelled.joined(outputs)
 
 
 def _without_labels(examples):
@@ -342,17 +367,26 @@ def _without_labels(examples):
 
 def _batches(images, places, seed, steps):
     """Full batches, also of fewer examples than a batch; epoch upon epoch."""
-    images = tf.nest.map_structure(tf.constant, images)
-    places = tf.constant(places)
     rng = np.random.default_rng(seed)
     epochs = math.ceil(steps * _BATCH_SIZE / len(places))
     rows = np.concatenate([rng.permutation(len(places)) for _ in range(epochs)])
     rows = rows[: steps * _BATCH_SIZE].reshape(steps, _BATCH_SIZE)
-    batches = tf.data.Dataset.from_tensor_slices(rows).map(
-        lambda rows: tf.nest.map_structure(
-            lambda array: tf.gather(array, rows), (images, places)
+
+    arrays = [*images.values(), places]
+
+    def batch(rows):
+        found = tf.numpy_function(
+            lambda rows: [np.asarray(array[rows]) for array in arrays],
+            [rows],
+            [array.dtype for array in arrays],
         )
-    )
+        *pixels, labels = (
+            tf.ensure_shape(each, (_BATCH_SIZE, *array.shape[1:]))
+            for each, array in zip(found, arrays, strict=True)
+        )
+        return dict(zip(images, pixels, strict=True)), labels
+
+    batches = tf.data.Dataset.from_tensor_slices(rows).map(batch)
     return fit_data.prepared(batches.prefetch(1))
 
 

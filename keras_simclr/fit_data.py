@@ -1,5 +1,7 @@
 """What Keras needs done to data: whole batches, one iterator, lengths."""
 
+import inspect
+import math
 import warnings
 import weakref
 
@@ -9,117 +11,42 @@ import tensorflow as tf
 
 from keras_simclr import _checks
 from keras_simclr.elements import (
-    failed_check,
+    failures_in_words,
     images_and_sizes,
     unpack,
     value_checks,
 )
+from keras_simclr.iterables import EMPTY, batches_from, is_read_once
+from keras_simclr.optimizers import check_rates
+from keras_simclr.orders import (
+    batches_of,
+    calling,
+    is_shuffled,
+    passes_of,
+)
 
 _BATCH_SIZE = 32  # Keras's default.
+# Arguments of `fit`, and the least that each can be.
+_NUMBERS = {
+    "batch_size": 1,
+    "epochs": 0,
+    "initial_epoch": 0,
+    "steps_per_epoch": 1,
+    "validation_steps": 1,
+    "validation_batch_size": 1,
+}
+_FORMAT = "tf_saved_model"  # Keras's default.
 
 
-# How often `fit` has iterated a dataset of somebody else's; what counts the
-# passes over ours.
+# How often `fit` has iterated a dataset of somebody else's.
 _drawn = weakref.WeakKeyDictionary()
-_passes = weakref.WeakKeyDictionary()
 
 
-class _Passes:
-    """Counts the passes over a dataset of ours."""
-
-    number = 0
-
-    def __call__(self, _):
-        self.number += 1
-        return np.int64(self.number - 1)
-
-
-def orders(size, shuffle, seed):
-    """Dataset of an order of `size` places: a function of seed and pass.
-
-    A pass is an epoch: the first one that is read has the number 0, and `fit`
-    says where it goes on.
-    """
-    # A few bytes per place; `Dataset.shuffle` takes some hundred.
-    if not shuffle:
-        return tf.data.Dataset.from_tensors(tf.range(size, dtype=tf.int64))
-    passes = _Passes()
-
-    def order(number):
-        bits = tf.random.stateless_uniform(
-            [size], tf.stack([seed, number]), None, None, tf.int64, alg="philox"
-        )
-        return tf.cast(tf.argsort(bits, stable=True), tf.int64)
-
-    numbers = tf.data.Dataset.from_tensors(0).map(_calling(passes))
-    _passes[numbers] = passes
-    return numbers.map(order)
-
-
-def _calling(function):
-    """What has `Dataset.map` call a function for an integer."""
-
-    def number(element):
-        number = tf.numpy_function(
-            function, [element], tf.int64, stateful=False
-        )
-        return tf.ensure_shape(number, ())
-
-    return number
-
-
-def _passes_of(dataset):
-    """The counters of those of our datasets that one was made of."""
-    if dataset in _passes:
-        return [_passes[dataset]]
-    inputs = getattr(dataset, "_inputs", list)()
-    return [passes for each in inputs for passes in _passes_of(each)]
-
-
-def _is_shuffled(dataset):
-    """Whether somebody shuffles what comes from a dataset of ours."""
-    if "Shuffle" in type(dataset).__name__:
-        return True
-    return any(map(_is_shuffled, getattr(dataset, "_inputs", list)()))
-
-
-def batches_of(arrays, batch_size, *, shuffle, seed, drop_remainder):
-    """The dataset of `dataset_from_arrays`, of arrays in any structure."""
-    _checks.integer("batch_size", batch_size, minimum=1)
-    if isinstance(arrays, tuple):
-        arrays = tuple(array for array in arrays if array is not None)
-        arrays = arrays[0] if len(arrays) == 1 else arrays
-    arrays = tf.nest.map_structure(tf.convert_to_tensor, arrays)
-    sizes = {array.shape[0] for array in tf.nest.flatten(arrays)}
-    if len(sizes) > 1:
-        raise ValueError(
-            "All arrays must have the same length. Received: arrays of length "
-            + " and ".join(map(str, sorted(sizes)))
-        )
-    size = sizes.pop()
-    check_fills_a_batch(size, batch_size, drop_remainder, "images")
-    places = orders(size, shuffle, seed).flat_map(
-        lambda order: tf.data.Dataset.from_tensor_slices(order).batch(
-            batch_size, drop_remainder=drop_remainder
-        )
-    )
-    count = size // batch_size if drop_remainder else -(-size // batch_size)
-    places = places.apply(tf.data.experimental.assert_cardinality(count))
-    return places.map(
-        lambda batch: tf.nest.map_structure(
-            lambda array: tf.gather(array, batch), arrays
-        ),
-        num_parallel_calls=tf.data.AUTOTUNE,
-    ).prefetch(tf.data.AUTOTUNE)
-
-
-def check_fills_a_batch(size, batch_size, drop_remainder, what):
-    """Refuses images that make no batch at all."""
-    if (size < batch_size and drop_remainder) or size == 0:
-        raise ValueError(
-            "The images must fill at least one batch. Received: "
-            f"{size} {what}, batch_size={batch_size}. Use a smaller batch."
-        )
+def arguments_of(method, args, kwargs):
+    """Dictionary of the arguments of a call, by name."""
+    call = inspect.signature(method).bind(*args, **kwargs).arguments
+    call.update(call.pop("kwargs", {}))
+    return call
 
 
 def fit_arguments(call, seed, steps_per_execution, *, check, value_checks):
@@ -133,50 +60,76 @@ def fit_arguments(call, seed, steps_per_execution, *, check, value_checks):
         value_checks: As `elements.Rules.value_checks`, for validation.
 
     Returns:
-        Dictionary of the same kind, and the `Stream` of its data, or None if
-        they are neither arrays nor a dataset.
+        Dictionary of the same kind, and the `Stream` of its data.
     """
+    refuse_weights(call)
+    call = {**call, **_checked_numbers(call)}
+    data, validation = call.get("x"), call.pop("validation_data", None)
+    options = {"shuffle": call.get("shuffle", True), "seed": seed}
+    if _is_arrays(data):
+        data = data, call.pop("y", None)
+        options["batch_size"] = call.pop("batch_size", None)
+        share = call.pop("validation_split", 0.0)
+        if validation is None:
+            data, validation = _held_out(data, share)
+    elif is_read_once(data) and "steps_per_epoch" not in call:
+        if call.get("epochs", 1) > 1:
+            raise ValueError(
+                "A generator can be read only once: more than one epoch needs "
+                "`steps_per_epoch`, and a generator that goes on. Received: "
+                f"epochs={call['epochs']}"
+            )
+    call["x"] = as_dataset(data, check=check, **options)
+    check_length(call["x"], call.get("steps_per_epoch"))
+    stream = Stream(
+        call["x"],
+        data if isinstance(data, tf.data.Dataset) else call["x"],
+        call.get("steps_per_epoch"),
+        call.get("initial_epoch"),
+        steps_per_execution,
+    )
+    call["shuffle"] = False  # Keras warns that it leaves it to us.
+    call.update(stream.arguments)
+    if validation is not None:
+        batch_size = call.pop("validation_batch_size", None)
+        call["validation_data"] = _validation_dataset(
+            validation,
+            batch_size or options.get("batch_size"),
+            call.get("validation_steps"),
+            check,
+            value_checks,
+        )
+    return call, stream
+
+
+def _checked_numbers(call):
+    """Those arguments of `fit` that are numbers, if they can be used."""
+    found = {
+        name: _checks.integer(name, call[name], minimum=minimum)
+        for name, minimum in _NUMBERS.items()
+        # Of numbers that Keras has no default for, None means none.
+        if name in call and (minimum == 0 or call[name] is not None)
+    }
+    if "validation_split" in call:
+        share = _checks.real_number(
+            "validation_split",
+            call["validation_split"],
+            low=0.0,
+            high=math.nextafter(1.0, 0.0),
+            rule="a share of at least 0 and less than 1",
+        )
+        found["validation_split"] = share
+    return found
+
+
+def refuse_weights(call):
+    """Refuses weights of images among the arguments of Keras's methods."""
     for name in ("class_weight", "sample_weight"):
         if call.get(name) is not None:
             raise ValueError(
                 f"`{name}` has nothing to weigh: contrastive training "
                 f"treats all images alike. Leave out `{name}`."
             )
-    call, stream = dict(call), None
-    data, validation = call.get("x"), call.pop("validation_data", None)
-    options = {"batch_size": None}
-    if _is_arrays(data):
-        data = data, call.pop("y", None)
-        options = {
-            "batch_size": call.pop("batch_size", None),
-            "shuffle": call.get("shuffle", True),
-            "seed": seed,
-        }
-        share = call.pop("validation_split", 0.0)
-        if validation is None:
-            data, validation = _held_out(data, share)
-    call["x"] = as_dataset(data, check=check, **options)
-    if isinstance(call["x"], tf.data.Dataset):
-        check_length(call["x"], call.get("steps_per_epoch"))
-        stream = Stream(
-            call["x"],
-            data if isinstance(data, tf.data.Dataset) else call["x"],
-            call.get("steps_per_epoch"),
-            call.get("initial_epoch"),
-            steps_per_execution,
-        )
-        call["shuffle"] = False  # Keras warns that it leaves it to us.
-        call.update(stream.arguments)
-    if validation is not None:
-        batch_size = call.pop("validation_batch_size", None)
-        call["validation_data"] = _validation_dataset(
-            validation,
-            batch_size or options["batch_size"],
-            call.get("validation_steps"),
-            check,
-            value_checks,
-        )
-    return call, stream
 
 
 def _validation_dataset(data, batch_size, steps, check, value_checks):
@@ -185,34 +138,38 @@ def _validation_dataset(data, batch_size, steps, check, value_checks):
     A last batch may be too small, which is known too late after an epoch.
     """
     try:
+        if is_read_once(data):
+            raise TypeError(
+                "A generator can be read only once, and every epoch reads "
+                "them. Pass arrays, a keras.utils.PyDataset or a "
+                "tf.data.Dataset"
+            )
         data = as_dataset(
             data, batch_size=batch_size, shrinks=True, check=check
         )
-        if isinstance(data, tf.data.Dataset):
-            check_length(data, steps, "validation_steps")
-            data = data if steps is None else data.take(steps)
-            shapes = [x.shape for x in tf.nest.flatten(data.element_spec)]
-            is_ragged = any(shape[:1] == [None] for shape in shapes)
-            for _ in _checked(
-                data if is_ragged else data.take(1), value_checks
-            ):
-                pass
-    except ValueError as error:
-        raise ValueError(f"In `validation_data`: {error}") from None
+        check_length(data, steps, "validation_steps")
+        data = data if steps is None else data.take(steps)
+        shapes = [x.shape for x in tf.nest.flatten(data.element_spec)]
+        is_ragged = any(shape[:1] == [None] for shape in shapes)
+        for _ in _checked(data if is_ragged else data.take(1), value_checks):
+            pass
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"In `validation_data`: {error}") from None
     return data
 
 
 def evaluate_arguments(call, *, check):
     """The arguments of `evaluate`, as from `fit_arguments`."""
+    refuse_weights(call)
     call, data, options = dict(call), call.get("x"), {}
     if _is_arrays(data):
         data = data, call.pop("y", None)
         size = call.pop("batch_size", None)
         options = {"batch_size": size, "shrinks": True}
     call["x"] = as_dataset(data, check=check, **options)
-    steps = call.get("steps")
-    if steps is not None and isinstance(call["x"], tf.data.Dataset):
-        call["x"] = call["x"].take(steps)  # With `steps_per_execution`, too.
+    _check_steps(call)
+    if call.get("steps") is not None:  # With `steps_per_execution`, too.
+        call["x"] = call["x"].take(call["steps"])
     return call
 
 
@@ -223,7 +180,29 @@ def predict_arguments(call):
     call["x"] = as_dataset(
         call.get("x"), batch_size=size, whole=False, check=None
     )
+    _check_steps(call)
     return call
+
+
+def export_arguments(call, shape, is_any_size):
+    """The arguments of `export`, with the images that it takes.
+
+    Keras would take them from a call of the model. `shape` is that of the
+    views; other formats than TensorFlow's need it.
+    """
+    call = dict(call)
+    if call.get("input_signature") is None:
+        if is_any_size and call.get("format", _FORMAT) == _FORMAT:
+            shape = (None, None, None, shape[3])
+        call["input_signature"] = [keras.InputSpec("float32", shape)]
+    return call
+
+
+def _check_steps(call):
+    steps = call.get("steps")
+    if steps is not None:
+        _checks.integer("steps", steps, minimum=1)
+    check_length(call["x"], steps, "steps")
 
 
 def as_dataset(
@@ -240,7 +219,7 @@ def as_dataset(
 
     Args:
         data: A `tf.data.Dataset` of batches; an array, or arrays in a tuple or
-            dictionary; or anything else.
+            dictionary; or what `batches_from` takes.
         check: Function that refuses datasets, or None.
         batch_size: Images in a batch of arrays, or None for Keras's 32.
         shrinks: Whether fewer images make a smaller batch.
@@ -250,8 +229,7 @@ def as_dataset(
         seed: Integer that the orders depend on.
 
     Returns:
-        A `tf.data.Dataset` as `prepared` returns it; `data` itself if it is
-        neither arrays nor a dataset.
+        A `tf.data.Dataset` as `prepared` returns it.
     """
     if _is_arrays(data):
         size = _length(data)
@@ -266,11 +244,11 @@ def as_dataset(
             seed=seed,
             drop_remainder=whole,
         )
-    if isinstance(data, tf.data.Dataset):
-        if check is not None:
-            check(data)
-        data = prepared(data)
-    return data
+    if not isinstance(data, tf.data.Dataset):
+        data = batches_from(data, shuffle=shuffle, seed=seed, check=check)
+    if check is not None:
+        check(data)
+    return prepared(data)
 
 
 def _warn_of_the_rest(size, batch_size, shuffle):
@@ -355,7 +333,7 @@ class Stream:
         if steps <= 0:
             return
         if steps_per_epoch or steps_per_execution > 1:
-            skipped = _calling(lambda _: np.int64(self._skipped))
+            skipped = calling(lambda _: np.int64(self._skipped))
             # Nothing is drawn before it is read.
             stream = tf.data.Dataset.from_tensors(0).flat_map(
                 lambda x: dataset.repeat().skip(skipped(x))
@@ -374,7 +352,7 @@ class Stream:
         """Brings the data to where training goes on; before they are read."""
         self._begin = steps_trained
         is_told = self._is_told or epoch > 0
-        passes = _passes_of(self._source)
+        passes = passes_of(self._source)
         if self._steps is None:
             number = epoch
             if not is_told and self._length > 0:
@@ -387,7 +365,7 @@ class Stream:
         else:
             number = steps_trained // self._steps
         drawn = _drawn.get(self._source, 0)
-        if not passes or _is_shuffled(self._source):
+        if not passes or is_shuffled(self._source):
             for _ in range(number - drawn):
                 iter(self._source)  # Has the order of the next epoch drawn.
         for each in passes:
@@ -433,8 +411,20 @@ class Progress(keras.callbacks.Callback):
                 f"Received: loss={loss} (epoch {self.epoch})"
             )
 
-    def among(self, callbacks, model):
-        """The callbacks of a `fit`, in whatever form, with this one."""
+    def among(self, call, model):
+        """The callbacks of a `fit`, in whatever form, with this one.
+
+        Refuses those, and warns of rates, with which training would fail.
+        """
+        callbacks = call.get("callbacks")
+        epochs = call.get("epochs", 1) - call.get("initial_epoch", 0)
+        if model.compiled and epochs > 0:
+            listed = getattr(callbacks, "callbacks", callbacks)
+            check_rates(
+                model.optimizer,
+                tf.nest.flatten(listed),
+                epochs * call.get("steps_per_epoch", 0),
+            )
         if isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks.callbacks.append(self)
             self.set_model(model)
@@ -447,26 +437,35 @@ class Progress(keras.callbacks.Callback):
         if self.epoch is not None and self._stream is not None:
             self._stream.end(self._steps_trained)
 
+    def check_any_batch(self):
+        """Refuses a dataset of which it is known now that it was empty."""
+        is_begun = self.epoch is not None
+        if is_begun and self.model.loss_metric.count.numpy() == 0:
+            raise ValueError(
+                "The dataset must hold at least one batch. Received: a dataset "
+                "that ended before the first."
+            )
+
     def in_words(self):
-        if self.epoch is None:  # What a callback does comes first.
-            return ""
-        step = self._steps_trained - self._first + 1
-        return f" (epoch {self.epoch}, step {step})"
+        where = ""
+        if self.epoch is not None:  # What a callback does comes first.
+            step = self._steps_trained - self._first + 1
+            where = f" (epoch {self.epoch}, step {step})"
+        return f"{where}. The model is as the step before left it."
 
 
 def check_length(dataset, steps=None, name="steps_per_epoch"):
     """Refuses a dataset that is empty, or has no end and no number of steps."""
     batches = dataset.cardinality().numpy()
     if batches == 0:
-        raise ValueError(
-            "The dataset must hold at least one batch. Received: an empty "
-            "dataset. If it ends in batch(..., drop_remainder=True), use a "
-            "smaller batch."
-        )
+        raise ValueError(EMPTY)
     if batches == tf.data.INFINITE_CARDINALITY and steps is None:
         raise ValueError(
-            f"An infinite dataset needs `{name}`. Pass it to `fit`, or "
-            "leave out `repeat()`."
+            f"An infinite dataset needs `{name}`. Pass it, or leave out "
+            "`repeat()`."
+            if name
+            else "The dataset must end. Received: an infinite one. Leave out "
+            "`repeat()`, or take(...) some of its batches."
         )
 
 
@@ -495,35 +494,50 @@ def prepared(dataset):
 def in_order(images, *, batch_size=256):
     """All images in batches, in order, for use without training.
 
-    Takes an array, `(images, labels)`, a dictionary of arrays, or a dataset of
-    batches, which stay as they are.
+    Takes an array, `(images, labels)`, a dictionary of arrays, a dataset of
+    batches, which stay as they are, or what `batches_from` takes.
     """
-    if not isinstance(images, tf.data.Dataset):
+    if _is_arrays(images):
         images = batches_of(
             images, batch_size, shuffle=False, seed=0, drop_remainder=False
         )
+    if not isinstance(images, tf.data.Dataset):
+        images = batches_from(images)
     return prepared(images)
 
 
-def checked_elements(dataset):
-    """Yields the elements of a dataset, as dictionaries of usable values."""
+def checked_elements(dataset, progress=None, total=None):
+    """Yields the elements of a dataset, as dictionaries of usable values.
+
+    `progress` is told of the images done, and of all, or None: `total`, or as
+    many as the number of batches says. Without any images there is an error.
+    """
 
     def checks(element):
         images, _ = images_and_sizes(element)
         is_image = images.shape.rank == 4
         return value_checks(images, "images", in_unit_range=is_image)
 
-    return _checked(dataset, checks)
+    done, batches = 0, int(dataset.cardinality())
+    for element in _checked(dataset, checks):
+        yield element
+        size = len(element["images"])
+        if done == 0 and total is None and batches > 0:
+            total = batches * size
+        done += size
+        if progress:
+            progress(done, total)
+    if done == 0:
+        raise ValueError(
+            "The dataset must hold at least one image. Received: none"
+        )
+    if progress and done != total:
+        progress(done, done)
 
 
 def _checked(dataset, checks):
-    try:
+    with failures_in_words():
         for element in prepared(dataset):
             element = unpack(element)
             checks(element)
             yield element
-    except tf.errors.InvalidArgumentError as error:
-        text = failed_check(error)
-        if text is None:
-            raise
-        raise ValueError(text) from None

@@ -1,24 +1,28 @@
-"""Images in a directory: finding them, reading them, skipping some."""
+"""Encoded images, in a folder or elsewhere: reading them, skipping some."""
 
+import collections
+import contextlib
 import functools
-import hashlib
 import logging
 import os
 import pathlib
-import types
 
 import numpy as np
 import tensorflow as tf
 
 from keras_simclr import _checks, _files
-from keras_simclr.decoding import EXTENSIONS, decode, promised_format
-from keras_simclr.elements import fail
-from keras_simclr.scanning import (
-    class_labels,
-    duplicate_groups,
-    examine,
-    read_manifest,
+from keras_simclr.decoding import (
+    FORMATS,
+    HEAD,
+    decode,
+    format_of,
+    is_candidate,
+    promised_format,
 )
+from keras_simclr.elements import fail
+from keras_simclr.manifests import read_manifest
+from keras_simclr.scanning import class_labels, duplicate_groups, examine
+from keras_simclr.splits import places_of_split, rows_of_split
 
 _logger = logging.getLogger("keras_simclr")
 
@@ -27,14 +31,15 @@ _END = -1  # In place of a place, after all others.
 # Files that are compared when a folder without a manifest is split: half a
 # minute for photographs of 500 pixels on two cores.
 _MOST_TO_COMPARE = 5_000
-_SHARES = 1 << 52  # In so many parts files are divided by their names.
+_compared = {}  # Groups of duplicates: both parts of a split ask.
 
 
 def find_images(directory):
     """Lists the images in a directory and its sub-directories.
 
     An image is a regular file with one of `decoding.EXTENSIONS` (in any
-    case). No file is opened. Hidden files and directories are left
+    case), or one without extension that begins as an image does: no others
+    are opened (`decoding.is_candidate`). Hidden files and directories are left
     out; links are followed, but no directory is visited twice. Links to
     nothing are left out too: `scan` reports them.
 
@@ -58,15 +63,34 @@ def find_images(directory):
     >>> find_images(datasets.__path__[0])
     ['images/china.jpg', 'images/flower.jpg']
     """
+    return _images_and_others(directory, ())[0]
+
+
+def _images_and_others(directory, wanted):
+    """Paths of images and of other files; the wanted ones count as images."""
     directory = _files.readable_directory(directory)
-    files = list(_files.walk(directory, _raise_if_folder, promised_format))
-    images = sorted(path for path in files if promised_format(path))
+    images, others, wanted = [], [], set(wanted)
+    for path in _files.walk(directory, _raise_if_folder, promised_format):
+        is_image = path in wanted or _is_image(directory, path)
+        (images if is_image else others).append(path)
     if not images:
         raise ValueError(
-            f"`directory` must hold images ({', '.join(EXTENSIONS)}). "
-            f"Received: directory={directory!r} with {len(files)} other files"
+            f"`directory` must hold images ({', '.join(FORMATS)}). "
+            f"Received: directory={directory!r} with {len(others)} other files"
         )
-    return images
+    return sorted(images), others
+
+
+def _is_image(directory, path):
+    """By its extension or, if it has none, by its first bytes."""
+    if promised_format(path) or not is_candidate(path):
+        return promised_format(path) is not None
+    with (
+        contextlib.suppress(OSError),
+        pathlib.Path(directory, path).open("rb") as file,
+    ):
+        return format_of(file.read(HEAD)) is not None
+    return False
 
 
 def _raise_if_folder(path, kind, error):
@@ -78,76 +102,68 @@ def _raise_if_folder(path, kind, error):
         )
 
 
-class ImageFolder:
-    """The image files of a folder, or a part of them.
+class EncodedImages:
+    """Encoded images, each with a name and a place among them.
+
+    What is common to all kinds of them; a kind lists the names (`_find`), tells
+    labels (`_labels`) and gives an image's bytes (`open_image`).
 
     Args:
-        directory: Path of the folder.
+        source: Path of the folder or list, or pattern of the shards.
         manifest: Path of its manifest, which `scan` wrote, or None. With it,
-            files with problems are left out beforehand, and duplicates of an
+            images with problems are left out beforehand, and duplicates of an
             image are not its negatives.
         split: `"train"`, all images, or a part of them in TFDS's notation.
-            Each file has a random share, a function of its path alone, and
-            duplicates have that of the first of them. `"train[:90%]"` are the
-            files with less than 90 %, whatever others there are, and so only
-            about that many; `"train[:100]"` are those with the smallest.
-        unreadable_limit: Share of the files that may be unreadable, 0 to 1.
+            Each image has a random share, a function of its name alone, and
+            duplicates have that of the first of them. `"train[:90%]"` are those
+            with less than 90 %, whatever others there are, and so only about
+            that many; `"train[:100]"` are those with the smallest.
+        unreadable_limit: Share of the images that may be unreadable, 0 to 1.
             With more, reading stops with a list of them.
 
     Attributes:
-        paths: List of paths relative to the folder, sorted.
-        labels: int64 array, the place of each file's sub-folder in
-            `class_names`; or None if files lie beside the sub-folders, there
-            are fewer than two of them, or they are parts, such as `train` and
-            `val`.
-        class_names: Tuple of the names of the sub-folders, or empty.
+        source: As given, as text.
+        directory: Path that `paths` or `files` are relative to.
+        paths: List of names, sorted.
+        labels: int64 array, places in `class_names`, or numbers of classes if
+            these are empty; -1 where there is none. None if none has a label.
+        class_names: Tuple of names of classes, or empty.
         groups: int64 array, equal for duplicates; or None if there are none,
             or no manifest.
         largest: Longest side of an image, pixels; infinite without a manifest.
-        left_out: Dictionary from the paths of files that the manifest finds
-            unusable to the reason.
-        skipped: The same of files that could not be read, so far.
+        left_out: Dictionary from the names of images that are not read, as the
+            manifest or the listing finds them unusable, to the reason.
+        not_read: Dictionary from kinds of other files to their numbers.
+        skipped: The same as `left_out` of images that could not be read so
+            far.
 
     Raises:
-        OSError: If there is no such folder, or it may not be read.
-        ValueError: If it holds no image, or `split` is another or empty.
-
-    Example:
-
-    ```python
-    folder = simclr.folders.ImageFolder("photos", split="train[:90%]")
-    dataset = simclr.dataset_from_directory(folder)
-    ```
+        OSError: If there is no such source, or it may not be read.
+        ValueError: If it holds no image, if `split` is another or empty, or if
+            the manifest is that of other images.
     """
 
     def __init__(
         self,
-        directory,
+        source,
         *,
         manifest=None,
         split="train",
         unreadable_limit=0.01,
     ):
-        self.directory = pathlib.Path(directory)
+        self.source = os.fsdecode(source)
+        self.directory = pathlib.Path(self.source)
         self.unreadable_limit = _checks.probability(
             "unreadable_limit", unreadable_limit
         )
         self.groups, self.largest = None, float("inf")
-        self.left_out, self.skipped = {}, {}
-        if manifest is None:
-            self.paths = find_images(directory)
-        else:
-            listed = read_manifest(manifest)
-            self.paths, self.groups = listed.paths, listed.groups
-            self.left_out = listed.problems
-            if not self.paths:
-                raise ValueError(
-                    "`manifest` must list usable images. Received: "
-                    f"manifest={str(manifest)!r}, which finds fault with all "
-                    f"{len(self.left_out)} files"
-                )
-            self.largest = int(max(listed.widths.max(), listed.heights.max()))
-        self.labels, self.class_names = class_labels(self.paths)
+        self.left_out, self.skipped, self.not_read = {}, {}, {}
+        listed = None if manifest is None else read_manifest(manifest)
+        self.paths = self._find(() if listed is None else listed.paths)
+        self._numbers = np.arange(len(self.paths))  # In what was found.
+        if listed is not None:
+            self._follow(manifest, listed)
+        self.labels, self.class_names = self._labels()
         if split != "train":
             rows_of_split(split, len(self.paths))  # Refuses others early.
             groups = self.groups
@@ -157,6 +173,73 @@ class ImageFolder:
         if self.groups is not None:
             has_duplicates = len(np.unique(self.groups)) < len(self.groups)
             self.groups = self.groups if has_duplicates else None
+
+    def _find(self, wanted):
+        """The sorted names of all images; `wanted` are those of a manifest."""
+        raise NotImplementedError
+
+    def _labels(self):
+        """`labels` and `class_names`."""
+        raise NotImplementedError
+
+    @property
+    def files(self):
+        """List of the files that hold the images, relative to `directory`."""
+        return self.paths
+
+    def open_image(self, place):
+        """Opens the image at a place in `paths`, as a binary file."""
+        return pathlib.Path(self.directory, self.paths[place]).open("rb")
+
+    def _reader(self):
+        """A function, for a graph, from a place to the image's bytes."""
+        # As they are where possible: copies of a million names take room.
+        paths = [x if x.isascii() else os.fsencode(x) for x in self.paths]
+        paths = tf.constant(paths)
+        directory = os.fsencode(self.directory)
+        return lambda place: tf.io.read_file(
+            tf.strings.join([directory, paths[place]], "/")
+        )
+
+    def _note_others(self, names):
+        """Notes other files in `not_read`, by their extensions."""
+        kinds = collections.Counter(
+            pathlib.PurePath(name).suffix.lower() or "without extension"
+            for name in names
+        )
+        self.not_read |= dict(sorted(kinds.items(), key=lambda x: (-x[1], x)))
+
+    def _follow(self, manifest, listed):
+        """Leaves out what a manifest finds unusable, or does not know."""
+        if not listed.paths:
+            raise ValueError(
+                "`manifest` must list usable images. Received: "
+                f"manifest={str(manifest)!r}, which finds fault with all "
+                f"{len(listed.problems)} files"
+            )
+        places = {path: place for place, path in enumerate(self.paths)}
+        missing = [path for path in listed.paths if path not in places]
+        outside = [path for path in missing if _leads_out(path)]
+        if outside or len(missing) > self.unreadable_limit * len(listed.paths):
+            what = "lead out of it" if outside else "are not there"
+            shown = outside or missing
+            more = ", ..." * (len(shown) > _SHOWN)
+            raise ValueError(
+                "`manifest` must be that of these images. Received: "
+                f"manifest={os.fsdecode(manifest)!r}, of whose "
+                f"{len(listed.paths)} images {len(shown)} {what}, for "
+                f"{self.source!r}: {', '.join(shown[:_SHOWN])}{more}. Scan it "
+                "anew"
+            )
+        rows = [row for row, x in enumerate(listed.paths) if x in places]
+        self.left_out |= listed.problems
+        self.left_out |= dict.fromkeys(missing, "missing")
+        if new := places.keys() - set(listed.paths) - listed.problems.keys():
+            self.not_read["not in the manifest"] = len(new)
+        self._keep([places[listed.paths[row]] for row in rows])
+        self.groups = listed.groups[rows]
+        sides = np.maximum(listed.widths, listed.heights)[rows]
+        self.largest = int(sides.max())
 
     def _found_duplicates(self):
         """Groups of duplicates among few files; None, and said, of many."""
@@ -168,17 +251,25 @@ class ImageFolder:
                 len(self.paths),
             )
             return None
-        states = [_files.state(self.directory / path) for path in self.paths]
-        return _groups_of(self.directory, tuple(self.paths), tuple(states))
+        states = tuple(
+            _files.state(os.path.join(self.directory, path))  # noqa: PTH118
+            for path in self.files
+        )
+        key = self.source, tuple(self.paths), states
+        if key not in _compared:
+            _compared.clear()
+            _compared[key] = duplicate_groups(self.paths, self.open_image)
+        return _compared[key]
 
     def _keep(self, places):
         self.paths = [self.paths[place] for place in places]
-        if self.labels is not None:
-            self.labels = self.labels[places]
-        if self.groups is not None:
-            self.groups = self.groups[places]
+        self._numbers = self._numbers[places]
+        for name in ("labels", "groups"):
+            values = getattr(self, name, None)
+            if values is not None:
+                setattr(self, name, values[places])
 
-    def read(self, orders, canvas_size):
+    def read(self, orders, canvas_size, channels=3, bits=8):
         """Makes a dataset of the images, without those that are unreadable.
 
         These are noted in `skipped` and reported.
@@ -187,6 +278,8 @@ class ImageFolder:
             orders: `tf.data.Dataset` of one int64 tensor: the places in `paths`
                 to be read in turn.
             canvas_size: Height and width of the canvas that images must fit on.
+            channels: As `decoding.decode`.
+            bits: As `decoding.decode`.
 
         Returns:
             A `tf.data.Dataset` of `(place, image)`, the image as
@@ -201,10 +294,7 @@ class ImageFolder:
             print(folder.paths[place], image.shape)
         ```
         """
-        # As they are where possible: copies of a million names take room.
-        paths = [x if x.isascii() else os.fsencode(x) for x in self.paths]
-        paths = tf.constant(paths)
-        directory = os.fsencode(self.directory)
+        contents = self._reader()
 
         def turns(order):
             order = tf.concat([order, [_END]], axis=0)
@@ -213,11 +303,12 @@ class ImageFolder:
 
         def load(order, turn):
             def image():
-                path = tf.strings.join([directory, paths[order[turn]]], "/")
-                return decode(tf.io.read_file(path), canvas_size)
+                image = contents(order[turn])
+                return decode(image, canvas_size, channels, bits)
 
             def nothing():
-                return tf.zeros((0, 0, 3), tf.uint8)
+                dtype = tf.uint8 if bits == 8 else tf.float32
+                return tf.zeros((0, 0, channels), dtype)
 
             return order, turn, tf.cond(order[turn] == _END, nothing, image)
 
@@ -230,7 +321,10 @@ class ImageFolder:
                 tf.size(places) == 0,
                 lambda: True,
                 lambda: tf.numpy_function(
-                    self._skip, [places], tf.bool, stateful=False
+                    lambda places: self._skip(places, channels),
+                    [places],
+                    tf.bool,
+                    stateful=False,
                 ),
             )
             is_end = order[turn] == _END
@@ -247,13 +341,14 @@ class ImageFolder:
         images = images.ignore_errors().scan(before_first, skip_gap)
         return images.filter(lambda place, _: place != _END)
 
-    def _skip(self, places):
+    def _skip(self, places, channels):
         """Notes and reports files as skipped; raises if they are too many."""
         for place in places:
             path = self.paths[place]
             if path not in self.skipped:
-                row = examine(self.directory, path)
-                reason = "broken" if row.usable else row.problem
+                opened = functools.partial(self.open_image, place)
+                row = examine(path, opened, channels)
+                reason = "no image" if row is None else row.problem or "broken"
                 self.skipped[path] = reason
                 _logger.warning("Skipped %r: %s", path, reason)
             if len(self.skipped) > self.unreadable_limit * len(self.paths):
@@ -271,100 +366,86 @@ class ImageFolder:
         )
 
 
-@functools.lru_cache(maxsize=1)
-def _groups_of(directory, paths, states):
-    """Groups of the files in these states: both parts of a split ask."""
-    return duplicate_groups(directory, list(paths))
-
-
-def places_of_split(split, paths, groups=None):
-    """Places of the files of a split, by a function of each file's path.
+def numbered_labels(classes, class_names=()):
+    """Labels, and names of classes, from what stands beside images.
 
     Args:
-        split: `"train"`, or a part of it in TFDS's notation.
-        paths: List of paths relative to the folder.
-        groups: Integers, equal for duplicates, which all go where the first of
-            them goes; or None.
+        classes: List of integers or texts; None where there is none.
+        class_names: Tuple of names that integers are places in, or empty.
 
     Returns:
-        Sorted int64 array.
+        `labels` and `class_names`, as `EncodedImages` has them.
 
     Raises:
-        ValueError: If there is no such split, or nothing in it.
+        ValueError: If they are of both kinds, or neither.
 
     Example:
 
-    >>> paths = [f"{number}.png" for number in range(10)]
-    >>> places_of_split("train[:50%]", paths)
-    array([0, 1, 2, 3, 8])
-    >>> places_of_split("train[:50%]", paths[1:]) + 1
-    array([1, 2, 3, 8])
+    >>> numbered_labels(["dog", None, "cat"])
+    (array([ 1, -1,  0]), ('cat', 'dog'))
     """
-    turns = np.array([_share_of_name(path) for path in paths])
-    if groups is not None:
-        _, firsts, numbers = np.unique(
-            groups, return_index=True, return_inverse=True
-        )
-        turns = turns[firsts][numbers]
-    part = rows_of_split(split, len(paths))
-    if "%" in split:
-        part = rows_of_split(split, _SHARES)
+    known = [x for x in classes if x is not None]
+    if all(isinstance(x, str) for x in known):
+        class_names = tuple(sorted(set(known)))
+        numbers = {name: place for place, name in enumerate(class_names)}
+        labels = [numbers.get(x, -1) for x in classes]
+    elif all(isinstance(x, int) for x in known):
+        labels = [-1 if x is None else max(x, -1) for x in classes]
+        if class_names and max(labels) >= len(class_names):
+            raise ValueError(
+                f"Labels must be places in the {len(class_names)} names of "
+                f"classes. Received: the label {max(labels)}"
+            )
     else:
-        turns = np.searchsorted(np.sort(turns), turns)
-    places = np.flatnonzero((part.start <= turns) & (turns < part.stop))
-    if not len(places):
+        kinds = {type(x): x for x in known}
         raise ValueError(
-            f"`split` must hold at least one of {len(paths)} images. "
-            f"Received: split={split!r}, into which none falls by its name"
+            "Labels must be integers, or all of them texts. Received: "
+            f"{', '.join(repr(x)[:40] for x in kinds.values())}"
         )
-    return places
+    return (np.array(labels, "int64"), class_names) if known else (None, ())
 
 
-def _share_of_name(path):
-    digest = hashlib.blake2b(os.fsencode(path), digest_size=8).digest()
-    return int.from_bytes(digest) % _SHARES
+def _leads_out(path):
+    """Whether a path of a manifest is not one below its folder."""
+    return path.startswith("/") or ".." in path.split("/")
 
 
-def rows_of_split(split, size):
-    """Places of a split's images among those of a file or folder.
+class ImageFolder(EncodedImages):
+    """The image files of a folder, or a part of them.
 
     Args:
-        split: `"train"`, or a part of it in TFDS's notation.
-        size: Number of images.
+        directory: Path of the folder.
+        **kwargs: `manifest`, `split`, `unreadable_limit`: as `EncodedImages`.
 
-    Returns:
-        A slice.
+    Attributes:
+        paths: As in `EncodedImages`: paths relative to the folder, of the
+            files that `find_images` finds; with a manifest, of those that it
+            lists.
+        labels: int64 array, the place of each file's sub-folder in
+            `class_names`; or None if files lie beside the sub-folders, or these
+            are parts of a data set, such as `train` and `val`.
+        class_names: Tuple of the names of the sub-folders, or empty.
 
     Raises:
-        ValueError: If there is no such split.
+        OSError: If there is no such folder, or it may not be read.
+        ValueError: As `EncodedImages`.
 
     Example:
 
-    >>> rows_of_split("train[:90%]", 50)
-    slice(0, 45, None)
+    ```python
+    folder = simclr.folders.ImageFolder("photos", split="train[:90%]")
+    dataset = simclr.dataset_from_directory(folder)
+    ```
     """
-    _checks.choice("split", split.split("[")[0], ("train",))
-    instruction = parsed_split(split)
-    whole = {"train": types.SimpleNamespace(num_examples=size)}
-    try:
-        (part,) = instruction.to_absolute(whole)
-    except (AttributeError, ValueError):  # Shards; several; beyond the images.
-        raise ValueError(
-            f"`split` must be one part of {size} images, such as "
-            f"'train[:90%]'. Received: split={split!r}"
-        ) from None
-    first, last, _ = slice(part.from_, part.to).indices(size)
-    return slice(first, last)
 
+    def __init__(self, directory, **kwargs):
+        # Without a slash at the end: runs record it.
+        super().__init__(pathlib.Path(os.fsdecode(directory)), **kwargs)
 
-def parsed_split(split):
-    """A split as `tfds.core.ReadInstruction`; refuses what is none."""
-    import tensorflow_datasets as tfds
+    def _find(self, wanted):
+        images, others = _images_and_others(self.directory, wanted)
+        self._note_others(others)
+        return images
 
-    try:
-        return tfds.core.ReadInstruction.from_spec(split)
-    except ValueError:
-        raise ValueError(
-            "`split` must be a split in TFDS's notation, such as "
-            f"'train[:90%]'. Received: split={split!r}"
-        ) from None
+    def _labels(self):
+        return class_labels(self.paths)

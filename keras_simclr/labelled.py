@@ -1,8 +1,10 @@
 """Labels: those of examples in memory, by name, and what two sets share."""
 
+import collections
 import logging
 
 import numpy as np
+import tensorflow as tf
 
 from keras_simclr import _files
 from keras_simclr.elements import unpack
@@ -10,11 +12,20 @@ from keras_simclr.fit_data import check_length, checked_elements, in_order
 
 _logger = logging.getLogger("keras_simclr")
 
+_BATCH_SIZE = 256
 _SHOWN = 10  # Classes that a message lists.
 
 
 def in_order_with_labels(name, images):
-    """As `in_order`, for images that must have one label each."""
+    """As `in_order`, for images that must have one label each.
+
+    Lists of labels are as good as arrays of them.
+    """
+    if isinstance(images, (tuple, list)) and len(images) == 2:
+        images = tuple(
+            np.asarray(part) if isinstance(part, (list, tuple)) else part
+            for part in images
+        )
     dataset = in_order(images)
     labels = unpack(dataset.element_spec).get("labels")
     if labels is None:
@@ -24,7 +35,8 @@ def in_order_with_labels(name, images):
                 " of a folder. Put each of two or more classes into a "
                 "sub-folder, and no image beside them. Parts of a data set, "
                 "such as train/ and val/, are no classes: use "
-                "--data=DIR/train --test_data=DIR/val"
+                "--data=DIR/train --test_data=DIR/val. A list, PATH.csv, needs "
+                "a column `label`, shards .cls or a column `label`"
             )
         raise ValueError(
             f"`{name}` must hold labels: elements (images, labels). "
@@ -48,23 +60,75 @@ class Labelled(dict):
     """What `load_labelled` returns: arrays of the same length, by name."""
 
 
-def load_labelled(name, source, class_names=()):
+class TightImages:
+    """Images of many sizes, which take no more memory than their pixels.
+
+    `images[5]` is one of them, `images[rows]` are several; as an array, these
+    lie on canvases of the size of the largest of all.
+    """
+
+    def __init__(self, images, canvas=None):
+        self._images = images
+        self._canvas = canvas or tuple(np.max([x.shape for x in images], 0))
+        self.dtype = images[0].dtype
+
+    def __len__(self):
+        return len(self._images)
+
+    def __getitem__(self, rows):
+        places = np.arange(len(self))[rows]
+        if places.ndim == 0:
+            return self._images[places]
+        return TightImages([self._images[x] for x in places], self._canvas)
+
+    def __array__(self, dtype=None, copy=None):
+        canvases = np.zeros(self.shape, dtype or self.dtype)
+        for canvas, image in zip(canvases, self._images, strict=True):
+            height, width, _ = image.shape
+            canvas[:height, :width] = image
+        return canvases
+
+    @property
+    def shape(self):
+        return (len(self), *self._canvas)
+
+
+def load_labelled(
+    name, source, class_names=(), *, check=None, report=None, progress=None
+):
     """Labelled images in memory: a dictionary of arrays of the same length.
 
     Takes `(images, labels)` arrays, a dataset of batches of them, of which all
     that rides along is kept; or what it returned before. Labels of classes with
-    names are these. Images without a label, which -1 means, are left out.
+    names are these. Images without a label, which -1 means, are left out. Those
+    with `sizes` are `TightImages`. `check` refuses datasets before they are
+    read; `report` and `progress` are as in `evaluate`.
     """
     if isinstance(source, Labelled):
         return source
     class_names = names_of_classes(name, source, class_names)
     dataset = in_order_with_labels(name, source)
-    check_length(dataset)
-    batches = list(checked_elements(dataset))
-    examples = {
-        key: np.concatenate([batch[key].numpy() for batch in batches])
-        for key in batches[0]
-    }
+    check_length(dataset, name=None)
+    if check:
+        check(dataset)
+    if report:
+        report(f"Reading the images of `{name}`.")
+    images, others = [], collections.defaultdict(list)
+    for element in checked_elements(dataset, progress):
+        batch = {key: tensor.numpy() for key, tensor in element.items()}
+        if "sizes" in batch:
+            images += [
+                canvas[:height, :width].copy()
+                for canvas, (height, width) in zip(
+                    batch["images"], batch["sizes"], strict=True
+                )
+            ]
+            del batch["images"]
+        for key, array in batch.items():
+            others[key].append(array)
+    examples = {key: joined(others.pop(key)) for key in list(others)}
+    if images:
+        examples["images"] = TightImages(images)
     labels, rows = known_labels(name, examples["labels"], class_names)
     size = len(examples["images"])
     if not len(rows):
@@ -82,6 +146,32 @@ def load_labelled(name, source, class_names=()):
         )
         examples = {key: array[rows] for key, array in examples.items()}
     return Labelled({**examples, "labels": labels})
+
+
+def joined(arrays):
+    """Arrays end to end. The list is emptied: nothing is held twice."""
+    shape = (sum(map(len, arrays)), *arrays[0].shape[1:])
+    whole = np.empty(shape, np.result_type(*{x.dtype for x in arrays}))
+    end = len(whole)
+    while arrays:
+        array = arrays.pop()
+        whole[end - len(array) : end] = array
+        end -= len(array)
+    return whole
+
+
+def in_batches(examples, progress=None):
+    """Yields the images of what `load_labelled` returned, as elements."""
+    total = len(examples["images"])
+    for start in range(0, total, _BATCH_SIZE):
+        rows = slice(start, start + _BATCH_SIZE)
+        yield {
+            key: tf.constant(np.asarray(examples[key][rows]))
+            for key in ("images", "sizes")
+            if key in examples
+        }
+        if progress:
+            progress(min(rows.stop, total), total)
 
 
 def names_of_classes(name, source, class_names=()):

@@ -46,9 +46,9 @@ class ContrastiveLoss(keras.losses.Loss):
                 whose `takes_groups` is true.
 
         Returns:
-            The loss, a scalar tensor; and booleans of shape `(V * N,)`, for
-            each anchor whether its positive is found, or None: then the model
-            compares the projections itself.
+            The loss, a scalar tensor; and booleans of any shape, for each
+            anchor and each of its V - 1 positives whether it is found, or
+            None: then the model compares the projections itself.
         """
         raise NotImplementedError
 
@@ -83,17 +83,27 @@ class _Callable(ContrastiveLoss):
         return self._function(z[0], z[1]), None
 
 
-def as_contrastive(loss):
+def as_contrastive(loss, views=2):
     """The loss itself if it has a method `contrast`, else one made of it.
 
     What the most derived class says counts: a subclass that overrides `call`
     alone is a callable.
     """
+    if not callable(loss):
+        raise TypeError(
+            "`loss` must be a callable (z_1, z_2) -> scalar, for example "
+            f"simclr.NTXent(0.5). Received: loss={loss!r}"
+        )
     for kind in type(loss).__mro__:
         if "contrast" in vars(kind):
             return loss
         if {"call", "__call__"} & vars(kind).keys():
             break
+    if views != 2:
+        raise ValueError(
+            "A loss of more than two views must be a losses.ContrastiveLoss. "
+            f"Received: loss={loss!r} for views={views}"
+        )
     return _Callable(loss)
 
 
@@ -169,9 +179,10 @@ def nt_xent(z_1, z_2, *, temperature=0.1, block_size=None, groups=None):
         image, twice the paper's mean; and it masks the anchor by subtracting
         1e9, which float16 cannot hold.
     """
-    losses, _ = per_anchor(
-        z_1,
-        z_2,
+    z_1, z_2 = tf.convert_to_tensor(z_1), tf.convert_to_tensor(z_2)
+    check_views(z_1.shape, z_2.shape)
+    losses, _ = per_positive(
+        tf.stack([z_1, z_2]),
         temperature=temperature,
         block_size=block_size,
         groups=groups,
@@ -184,26 +195,62 @@ def mean(losses):
     return tf.reduce_sum(losses / tf.cast(tf.size(losses), losses.dtype))
 
 
-def per_anchor(z_1, z_2, *, temperature=0.1, block_size=None, groups=None):
-    """Loss of every anchor, and whether its positive was found.
+def per_positive(
+    z, *, temperature=0.1, decoupled=False, block_size=None, groups=None
+):
+    """Loss of every anchor with each of its positives, and whether it is found.
 
-    Arguments and errors are those of `nt_xent`. Returns two tensors of shape
-    `(2N,)`, anchors from `z_1` first; the second is true where the positive is
-    the most similar of the candidates.
+    With s the cosine similarity and t the temperature, the loss is
+
+        log(exp(s(anchor, positive) / t) + sum over negatives of exp(s / t))
+        - s(anchor, positive) / t
+
+    and, decoupled, the same without the positive in the sum. Negatives are all
+    views of examples of other groups. Without any the loss is 0.
+
+    Args:
+        z: Projections of the views, shape `(V, N, D)`.
+        temperature: As in `nt_xent`.
+        decoupled: Whether the sums are over negatives alone.
+        block_size: As in `nt_xent`.
+        groups: As in `nt_xent`.
+
+    Returns:
+        Two tensors of shape `(V - 1, V, N)`: of anchor (v, n) and its positive
+        (v + k, n), around the end, at [k - 1, v, n]. The second is true where
+        the positive is more similar than each negative.
+
+    Raises:
+        ValueError: As `nt_xent`.
     """
     temperature = check_temperature(temperature)
     block_size = check_block_size(block_size)
-    z_1, z_2 = tf.convert_to_tensor(z_1), tf.convert_to_tensor(z_2)
-    check_views(z_1.shape, z_2.shape)
-    if groups is not None:
-        groups = _anchor_groups(groups, z_1)
-    z = tf.concat([_normalize(z_1), _normalize(z_2)], axis=0)  # (2N, D)
+    views, _, size = z.shape
+    z = _normalize(z)
+    groups = _groups_of(groups, z)
     # At most 2**126: float32 flushes a smaller scale to 0, and 0 * inf is nan.
     scale = 1 / min(temperature, 2.0**126)
-    losses, found = similarities.log_sum_exp(
-        z, scale, groups=groups, block_size=block_size
+    logs, largest = similarities.log_sum_exp(
+        tf.reshape(z, (-1, size)),
+        scale,
+        tf.tile(groups, (views, 1)),
+        block_size=block_size,
     )
-    return tf.ensure_shape(losses, z.shape[:1]), found
+    logs, largest = (tf.reshape(x, tf.shape(z)[:2]) for x in (logs, largest))
+    positives = tf.stack(
+        [
+            tf.reduce_sum(z * tf.roll(z, -k, axis=0), axis=2)
+            for k in range(1, views)
+        ]
+    )
+    losses = logs + scale * (largest - positives)
+    if decoupled:
+        losses = tf.where(tf.math.is_inf(logs), tf.zeros_like(losses), losses)
+    else:
+        losses = tf.nn.softplus(losses)
+    # What rounding tells apart is not.
+    margin = 16 * np.finfo(z.dtype.as_numpy_dtype).eps
+    return losses, positives - largest > margin
 
 
 def check_temperature(temperature):
@@ -241,30 +288,32 @@ def check_views(first, second):
         )
 
 
-def _anchor_groups(groups, z_1):
-    """Groups of the 2N anchors, shape `(2N, 1)`; raises if they are not N."""
+def _groups_of(groups, z):
+    """Groups of the examples, shape `(N, 1)`; raises if they are not N."""
+    size = tf.shape(z)[1]
+    if groups is None:
+        return tf.range(size)[:, None]
     groups = tf.convert_to_tensor(groups)
-    shape, images = groups.shape, z_1.shape[:1]
+    shape = groups.shape
     if not groups.dtype.is_integer or not (
-        shape.rank == 1 and shape.is_compatible_with(images)
+        shape.rank == 1 and shape.is_compatible_with(z.shape[1:2])
     ):
         raise ValueError(
             "`groups` must be integers of shape (N,), one for each image. "
             f"Received: groups of shape {shape} and dtype {groups.dtype.name}, "
-            f"z_1 of shape {z_1.shape}"
+            f"projections of shape {z.shape[1:]}"
         )
     # It fails where a length that only the run knows is not N.
-    groups = tf.reshape(groups, [tf.shape(z_1)[0], 1])
-    return tf.concat([groups, groups], axis=0)
+    return tf.reshape(groups, [size, 1])
 
 
 def _normalize(z):
     if z.dtype != tf.float64:
         z = tf.cast(z, tf.float32)
     # Dividing by the largest entry first keeps the squares in range.
-    largest = tf.reduce_max(tf.abs(z), axis=1, keepdims=True)
+    largest = tf.reduce_max(tf.abs(z), axis=-1, keepdims=True)
     z = tf.math.divide_no_nan(z, tf.stop_gradient(largest))
-    return tf.math.l2_normalize(z, axis=1)
+    return tf.math.l2_normalize(z, axis=-1)
 
 
 @keras.saving.register_keras_serializable(package="keras_simclr")
@@ -276,6 +325,8 @@ class NTXent(ContrastiveLoss):
             did best in short runs; 0.1 is the paper's, for ImageNet.)
         block_size: Anchors per block, or None: see `nt_xent`.
         name: Name of the loss.
+        decoupled: Whether an anchor's sum is over its negatives alone, without
+            its positive. The loss may then be negative.
 
     Call arguments:
         z_1: Projections of the first views, shape `(N, D)`.
@@ -297,45 +348,53 @@ class NTXent(ContrastiveLoss):
 
     References:
         - Chen et al. 2020, arXiv:2002.05709, equation 1.
+        - Yeh et al. 2021, arXiv:2110.06848, equation 6 (decoupled).
+
+    Deviation: with more than two views, views of the anchor's own example are
+        no negatives, and the mean is over all anchors and positives.
     """
 
-    def __init__(self, temperature=0.1, block_size=None, name="nt_xent"):
+    def __init__(
+        self,
+        temperature=0.1,
+        block_size=None,
+        name="nt_xent",
+        *,
+        decoupled=False,
+    ):
         super().__init__(name=name)
         self.temperature = check_temperature(temperature)
+        self.decoupled = bool(decoupled)
         self.block_size = check_block_size(block_size)
 
     def contrast(self, z, groups=None):
-        z_1, z_2 = tf.unstack(z)
-        losses, found = per_anchor(
-            z_1,
-            z_2,
+        losses, found = per_positive(
+            z,
             temperature=self.temperature,
+            decoupled=self.decoupled,
             block_size=self.block_size,
             groups=groups,
         )
         return mean(losses), found
 
     def call(self, z_1, z_2, *, groups=None):
-        return nt_xent(
-            z_1,
-            z_2,
-            temperature=self.temperature,
-            block_size=self.block_size,
-            groups=groups,
-        )
+        z_1, z_2 = tf.convert_to_tensor(z_1), tf.convert_to_tensor(z_2)
+        check_views(z_1.shape, z_2.shape)
+        return self.contrast(tf.stack([z_1, z_2]), groups)[0]
 
     def chance(self, batch_size, views=2):
-        """log(2N - 1) for two views, whatever the temperature.
+        """log(2N - 1) for two views, log(2N - 2) decoupled, at any temperature.
 
         Training that stays there has learnt nothing; one that starts above it
         is not broken, since projections that merely differ cost more.
         """
         batch_size = _checks.integer("batch_size", batch_size, minimum=2)
-        return math.log(1 + views * (batch_size - 1))
+        return math.log((not self.decoupled) + views * (batch_size - 1))
 
     def get_config(self):
         return {
             "temperature": self.temperature,
+            "decoupled": self.decoupled,
             "block_size": self.block_size,
             "name": self.name,
         }

@@ -23,11 +23,10 @@ def cached_gradients(
     gradient brought back through it. Only one's activations are ever held.
 
     Args:
-        embed: Function `(start, stop) -> (z_1, z_2)`: embeddings of images
-            start to stop, `(stop - start, D)` each, as in training. The same
-            each time it is called.
-        contrast: Function `(z_1, z_2) -> (loss, ...)` of all embeddings,
-            `(size, D)` each.
+        embed: Function `(start, stop) -> z`: embeddings of images start to
+            stop, `(stop - start, ...)`, as in training. The same each time it
+            is called.
+        contrast: Function `z -> (loss, ...)` of all embeddings, `(size, ...)`.
         variables: Keras variables that `embed` depends on.
         averages: Keras variables that `embed` may assign.
         size: Number of images.
@@ -49,8 +48,8 @@ def cached_gradients(
     >>> dense.build((None, 3))
     >>> x = tf.eye(3)
     >>> gradients, _, _ = cached_gradients(
-    ...     lambda start, stop: (dense(x[start:stop]),) * 2,
-    ...     lambda z_1, z_2: (tf.reduce_sum(z_1 * z_2),),
+    ...     lambda start, stop: dense(x[start:stop]),
+    ...     lambda z: (tf.reduce_sum(z * z),),
     ...     dense.trainable_variables,
     ...     [],
     ...     size=3,
@@ -63,30 +62,23 @@ def cached_gradients(
         - Gao et al. 2021, arXiv:2101.06983.
     """
     batches = _MicroBatches(size, micro_batch_size)
-    z_1, z_2, means = _embeddings(embed, averages, batches)
+    z, means = _embeddings(embed, averages, batches)
     with tf.GradientTape() as tape:
-        tape.watch((z_1, z_2))
-        loss, *rest = contrast(z_1, z_2)
-    pull_1, pull_2 = tape.gradient(
-        loss,
-        (z_1, z_2),
-        unconnected_gradients=tf.UnconnectedGradients.ZERO,
+        tape.watch(z)
+        loss, *rest = contrast(z)
+    pull = tape.gradient(
+        loss, z, unconnected_gradients=tf.UnconnectedGradients.ZERO
     )
     has_gradient = set()  # Places in `variables`.
 
     def replay(number, *totals):
         start, stop = batches.bounds(number)
         with ForwardPass(), tf.GradientTape() as tape:
-            first, second = embed(start, stop)
-            tolerance = _ROUNDING[first.dtype.size]
-            first, second = (tf.cast(z, pull_1.dtype) for z in (first, second))
-            repeated = _assert_repeated(
-                tf.stack([first, second]),
-                tf.stack([z_1[start:stop], z_2[start:stop]]),
-                tolerance,
-            )
-            pulled = tf.reduce_sum(first * pull_1[start:stop])
-            pulled += tf.reduce_sum(second * pull_2[start:stop])
+            again = embed(start, stop)
+            tolerance = _ROUNDING[again.dtype.size]
+            again = tf.cast(again, pull.dtype)
+            repeated = _assert_repeated(again, z[start:stop], tolerance)
+            pulled = tf.reduce_sum(again * pull[start:stop])
         gradients = dense_gradients(tape, pulled, variables)
         has_gradient.update(i for i, x in enumerate(gradients) if x is not None)
         with tf.control_dependencies([repeated]):
@@ -131,12 +123,12 @@ def _assert_repeated(z, cached, tolerance):
 
 
 def embeddings(embed, *, size, micro_batch_size):
-    """Embeddings `(size, D)` of both views of a batch, in micro-batches.
+    """Embeddings `(size, ...)` of a batch, in micro-batches.
 
     `embed` is as in `cached_gradients`; here it assigns nothing.
     """
-    z_1, z_2, _ = _embeddings(embed, [], _MicroBatches(size, micro_batch_size))
-    return z_1, z_2
+    z, _ = _embeddings(embed, [], _MicroBatches(size, micro_batch_size))
+    return z
 
 
 class _MicroBatches:
@@ -167,33 +159,27 @@ def _embeddings(embed, averages, batches):
     shape = [tf.get_static_value(batches.size)]
     written = set()  # Places in `averages`.
 
-    def collect(number, z_1, z_2, *sums):
+    def collect(number, z, *sums):
         sums = list(sums)
         with ForwardPass() as forward:
-            first, second = embed(*batches.bounds(number))
+            rows = embed(*batches.bounds(number))
         _check_can_be_cached(forward, averages)
-        shape[1:] = first.shape[1:]
+        shape[1:] = rows.shape[1:]
         for place, average in enumerate(averages):
             if id(average) in forward.written:
                 written.add(place)
                 sums[place] += forward.written[id(average)][1]
-        return (
-            z_1.write(number, tf.cast(first, dtype)),
-            z_2.write(number, tf.cast(second, dtype)),
-            *sums,
-        )
+        return z.write(number, tf.cast(rows, dtype)), *sums
 
-    def array():
-        return tf.TensorArray(dtype, batches.count, infer_shape=False)
-
+    array = tf.TensorArray(dtype, batches.count, infer_shape=False)
     zeros = [tf.zeros(average.shape, average.dtype) for average in averages]
-    z_1, z_2, *sums = batches.loop(collect, array(), array(), *zeros)
-    z_1, z_2 = (tf.ensure_shape(z.concat(), shape) for z in (z_1, z_2))
+    z, *sums = batches.loop(collect, array, *zeros)
+    z = tf.ensure_shape(z.concat(), shape)
     means = {
         place: sums[place] / tf.cast(batches.count, sums[place].dtype)
         for place in sorted(written)
     }
-    return z_1, z_2, means
+    return z, means
 
 
 def _check_can_be_cached(forward, averages):

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import inspect
 import warnings
 
 import keras
@@ -18,14 +17,15 @@ from keras_simclr import (
     micro_batches,
 )
 from keras_simclr.augmentations import (
-    Augmentation,
-    accepts,
-    as_list,
     as_views,
     default_augmentation,
-    fold_seed,
 )
-from keras_simclr.networks import ProjectionHead, check_encoder
+from keras_simclr.networks import (
+    ProjectionHead,
+    check_encoder,
+    check_projection_head,
+    check_trainable,
+)
 from keras_simclr.optimizers import default_optimizer
 from keras_simclr.replicas import (
     ForwardPass,
@@ -60,8 +60,11 @@ class SimCLRModel(keras.Model):
             for `ProjectionHead()`.
         augmentation: Layer, or list of layers applied in order, that makes
             the views; or None for `SimCLRAugmentation` at the encoder's size.
-        second_augmentation: The same for the second view, or None to use
-            `augmentation` again.
+        second_augmentation: The same for the second view and those after it,
+            or None to use `augmentation` again.
+        views: Views of each image, at least 2. Each is an anchor, and each
+            other one of its image its positive. With more views, as many fewer
+            images take the same time and memory.
         micro_batch_size: Images that pass through the encoder at a time, or
             None for all. Memory then depends on it and not on the batch; the
             encoder runs forward twice. The gradient is that of the whole
@@ -80,7 +83,8 @@ class SimCLRModel(keras.Model):
 
     Raises:
         TypeError: If `encoder` is not a Keras model.
-        ValueError: If encoder, head and augmentation do not fit together; if
+        ValueError: If values are not finite, or those of images not in [0, 1];
+            if encoder, head and augmentation do not fit together; if
             an augmentation draws at rest, or brings images out of [0, 1]; or
             if a layer draws where a forward pass must be repeatable.
 
@@ -107,6 +111,15 @@ class SimCLRModel(keras.Model):
     and the epochs trained so far, unless `initial_epoch` is given. A step whose
     loss or gradient is not finite is not made: `fit` stops with an error.
 
+    Augmentations of your own are layers with `call(images)` and those of these
+    arguments that they name: `training`, a boolean; `seed`, int64 of shape
+    `(2,)`, of which all randomness in training is a function; `part`, None or,
+    of a replica or micro-batch, `(first, total)`, int32 scalars: the place of
+    the first image in the global batch, and the size of that; `sizes`, None
+    or int32 of shape `(batch, 2)`, for the first layer only. All but
+    `training` are given in training, `sizes` also at rest. CONTRIBUTING.md
+    shows one for tables and one for sounds.
+
     Elements of a dataset are `images`, `(images, labels)`, or a dictionary
     with `images`, or `view_1` and `view_2`, and optionally `labels`, which
     never touch the loss; `sizes`, as above; and `groups`, integers of shape
@@ -125,6 +138,7 @@ class SimCLRModel(keras.Model):
         *,
         augmentation=None,
         second_augmentation=None,
+        views=2,
         micro_batch_size=None,
         seed=0,
         **kwargs,
@@ -140,16 +154,18 @@ class SimCLRModel(keras.Model):
         self.projection_head = projection_head
         self.augmentation = augmentation
         self.second_augmentation = second_augmentation
+        self.number_of_views = _checks.integer("views", views, minimum=2)
         if micro_batch_size is not None:
             _checks.integer("micro_batch_size", micro_batch_size, minimum=1)
         self.micro_batch_size = micro_batch_size
-        self.seed = _checks.integer("seed", seed, minimum=0)
+        self.seed = _checks.seed("seed", seed)
         self.loss_metric = keras.metrics.Mean(name="loss")
         self.accuracy_metric = keras.metrics.Mean(name="contrastive_accuracy")
         self._is_tried = False  # Before the first `fit`.
         self._check_augmentations()
         if not projection_head.built:
             projection_head.build(encoder.output_shape)
+        check_projection_head(projection_head, encoder.output_shape)
         networks = (encoder, projection_head)
         prepare(
             [x for network in networks for x in copies.nested_layers(network)],
@@ -185,6 +201,10 @@ class SimCLRModel(keras.Model):
         Returns:
             Tensor that fits the encoder; float32 in [0, 1] for images.
 
+        Raises:
+            ValueError: If values are not finite, or those of images not in
+                [0, 1]. In a graph, a `tf.errors.InvalidArgumentError`.
+
         Example:
 
         >>> encoder = simclr.ResNet(10, stem="cifar", input_shape=(8, 8, 3))
@@ -192,12 +212,13 @@ class SimCLRModel(keras.Model):
         >>> model.evaluation_view(np.zeros((2, 16, 16, 3), "uint8")).shape
         TensorShape([2, 8, 8, 3])
         """
-        view = augmentations.at_rest(self.augmentation, as_views(images), sizes)
+        images = as_views(self._rules.usable(images, sizes))
+        view = augmentations.at_rest(self.augmentation, images, sizes)
         self._check_view(view, "`augmentation` at rest")
         return view
 
     def views(self, images, sizes=None, *, step=0):
-        """Makes the two views of training step `step`.
+        """Makes the views of training step `step`.
 
         Args:
             images: As `call`. In a replica: the replica's own images.
@@ -205,7 +226,7 @@ class SimCLRModel(keras.Model):
             step: Integer, `optimizer.iterations` of the step.
 
         Returns:
-            Two tensors, `view_1` and `view_2`, as the encoder receives them.
+            A tensor for each view, as the encoder receives them.
 
         Example:
 
@@ -216,12 +237,10 @@ class SimCLRModel(keras.Model):
         >>> view_1.shape
         TensorShape([2, 8, 8, 3])
         """
-        return self._views(images, sizes, step)
+        return self._views(self._rules.usable(images, sizes), sizes, step)
 
     def _views(self, images, sizes, step, start=0, size=None):
         """Views of images that follow `start` among the replica's `size`."""
-        images = as_views(images)
-        seed = tf.stack([tf.cast(self.seed, tf.int64), tf.cast(step, tf.int64)])
         place, replicas = piece_and_number()
         part = None
         if size is not None or replicas > 1:
@@ -230,15 +249,13 @@ class SimCLRModel(keras.Model):
             part = place * size + start, replicas * size
         second = self.second_augmentation
         second = self.augmentation if second is None else second
-        return tuple(
-            augmentations.augment(
-                augmentation,
-                images,
-                seed=fold_seed(seed, view),
-                sizes=sizes,
-                part=part,
-            )
-            for view, augmentation in enumerate((self.augmentation, second))
+        others = [second] * (self.number_of_views - 1)
+        return augmentations.views_of(
+            [self.augmentation, *others],
+            as_views(images),
+            seed=(self.seed, step),
+            sizes=sizes,
+            part=part,
         )
 
     def compile(self, optimizer=None, loss=None, **kwargs):
@@ -246,7 +263,8 @@ class SimCLRModel(keras.Model):
 
         Args:
             optimizer: Keras optimizer, or None for LARS around SGD with
-                momentum, with a short warm-up to a constant learning rate.
+                momentum, with a short warm-up to a constant learning rate,
+                which can be set.
             loss: `losses.ContrastiveLoss`, or any callable `(z_1, z_2) ->
                 scalar`, or None for `NTXent()`.
             **kwargs: Further arguments of `keras.Model.compile`.
@@ -260,13 +278,8 @@ class SimCLRModel(keras.Model):
         with self.distribute_strategy.scope():
             optimizer = keras.optimizers.get(optimizer or default_optimizer())
         check_strategy(self.distribute_strategy, optimizer.variables)
-        if loss is None:
-            loss = losses.NTXent()
-        if not callable(loss):
-            raise TypeError(
-                "`loss` must be a callable (z_1, z_2) -> scalar, for example "
-                f"simclr.NTXent(0.5). Received: loss={loss!r}"
-            )
+        loss = losses.NTXent() if loss is None else loss
+        contrastive_loss = losses.as_contrastive(loss, self.number_of_views)
         for name in ("metrics", "weighted_metrics", "loss_weights"):
             if kwargs.get(name) is not None:
                 raise ValueError(
@@ -287,7 +300,7 @@ class SimCLRModel(keras.Model):
         with self.distribute_strategy.scope():
             super().compile(optimizer=optimizer, **kwargs)
         self.loss = loss
-        self.contrastive_loss = losses.as_contrastive(loss)
+        self.contrastive_loss = contrastive_loss
 
     def get_compile_config(self):
         config = super().get_compile_config()
@@ -314,7 +327,7 @@ class SimCLRModel(keras.Model):
 
     @functools.wraps(keras.Model.fit)
     def fit(self, *args, **kwargs):
-        call = inspect.signature(super().fit).bind(*args, **kwargs).arguments
+        call = fit_data.arguments_of(super().fit, args, kwargs)
         call, stream = fit_data.fit_arguments(
             call,
             self.seed,
@@ -322,67 +335,65 @@ class SimCLRModel(keras.Model):
             check=self._check_training_data,
             value_checks=self._rules.value_checks,
         )
+        check_trainable(self.encoder, self.projection_head)
         if not self._is_tried:
             copies.check_for_later(self)
             self._is_tried = True
-        if self._replicas > 1 and not isinstance(call["x"], tf.data.Dataset):
-            raise ValueError(
-                "Several replicas need arrays or a tf.data.Dataset. Received: "
-                f"x={call['x']!r}"
-            )
         # Variables made inside the step would have it traced twice.
         self.build_optimizer()
         progress = fit_data.Progress(stream)
-        call["callbacks"] = progress.among(call.get("callbacks"), self)
+        call["callbacks"] = progress.among(call, self)
         try:
-            history = super().fit(**call)
-        except tf.errors.InvalidArgumentError as error:
-            text = elements.failed_check(error)
-            if text is None:
-                raise
-            raise ValueError(
-                f"{text}{progress.in_words()}. The model is as the step before "
-                "left it."
-            ) from None
+            with elements.failures_in_words(progress.in_words):
+                history = super().fit(**call)
         finally:
             progress.end()
-        if progress.epoch is not None and self.loss_metric.count.numpy() == 0:
-            raise ValueError(
-                "The dataset must hold at least one batch. Received: a dataset "
-                "that ended before the first."
-            )
+        progress.check_any_batch()
         return history
 
     @functools.wraps(keras.Model.evaluate)
     def evaluate(self, *args, **kwargs):
-        bound = inspect.signature(super().evaluate).bind(*args, **kwargs)
-        call = bound.arguments
-        call.update(call.pop("kwargs", {}))
-        return super().evaluate(
-            **fit_data.evaluate_arguments(call, check=self._check_replicas)
-        )
+        call = fit_data.arguments_of(super().evaluate, args, kwargs)
+        call = fit_data.evaluate_arguments(call, check=self._check_replicas)
+        with elements.failures_in_words():
+            return super().evaluate(**call)
 
     @functools.wraps(keras.Model.predict)
     def predict(self, *args, **kwargs):
-        bound = inspect.signature(super().predict).bind(*args, **kwargs)
-        return super().predict(**fit_data.predict_arguments(bound.arguments))
+        call = fit_data.arguments_of(super().predict, args, kwargs)
+        with elements.failures_in_words():
+            return super().predict(**fit_data.predict_arguments(call))
+
+    @functools.wraps(keras.Model.predict_on_batch)
+    def predict_on_batch(self, *args, **kwargs):
+        with elements.failures_in_words():
+            return super().predict_on_batch(*args, **kwargs)
 
     @functools.wraps(keras.Model.train_on_batch)
     def train_on_batch(self, *args, **kwargs):
-        self._check_alone("train_on_batch")
-        return super().train_on_batch(*args, **kwargs)
+        return self._on_batch(super().train_on_batch, args, kwargs)
 
     @functools.wraps(keras.Model.test_on_batch)
     def test_on_batch(self, *args, **kwargs):
-        self._check_alone("test_on_batch")
-        return super().test_on_batch(*args, **kwargs)
+        return self._on_batch(super().test_on_batch, args, kwargs)
 
-    def _check_alone(self, name):
+    def _on_batch(self, method, args, kwargs):
+        call = fit_data.arguments_of(method, args, kwargs)
+        fit_data.refuse_weights(call)
         if self._replicas > 1:
             raise ValueError(
-                f"`{name}` gives the whole batch to every replica. Use `fit` "
-                f"or `evaluate`. Received: {self._replicas} replicas"
+                f"`{method.__name__}` gives the whole batch to every replica. "
+                f"Use `fit` or `evaluate`. Received: {self._replicas} replicas"
             )
+        with elements.failures_in_words():
+            return method(**call)
+
+    @functools.wraps(keras.Model.export)
+    def export(self, *args, **kwargs):
+        call = fit_data.arguments_of(super().export, args, kwargs)
+        is_any = augmentations.takes_sizes(self.augmentation)
+        shape = self.encoder.input_shape
+        return super().export(**fit_data.export_arguments(call, shape, is_any))
 
     def train_step(self, element):
         element = elements.unpack(element)
@@ -407,16 +418,16 @@ class SimCLRModel(keras.Model):
             forward = ForwardPass()
             if self.micro_batch_size is None:
                 with forward:
-                    views = self._two_views(element, _TEST_STEP)
-                    z_1, z_2 = self._embed(views, training=False)
+                    views = self._views_of(element, _TEST_STEP)
+                    z = self._embed(views, training=False)
                 forward.write()
             else:
-                z_1, z_2 = micro_batches.embeddings(
+                z = micro_batches.embeddings(
                     self._embed_rows(element, _TEST_STEP, training=False),
                     size=elements.size_of(element),
                     micro_batch_size=self.micro_batch_size,
                 )
-            loss, found = self._contrast(z_1, z_2, element)
+            loss, found = self._contrast(z, element)
             _, loss = self._with_penalties(loss, forward.penalties)
             return self._report(loss, found)
 
@@ -438,22 +449,13 @@ class SimCLRModel(keras.Model):
     @property
     def _rules(self):
         """What an element of training must be like."""
-        shape, channels = self.encoder.input_shape, None
-        layers = as_list(self.augmentation)
-        if len(shape) == 4 and all(isinstance(x, Augmentation) for x in layers):
-            channels = shape[3]  # None of ours changes their number.
-        without_sizes = [
-            (name, layer.name)
-            for name in ("augmentation", "second_augmentation")
-            for layer in as_list(getattr(self, name))[:1]
-            if not accepts(layer, "sizes")
-        ]
         takes_groups = not self.compiled or self.contrastive_loss.takes_groups
-        return elements.Rules(
-            sees_images=len(shape) == 4,
-            channels=channels,
-            without_sizes=without_sizes[0] if without_sizes else None,
+        return elements.Rules.of(
+            self.encoder.input_shape,
+            self.augmentation,
+            self.second_augmentation,
             without_groups=None if takes_groups else repr(self.loss),
+            views=self.number_of_views,
         )
 
     def _check_training_data(self, dataset):
@@ -503,7 +505,7 @@ class SimCLRModel(keras.Model):
             The gradients, one per trainable variable, whose sum over the
             replicas is that of the global batch; the loss, the same in all
             replicas; and for each of the global batch's projections whether
-            its positive was found. Moving averages have moved.
+            its positives were found. Moving averages have moved.
 
         Example:
 
@@ -516,7 +518,7 @@ class SimCLRModel(keras.Model):
         >>> images = tf.zeros((4, 8, 8, 3))
         >>> gradients, _, found = model.replica_gradients({"images": images})
         >>> len(gradients) == len(model.trainable_variables), found.shape
-        (True, TensorShape([8]))
+        (True, TensorShape([1, 2, 4]))
         """
         gradients, loss, found, forward = self._propagate(element)
         forward.write()
@@ -529,11 +531,11 @@ class SimCLRModel(keras.Model):
             return self._cached_gradients(element, step)
         forward, tape = ForwardPass(), tf.GradientTape()
         with forward:
-            views = self._two_views(element, step)
+            views = self._views_of(element, step)
             with tape:
-                z_1, z_2 = self._embed(views, training=True)
+                z = self._embed(views, training=True)
         with tape:
-            loss, found = self._contrast(z_1, z_2, element)
+            loss, found = self._contrast(z, element)
             target, loss = self._with_penalties(loss, forward.penalties)
         gradients = micro_batches.dense_gradients(
             tape, target, self.trainable_variables
@@ -546,8 +548,8 @@ class SimCLRModel(keras.Model):
             *self.projection_head.non_trainable_variables,
         ]
 
-        def contrast(z_1, z_2):
-            loss, found = self._contrast(z_1, z_2, element)
+        def contrast(z):
+            loss, found = self._contrast(z, element)
             return self.optimizer.scale_loss(loss), loss, found
 
         gradients, (_, loss, found), means = micro_batches.cached_gradients(
@@ -580,7 +582,7 @@ class SimCLRModel(keras.Model):
 
         def embed(start, stop):
             rows = {name: batch[start:stop] for name, batch in element.items()}
-            views = self._two_views(rows, step, start, size)
+            views = self._views_of(rows, step, start, size)
             return self._embed(views, training=training)
 
         return embed
@@ -606,12 +608,13 @@ class SimCLRModel(keras.Model):
             penalty = replica.all_reduce(tf.distribute.ReduceOp.MEAN, penalty)
         return target, loss + penalty
 
-    def _two_views(self, element, step, start=0, size=None):
+    def _views_of(self, element, step, start=0, size=None):
         if "view_1" in element:
-            names = ("`view_1`", "`view_2`")
+            names = ["`view_1`", "`view_2`"]
             views = as_views(element["view_1"]), as_views(element["view_2"])
         else:
-            names = ("`augmentation`", "`second_augmentation`")
+            names = ["`augmentation`"]
+            names += ["`second_augmentation`"] * (self.number_of_views - 1)
             images, sizes = element["images"], element.get("sizes")
             views = self._views(images, sizes, step, start, size)
         for name, view in zip(names, views, strict=True):
@@ -619,32 +622,26 @@ class SimCLRModel(keras.Model):
         return [tf.stop_gradient(view) for view in views]
 
     def _embed(self, views, training):
-        """Projections z_1 and z_2 of two views, in one forward pass."""
-        views = tf.concat(views, axis=0)  # (2N, ...)
-        # (N, D) each
-        return tf.split(self._project(views, training), 2, axis=0)
+        """Projections `(N, V, D)` of V views of N images, in one pass."""
+        z = self._project(tf.concat(views, axis=0), training)  # (V * N, D)
+        z = tf.reshape(z, (len(views), -1, z.shape[-1]))
+        return tf.transpose(z, (1, 0, 2))
 
     def _project(self, views, training):
         representations = self.encoder(views, training=training)
         return self.projection_head(representations, training=training)
 
-    def _contrast(self, z_1, z_2, element):
+    def _contrast(self, z, element):
         """Loss among the projections of all replicas, and what was found."""
         groups = element.get("groups")
         if groups is not None:
             groups = from_all_replicas(groups)
         # Losses compute in it anyway, and machines cannot exchange bfloat16.
-        z_1, z_2 = (
-            from_all_replicas(tf.cast(z, keras.config.floatx()))
-            for z in (z_1, z_2)
-        )
-        loss, found = losses.contrast_of(
-            self.contrastive_loss, tf.stack([z_1, z_2]), groups
-        )
+        z = from_all_replicas(tf.cast(z, keras.config.floatx()))
+        z = tf.transpose(z, (1, 0, 2))  # (V, N, D)
+        loss, found = losses.contrast_of(self.contrastive_loss, z, groups)
         if found is None:
-            _, found = losses.per_anchor(
-                tf.stop_gradient(z_1), tf.stop_gradient(z_2)
-            )
+            _, found = losses.per_positive(tf.stop_gradient(z))
         return loss, found
 
     def _report(self, loss, found):
@@ -681,6 +678,7 @@ class SimCLRModel(keras.Model):
                 name: keras.saving.serialize_keras_object(part)
                 for name, part in parts.items()
             },
+            "views": self.number_of_views,
             "micro_batch_size": self.micro_batch_size,
             "seed": self.seed,
             "name": self.name,
@@ -696,3 +694,7 @@ class SimCLRModel(keras.Model):
                 for name, value in config.items()
             }
         )
+
+
+# By this name alone, files of Keras 2's format (.h5) know it.
+keras.utils.get_custom_objects()["SimCLRModel"] = SimCLRModel

@@ -1,6 +1,7 @@
 """The encoder and the projection head of the paper."""
 
 import itertools
+import warnings
 
 import keras
 import tensorflow as tf
@@ -437,6 +438,12 @@ def check_encoder(encoder):
         )
     inputs = getattr(encoder, "inputs", None)
     dtype = inputs[0].dtype if inputs else "float32"
+    if len(inputs or [0]) > 1:
+        raise ValueError(
+            "`encoder` must take one tensor, a view of each image. Received: "
+            f"{len(inputs)} inputs, of shape {encoder.input_shape}. Wrap it "
+            "in a model that makes the others from the first"
+        )
     if len(encoder.input_shape) == 4 and "float" not in dtype:
         raise ValueError(
             "`encoder` must take floats: views lie in [0, 1], and as integers "
@@ -449,7 +456,63 @@ def check_encoder(encoder):
         cure = ""
         if isinstance(shape, tuple) and len(shape) == 4:
             cure = " Add keras.layers.GlobalAveragePooling2D() to its end."
+        if not isinstance(shape, tuple):
+            cure = " Take one: keras.Model(encoder.input, encoder.outputs[0])."
         raise ValueError(
             "`encoder` must return one representation per image, of shape "
             f"(batch, features). Received: output shape {shape}.{cure}"
+        )
+
+
+def check_projection_head(projection_head, representations):
+    """Refuses a head that makes no row of each representation.
+
+    `representations` is their shape.
+    """
+    try:
+        shape = projection_head.compute_output_shape(representations)
+    except NotImplementedError:
+        return  # Users' layers need not tell.
+    if not isinstance(shape, tuple) or len(shape) != 2:
+        raise ValueError(
+            "`projection_head` must return one projection per image, of shape "
+            f"(batch, units). Received: output shape {shape} from "
+            f"{projection_head.name!r}"
+        )
+
+
+def check_trainable(encoder, projection_head):
+    """Says before training what in a model will not learn.
+
+    Args:
+        encoder: A `keras.Model`.
+        projection_head: A Keras layer.
+
+    Raises:
+        ValueError: If no weight can be trained.
+
+    Example:
+
+    >>> encoder = ResNet(10, stem="cifar", input_shape=(8, 8, 3))
+    >>> check_trainable(encoder, keras.layers.Identity())
+    """
+    parts = (encoder, projection_head)
+    if not any(part.trainable_variables for part in parts):
+        raise ValueError(
+            "Something must be trainable. Received: no trainable weight in "
+            "`encoder` and `projection_head`. Set model.encoder.trainable = "
+            "True, and compile anew"
+        )
+    if encoder.variables and not encoder.trainable_variables:
+        warnings.warn(
+            "The encoder is frozen: only the projection head will learn, which "
+            "is thrown away. Set model.encoder.trainable = True, and compile "
+            "anew.",
+            stacklevel=3,
+        )
+    if projection_head.variables and not projection_head.trainable_variables:
+        warnings.warn(
+            "The projection head is frozen: its weights stay as they were "
+            "drawn.",
+            stacklevel=3,
         )

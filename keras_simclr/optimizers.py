@@ -1,6 +1,7 @@
 """LARS, and the learning rates that go with large batches."""
 
 import re
+import warnings
 
 import keras
 import numpy as np
@@ -37,6 +38,8 @@ class LARS(keras.optimizers.Optimizer):
             `keras-simclr pretrain` take 0.02, for a few thousand.
         exclude: Regular expressions, searched in `variable.path`, for further
             variables without weight decay and trust ratio.
+        warmup_steps: Steps in which the rate rises from 0 to the inner
+            optimizer's. That can be a number, which callbacks may change.
         name: Name of the optimizer.
 
     Raises:
@@ -70,6 +73,7 @@ class LARS(keras.optimizers.Optimizer):
         weight_decay=1e-6,
         trust_coefficient=0.001,
         exclude=(),
+        warmup_steps=0,
         name="lars",
     ):
         _check_inner_optimizer(optimizer)
@@ -85,6 +89,9 @@ class LARS(keras.optimizers.Optimizer):
         )
         self.exclude = (
             (exclude,) if isinstance(exclude, str) else tuple(exclude)
+        )
+        self.warmup_steps = _checks.integer(
+            "warmup_steps", warmup_steps, minimum=0
         )
 
     def build(self, variables):
@@ -102,6 +109,11 @@ class LARS(keras.optimizers.Optimizer):
         self.optimizer.iterations.assign_add(1)
 
     def update_step(self, gradient, variable, learning_rate):
+        if self.warmup_steps:
+            learning_rate = tf.convert_to_tensor(learning_rate)
+            step = tf.cast(self.iterations, learning_rate.dtype)
+            left = 1.0 - step / self.warmup_steps
+            learning_rate *= 1.0 - tf.maximum(left, 0.0)
         if self._is_adapted[self._get_variable_index(variable)]:
             dtype = gradient.dtype
             decay = tf.cast(self.coupled_weight_decay, dtype)
@@ -157,6 +169,7 @@ class LARS(keras.optimizers.Optimizer):
             "weight_decay": self.coupled_weight_decay,
             "trust_coefficient": self.trust_coefficient,
             "exclude": self.exclude,
+            "warmup_steps": self.warmup_steps,
             "name": self.name,
         }
 
@@ -295,6 +308,58 @@ def warmup_cosine(learning_rate, total_steps, *, warmup_steps=0):
     )
 
 
+@keras.saving.register_keras_serializable(package="keras_simclr")
+class Restarted(keras.optimizers.schedules.LearningRateSchedule):
+    """A schedule that is followed by another cosine to 0.
+
+    Args:
+        schedule: Schedule of the first steps.
+        first_steps: How many these are.
+        learning_rate: Positive number: the rate after them.
+        steps: Steps until the rate is 0 again.
+
+    Example:
+
+    >>> schedule = Restarted(warmup_cosine(1.0, 10), 10, 0.25, 4)
+    >>> [round(float(schedule(step)), 3) for step in (0, 5, 9, 10, 12, 14)]
+    [1.0, 0.5, 0.024, 0.25, 0.125, 0.0]
+
+    References:
+        - Loshchilov & Hutter 2016, arXiv:1608.03983, section 3.
+    """
+
+    def __init__(self, schedule, first_steps, learning_rate, steps):
+        self.schedule = schedule
+        self.first_steps = _checks.integer(
+            "first_steps", first_steps, minimum=1
+        )
+        self.learning_rate = _checks.positive_number(
+            "learning_rate", learning_rate
+        )
+        self.steps = _checks.integer("steps", steps, minimum=1)
+        self._cosine = keras.optimizers.schedules.CosineDecay(
+            learning_rate, steps
+        )
+
+    def __call__(self, step):
+        step = tf.convert_to_tensor(step)
+        later = self._cosine(tf.maximum(step - self.first_steps, 0))
+        return tf.where(step < self.first_steps, self.schedule(step), later)
+
+    def get_config(self):
+        return {
+            "schedule": keras.saving.serialize_keras_object(self.schedule),
+            "first_steps": self.first_steps,
+            "learning_rate": self.learning_rate,
+            "steps": self.steps,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        schedule = keras.saving.deserialize_keras_object(config["schedule"])
+        return cls(**{**config, "schedule": schedule})
+
+
 def default_optimizer():
     """LARS with a constant rate after a warm-up, for runs of any length.
 
@@ -302,8 +367,72 @@ def default_optimizer():
     Fashion-MNIST, 3 epochs, on held-out training images: the rate is high
     enough for batches of 1,024 and low enough for batches of 64.
     """
-    warmup = keras.optimizers.schedules.PolynomialDecay(
-        0.0, decay_steps=50, end_learning_rate=0.25
+    inner = keras.optimizers.SGD(0.25, momentum=0.9)
+    return LARS(inner, trust_coefficient=0.02, warmup_steps=50)
+
+
+_SETTERS = (
+    keras.callbacks.LearningRateScheduler,
+    keras.callbacks.ReduceLROnPlateau,
+)
+_TRIED = 11  # Steps whose rates are looked at.
+
+
+def check_rates(optimizer, callbacks, steps):
+    """Says before training what would be wrong with its learning rates.
+
+    Warns if they are 0 to the end, where a schedule has come to its own.
+
+    Args:
+        optimizer: That of a compiled model.
+        callbacks: List of those of `fit`.
+        steps: How many `fit` will take; 0 if that is not known.
+
+    Raises:
+        ValueError: If a callback sets the rate, and a schedule does, too.
+
+    Example:
+
+    >>> optimizer = keras.optimizers.SGD(warmup_cosine(0.1, 100))
+    >>> check_rates(optimizer, [], 100)
+    """
+    setters = [x for x in callbacks if isinstance(x, _SETTERS)]
+    for each in getattr(optimizer, "optimizers", [optimizer]):
+        is_number = isinstance(each.learning_rate, keras.Variable)
+        if setters and not is_number:
+            raise ValueError(
+                f"`{type(setters[0]).__name__}` needs a learning rate that is "
+                "a number. Received: an optimizer whose rate follows a "
+                "schedule. Leave the callback out, or compile with a number, "
+                "as in keras.optimizers.SGD(0.25, momentum=0.9) inside LARS; "
+                "bare `model.compile()` does"
+            )
+        if not setters:
+            _warn_of_no_rate(each, steps or _TRIED)
+
+
+def _warn_of_no_rate(optimizer, steps):
+    first = int(optimizer.iterations.numpy())
+    places = np.unique(
+        np.linspace(first, first + steps - 1, _TRIED).astype(int)
     )
-    inner = keras.optimizers.SGD(warmup, momentum=0.9)
-    return LARS(inner, trust_coefficient=0.02)
+    rates = [_rate_at(optimizer, place) for place in places]
+    idle = len(rates) - np.max(np.flatnonzero(rates), initial=-1) - 1
+    # The last step may be the first without a rate.
+    if idle == len(rates) or idle > 1:
+        begin = places[-idle]
+        warnings.warn(
+            f"The learning rate is 0 from about step {begin} to the end, step "
+            f"{places[-1]}: weights will not change. A schedule that has "
+            "ended does not begin again: compile with one for the steps that "
+            "are to come, or a number, as bare `model.compile()` has. A run "
+            "of `keras-simclr pretrain` goes on with --more_epochs.",
+            stacklevel=4,
+        )
+
+
+def _rate_at(optimizer, step):
+    step = tf.cast(step, optimizer.iterations.dtype)
+    with keras.StatelessScope([(optimizer.iterations, step)]):
+        # Of replicas, the rate is a variable that is no number by itself.
+        return float(tf.convert_to_tensor(optimizer.learning_rate))

@@ -184,7 +184,8 @@ def plan(recipe, data, *, minutes_per_epoch=30.0, report=print):
         recipe: `recipe.Recipe`, of which encoder and size of views are chosen.
         data: `recipe.Data`.
         minutes_per_epoch: The most that an epoch may take.
-        report: Function that is told, in words, what devices there are.
+        report: Function that is told, in words, what devices there are, and
+            what is being measured.
 
     Returns:
         A `Plan`.
@@ -205,17 +206,19 @@ def plan(recipe, data, *, minutes_per_epoch=30.0, report=print):
     if replicas.has_workers(strategy):
         raise ValueError("A plan is for one machine. Unset TF_CONFIG.")
     report(f"Devices: {devices.describe_devices(strategy)}.")
+    report("Reading the list of images.")
     recipe = recipe.with_choice(
         "precision", strategy, devices.fastest_precision, lambda text: None
     )
     keras.config.set_dtype_policy(recipe.precision)
     with strategy.scope():
-        machine = _Machine(recipe, data, strategy)
-        return _choose_on(machine, minutes_per_epoch)
+        machine = _Machine(recipe, data, strategy, report)
+        return _choose_on(machine, minutes_per_epoch, report)
 
 
-def _choose_on(machine, minutes_per_epoch):
+def _choose_on(machine, minutes_per_epoch, report):
     """Measures what is chosen, and chooses again by what was measured."""
+    report("Training two small encoders, from which others are guessed.")
     start, most = time.perf_counter(), 60 * minutes_per_epoch
     guesses = {
         encoder: machine.images * seconds
@@ -228,6 +231,10 @@ def _choose_on(machine, minutes_per_epoch):
         is_done = any(each <= most for each in found.values())
         if choice in plans or (is_late and is_done):
             break
+        report(
+            f"Training a ResNet-{choice.depth} of width "
+            f"{choice.width_multiplier:g}, views of {choice.image_size} pixels."
+        )
         plans[choice] = machine.measure(
             choice, guesses[choice] / machine.images, minutes_per_epoch
         )
@@ -240,9 +247,10 @@ def _choose_on(machine, minutes_per_epoch):
 class _Machine:
     """What is measured on this machine with these images."""
 
-    def __init__(self, recipe, data, strategy):
+    def __init__(self, recipe, data, strategy, report):
         self.recipe, self.data, self.strategy = recipe, data, strategy
-        dataset = self._open(image_size=max(_SIZES))
+        source, dataset = self._open(image_size=max(_SIZES))
+        report(f"To train on: {data.in_words(source)}.")
         steps = int(dataset.cardinality())
         self.recipe = dataclasses.replace(
             recipe, epochs=recipe.epochs_for(steps)
@@ -255,9 +263,9 @@ class _Machine:
         self._reading = {}  # Seconds per image, by the shape of the images.
 
     def _open(self, **changes):
-        """The dataset, as the recipe with these changes reads it."""
+        """Source and dataset, as the recipe with these changes reads it."""
         recipe = dataclasses.replace(self.recipe, **changes)
-        return recipe.open(self.data)[1]
+        return recipe.open(self.data)
 
     def _build(self, dataset, **changes):
         """The model, as the recipe with these changes makes it."""
@@ -354,7 +362,7 @@ class _Machine:
             size //= 2
         key = image_size if self.has_canvas else None, size
         if key not in self._datasets:
-            self._datasets[key] = self._open(
+            _, self._datasets[key] = self._open(
                 image_size=image_size, batch_size=size
             )
         return self._datasets[key]

@@ -119,13 +119,11 @@ def knn_probe(
     _checks.positive_number("temperature", temperature)
     k = min(_checks.integer("k", k, minimum=1), len(train_labels))
     classes, places = np.unique(train_labels, return_inverse=True)
-    train = _normalize(train_features)
     predictions = []
-    for start in range(0, len(test_features), _ROWS_AT_ONCE):
-        test = _normalize(test_features[start : start + _ROWS_AT_ONCE])
-        similarities = test @ train.T  # (rows, N)
-        nearest = np.argpartition(-similarities, k - 1, axis=1)[:, :k]
-        nearby = np.take_along_axis(similarities, nearest, axis=1)
+    at_once = 4 * _ROWS_AT_ONCE**2 // max(k, 4 * _ROWS_AT_ONCE)
+    for block in _blocks(test_features, max(1, at_once)):
+        test = _normalize(block)
+        nearby, nearest = _nearest(test, train_features, k)
         # Relative to the nearest one's: the weights neither overflow nor all
         # become 0.
         nearby = nearby.astype("float64")
@@ -138,6 +136,25 @@ def knn_probe(
     predictions = np.concatenate(predictions)
     accuracy = np.mean(predictions == test_labels)
     return KNNResult(float(accuracy), k, temperature, predictions)
+
+
+def _nearest(test, train_features, k):
+    """Similarities and places of the k nearest of each row, block by block."""
+    nearby = np.empty((len(test), 0), "float32")
+    nearest = np.empty((len(test), 0), "int64")
+    places = np.arange(len(train_features))
+    for block, numbers in zip(
+        _blocks(train_features), _blocks(places), strict=True
+    ):
+        similarities = test @ _normalize(block).T
+        numbers = np.broadcast_to(numbers, similarities.shape)
+        nearby = np.concatenate([nearby, similarities], axis=1)
+        nearest = np.concatenate([nearest, numbers], axis=1)
+        if nearby.shape[1] >= k:
+            kept = np.argpartition(-nearby, k - 1, axis=1)[:, :k]
+            nearby = np.take_along_axis(nearby, kept, axis=1)
+            nearest = np.take_along_axis(nearest, kept, axis=1)
+    return nearby, nearest
 
 
 def linear_probe(
@@ -196,8 +213,14 @@ def linear_probe(
     labels, test_labels = _checked_labels(
         train_features, train_labels, test_features, test_labels
     )
-    scaler = StandardScaler().fit(train_features)
-    features = scaler.transform(train_features).astype("float32")
+    scaler = StandardScaler()
+    for block in _blocks(train_features):
+        scaler.partial_fit(block)
+    features = np.empty(np.shape(train_features), "float32")
+    for rows, block in zip(
+        _blocks(features), _blocks(train_features), strict=True
+    ):
+        rows[:] = scaler.transform(block)
     # Threads cost more than they bring on small arrays.
     is_small = features.size < _SMALL_ARRAY
     with threadpool_limits(1 if is_small else None):
@@ -205,8 +228,12 @@ def linear_probe(
             features, labels, groups, seed
         )
         solver = fit_logistic(features, labels, inverse_penalty)
-    test = scaler.transform(test_features).astype("float32")
-    predictions = solver.predict(test)
+    predictions = np.concatenate(
+        [
+            solver.predict(scaler.transform(block).astype("float32"))
+            for block in _blocks(test_features)
+        ]
+    )
     return LinearResult(
         accuracy=float(np.mean(predictions == test_labels)),
         inverse_penalty=inverse_penalty,
@@ -289,13 +316,14 @@ def _checked_labels(train_features, train_labels, test_features, test_labels):
         ("test", test_features, test_labels),
     ):
         labels = one_per_row(given)
-        if np.ndim(features) != 2 or len(features) != len(labels):
+        size = np.shape(features)[:1]
+        if np.ndim(features) != 2 or labels.shape[:1] != size:
             raise ValueError(
                 f"`{name}_features` must have the shape (N, D), with N labels. "
                 f"Received: {name}_features of shape {np.shape(features)}, "
                 f"{name}_labels of shape {np.shape(labels)}"
             )
-        if not np.isfinite(features).all():
+        if not all(np.isfinite(block).all() for block in _blocks(features)):
             raise ValueError(
                 f"`{name}_features` must be finite. Received: NaN or infinity"
             )
@@ -311,6 +339,11 @@ def _checked_labels(train_features, train_labels, test_features, test_labels):
     check_classes("train_labels", checked[0])
     compare_classes(*checked)  # Refuses others.
     return checked
+
+
+def _blocks(rows, size=_ROWS_AT_ONCE):
+    """Parts of some rows each: what is made of them is never held at once."""
+    return [rows[x : x + size] for x in range(0, len(rows), size)]
 
 
 def _normalize(features):

@@ -11,24 +11,41 @@ import typing
 
 AUTO = "auto"
 _CHOSEN = ("precision", "micro_batch_size")  # By measuring, if `auto`.
+_PRECISIONS = (
+    *("float16", "bfloat16", "float32", "float64"),
+    *("mixed_float16", "mixed_bfloat16"),
+)
 _IMAGE_SIZE = 64  # Of views of images that have no one size.
 # Of the default epochs. An encoder of 1,437 digits is better than raw pixels
 # after 400 steps, not always after 200; photographs differ more.
 _FEWEST_STEPS, _FEWEST_EPOCHS = 800, 8
 
 
-def _told(default, text, rule=None, **library):
+def _told(default, text, rule=None, place=None, **library):
     """A field, its flag's help, and how the library's own default differs.
 
-    `rule` is the name of a check of `_checks` and its arguments; `library` maps
-    names of the library to their defaults.
+    `rule` is the name of a check of `_checks` and its arguments, `place` the
+    same of `_files`, for the command line; `library` maps names of the library
+    to their defaults.
     """
-    metadata = {"help": text, "rule": rule, "library": library}
+    metadata = {"help": text, "rule": rule, "place": place, "library": library}
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def _one_of(*choices):
+    return ("choice", {"choices": choices})
+
+
+def _between(low, high, rule):
+    return ("real_number", {"low": low, "high": high, "rule": rule})
+
+
+# Share of the rate that a finished run goes on with. On digits, more is better
+# for a linear probe and worse for k-NN; a tenth changes nothing.
+_RESTART = 0.3
 _COUNT = ("integer", {"minimum": 1})
 _POSITIVE = ("positive_number", {})
+_AT_LEAST_0 = _between(0, math.inf, "a number of at least 0")
 _SHARE = ("probability", {})
 REQUIRED = dataclasses.MISSING
 
@@ -56,21 +73,46 @@ class Data(_Checked):
 
     data: str = _told(
         REQUIRED,
-        "A folder, PATH.npz (images, perhaps labels) or tfds:NAME[/CONFIG].",
+        "A folder; a list, PATH.csv (columns path, perhaps label); shards, "
+        "tar:PATTERN or parquet:PATTERN; arrays, PATH.npz (images, perhaps "
+        "labels) or PATH.npy (images); or tfds:NAME[/CONFIG].",
+        place=("check_data", {}),
     )
     data_dir: str | None = _told(
-        None, "Directory of prepared TFDS datasets; by default TFDS's own."
+        None,
+        "Directory of prepared TFDS datasets; by default TFDS's own.",
+        place=(
+            "check_exists",
+            {"rule": "an existing directory", "is_directory": True},
+        ),
     )
     split: str = _told(
         "train",
         "Images to use, as TFDS writes it: train[:90%]. Files have only train; "
-        "those of a folder are divided by their names.",
+        "those of a folder, a list or shards are divided by their names.",
     )
     manifest: str | None = _told(
-        None, "What `scan` found in the folder: problem files are left out."
+        None,
+        "What `scan` found in the data: problem files are left out.",
+        place=(
+            "check_exists",
+            {"rule": "a file that `scan` wrote", "is_directory": False},
+        ),
     )
     unreadable_limit: float = _told(
-        0.01, "Share of a folder's files that may be unreadable.", _SHARE
+        0.01, "Share of the image files that may be unreadable.", _SHARE
+    )
+    channels: int | None = _told(
+        None,
+        "Of the images: 1 for grey, 3 for RGB, more of TIFF files that have "
+        "them; by default those of a run, or of arrays, or 3.",
+        _COUNT,
+    )
+    bits: int | None = _told(
+        None,
+        "8, or 16 to keep all of files that have them, in four times the "
+        "memory; by default those of a run, or 8.",
+        ("choice", {"choices": (8, 16)}),
     )
 
     def open(self, canvas_size, **kwargs):
@@ -81,26 +123,24 @@ class Data(_Checked):
             **kwargs: As in `sources.open_dataset`.
 
         Returns:
-            The `folders.ImageFolder`, or the text of `data` if it is none; and
-            the `tf.data.Dataset`.
+            What `sources.find_source` returns, and the `tf.data.Dataset`.
         """
-        import pathlib
+        from keras_simclr import sources
 
-        from keras_simclr import folders, sources
-
-        source = self.data
-        if pathlib.Path(source).is_dir():
-            source = folders.ImageFolder(
-                source,
-                manifest=self.manifest,
-                split=self.split,
-                unreadable_limit=self.unreadable_limit,
-            )
+        source = sources.find_source(
+            self.data,
+            self.split,
+            manifest=self.manifest,
+            data_dir=self.data_dir,
+            unreadable_limit=self.unreadable_limit,
+        )
         dataset = sources.open_dataset(
             source,
             self.split,
             data_dir=self.data_dir,
             canvas_size=canvas_size,
+            channels=self.channels,
+            bits=self.bits or 8,
             **kwargs,
         )
         return source, dataset
@@ -111,6 +151,22 @@ class Data(_Checked):
 
         canvas_size = decoding.canvas_for(side)
         return self.open(canvas_size, shuffle=False, drop_remainder=False)
+
+    def and_test(self, test_data):
+        """These options, and those for images to test on; None: the same ones.
+
+        A manifest is of the files in one place, `data_dir` of TFDS's datasets.
+        """
+        if test_data is None:
+            return self, self
+        pair = self, dataclasses.replace(self, data=test_data, manifest=None)
+        are_tfds = [part.data.startswith("tfds:") for part in pair]
+        return tuple(
+            part
+            if is_tfds or not any(are_tfds)
+            else dataclasses.replace(part, data_dir=None)
+            for part, is_tfds in zip(pair, are_tfds, strict=True)
+        )
 
     def in_words(self, source):
         """Images and classes of a source that `open` returned, in words."""
@@ -139,12 +195,13 @@ class Recipe(_Checked):
     depth: int = _told(
         10,
         "Depth of the ResNet: 10, 18, 34, 50, 101, 152 or 200.",
+        _one_of(10, 18, 34, 50, 101, 152, 200),
         ResNet=50,
     )
     width_multiplier: float = _told(
         0.5,
-        "Every layer has this many times the usual channels.",
-        _POSITIVE,
+        "Every layer has this many times the usual channels, at most 100.",
+        _between(math.ulp(0.0), 100, "a positive number of at most 100"),
         ResNet=1,
     )
     image_size: int | None = _told(
@@ -153,18 +210,39 @@ class Recipe(_Checked):
         _COUNT,
     )
     stem: str = _told(
-        AUTO, "Stem: imagenet, cifar, or auto: cifar up to 32 pixels."
+        AUTO,
+        "Stem: imagenet, cifar, or auto: cifar up to 32 pixels.",
+        _one_of(AUTO, "imagenet", "cifar"),
     )
-    projection_layers: int = _told(2, "Layers of the projection head, 0 to 3.")
+    projection_layers: int = _told(
+        2, "Layers of the projection head, 0 to 3.", _one_of(0, 1, 2, 3)
+    )
+    views: int = _told(
+        2,
+        "Views of each image; as many fewer images take the same time.",
+        ("integer", {"minimum": 2}),
+    )
     epochs: int | None = _told(
         None,
         "Passes over the images; by default 8, or as many as "
         f"{_FEWEST_STEPS} steps take.",
         _COUNT,
     )
-    batch_size: int = _told(256, "Images in a batch (not views).", _COUNT)
+    batch_size: int = _told(
+        256,
+        "Images in a batch (not views), at least 2.",
+        ("integer", {"minimum": 2}),
+    )
     micro_batch_size: str | None = _told(
-        None, "Images in memory at a time; auto: as many as fit."
+        None,
+        "Images in memory at a time; auto: as many as fit.",
+        (
+            "matching",
+            {
+                "pattern": "0*[1-9][0-9]*|auto",
+                "rule": "a positive integer or auto",
+            },
+        ),
     )
     learning_rate: float = _told(
         1.0,
@@ -172,9 +250,11 @@ class Recipe(_Checked):
         _POSITIVE,
     )
     warmup_epochs: float | None = _told(
-        None, "Epochs of rising rate; by default a tenth, at most 10."
+        None,
+        "Epochs of rising rate; by default a tenth, at most 10.",
+        _AT_LEAST_0,
     )
-    weight_decay: float = _told(1e-6, "Weight decay of LARS.")
+    weight_decay: float = _told(1e-6, "Weight decay of LARS.", _AT_LEAST_0)
     # The official 0.001 is made for 100,000 steps: 1,000 of them lead nowhere.
     trust_coefficient: float = _told(
         0.02,
@@ -186,40 +266,51 @@ class Recipe(_Checked):
     temperature: float = _told(
         0.2, "Temperature of NT-Xent.", _POSITIVE, NTXent=0.1
     )
+    decoupled: bool = _told(
+        False, "Leaves the positive out of NT-Xent's sums (decoupled, DCL)."
+    )
     # As good as the paper's 0.08, which of 28 pixels a side leaves 8.
     smallest_crop: float = _told(
         0.2,
         "Smallest share of an image's area that a view shows.",
-        (
-            "real_number",
-            {"low": math.ulp(0.0), "high": 1, "rule": "above 0 and at most 1"},
-        ),
+        _between(math.ulp(0.0), 1, "above 0 and at most 1"),
         SimCLRAugmentation=0.08,
     )
     flip_rate: float = _told(0.5, "Probability of a horizontal flip.", _SHARE)
-    strength: float = _told(1.0, "Strength of the colour distortion.")
+    strength: float = _told(
+        1.0,
+        "Strength of the colour distortion, 0 to 2.5.",
+        _between(0, 2.5, "between 0 and 2.5"),
+    )
     color_rate: float = _told(0.8, "Probability of the colour jitter.", _SHARE)
     grayscale_rate: float = _told(
         0.2, "Probability of dropping the colours.", _SHARE
     )
     blur_rate: float = _told(0.5, "Probability of the blur.", _SHARE)
     strategy: str = _told(
-        AUTO, "one, mirrored, multi_worker, tpu, or auto: what there is."
+        AUTO,
+        "one, mirrored, multi_worker, tpu, or auto: what there is.",
+        _one_of(AUTO, "one", "mirrored", "multi_worker", "tpu"),
     )
     precision: str = _told(
-        AUTO, "Keras dtype policy, or auto: the fastest on this machine."
+        AUTO,
+        "Keras dtype policy, or auto: the fastest on this machine.",
+        _one_of(AUTO, *_PRECISIONS),
     )
     seed: int = _told(
-        0, "All randomness is a function of it.", ("integer", {"minimum": 0})
+        0,
+        "All randomness is a function of it.",
+        ("integer", {"minimum": 0, "maximum": 2**32 - 1}),  # NumPy's limit.
     )
 
     def __post_init__(self):
         super().__post_init__()
-        size = self.micro_batch_size
-        if size not in (None, AUTO) and not str(size).isdigit():
+        if None not in (self.epochs, self.warmup_epochs) and (
+            self.warmup_epochs >= self.epochs
+        ):
             raise ValueError(
-                "`micro_batch_size` must be a positive integer or auto. "
-                f"Received: micro_batch_size={size!r}"
+                "`warmup_epochs` must be below `epochs`. Received: "
+                f"warmup_epochs={self.warmup_epochs}, epochs={self.epochs}"
             )
 
     def epochs_for(self, steps):
@@ -263,12 +354,13 @@ class Recipe(_Checked):
             canvas_size, batch_size=self.batch_size, seed=self.seed
         )
 
-    def build(self, element_spec, steps):
+    def build(self, element_spec, steps, more_epochs=()):
         """The compiled model.
 
         Args:
             element_spec: Of the dataset that it will train on.
             steps: Steps of an epoch.
+            more_epochs: As in `optimizer`.
 
         Returns:
             A `SimCLRModel`.
@@ -282,10 +374,11 @@ class Recipe(_Checked):
             encoder,
             head,
             augmentation=self.augmentation(shape),
+            views=self.views,
             micro_batch_size=None if size is None else int(size),
             seed=self.seed,
         )
-        model.compile(self.optimizer(steps), self.loss())
+        model.compile(self.optimizer(steps, more_epochs), self.loss())
         return model
 
     def input_shape(self, element_spec):
@@ -339,22 +432,31 @@ class Recipe(_Checked):
         """The loss."""
         import keras_simclr as simclr
 
-        return simclr.NTXent(self.temperature)
+        return simclr.NTXent(self.temperature, decoupled=self.decoupled)
 
-    def optimizer(self, steps):
-        """The optimizer, for epochs of so many steps."""
+    def optimizer(self, steps, more_epochs=()):
+        """The optimizer, for epochs of so many steps.
+
+        `more_epochs` are numbers of epochs that follow, each with a cosine of
+        its own from a share of the rate.
+        """
         import keras
 
         import keras_simclr as simclr
+        from keras_simclr import optimizers
 
         epochs, warmup_epochs = self.epochs_for(steps), self.warmup_epochs
         if warmup_epochs is None:
             warmup_epochs = min(10.0, epochs / 10)
+        rate = simclr.scaled_learning_rate(self.learning_rate, self.batch_size)
         schedule = simclr.warmup_cosine(
-            simclr.scaled_learning_rate(self.learning_rate, self.batch_size),
-            epochs * steps,
-            warmup_steps=round(warmup_epochs * steps),
+            rate, epochs * steps, warmup_steps=round(warmup_epochs * steps)
         )
+        for more in more_epochs:
+            schedule = optimizers.Restarted(
+                schedule, epochs * steps, _RESTART * rate, more * steps
+            )
+            epochs += more
         return simclr.LARS(
             keras.optimizers.SGD(schedule, momentum=0.9),
             weight_decay=self.weight_decay,

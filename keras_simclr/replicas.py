@@ -137,7 +137,8 @@ def from_all_replicas(rows):
 
     def gradient(upstream):
         size = tf.shape(rows)
-        return tf.slice(upstream, (place * size[0], 0), size)
+        start = (place * size[0], *[0] * len(rest))
+        return tf.slice(upstream, start, size)
 
     return everything, gradient
 

@@ -4,16 +4,18 @@ import contextlib
 import dataclasses
 import json
 import pathlib
+import sys
 
 import keras
 
 from keras_simclr import (
+    _checks,
     _files,
     cards,
     copies,
     devices,
+    fingerprints,
     recipe as recipes,
-    sources,
 )
 from keras_simclr.callbacks import (
     FLAGS,
@@ -38,12 +40,14 @@ class Run:
     Attributes:
         model: The `SimCLRModel`.
         recipe: The `recipe.Recipe` that it was trained with, all chosen.
-        epochs: Epochs trained; less than the recipe's after Ctrl-C.
+        epochs: Epochs trained; less than all after Ctrl-C.
+        all_epochs: The recipe's epochs, and those that were added to them.
     """
 
     model: keras.Model
     recipe: recipes.Recipe
     epochs: int
+    all_epochs: int
 
 
 def carry_out(
@@ -53,6 +57,7 @@ def carry_out(
     *,
     given=None,
     accept_changed_data=False,
+    more_epochs=None,
     report=print,
 ):
     """Does what `keras-simclr pretrain` does.
@@ -65,6 +70,9 @@ def carry_out(
         given: Names of the fields that somebody chose, or None for all. An
             unfinished run goes on with its own values of the others.
         accept_changed_data: As `pretrain`.
+        more_epochs: Epochs to add to a finished run, or None: with its weights,
+            on a new cosine from 0.3 of the rate. `summary.json` keeps a list of
+            them. An unfinished run has those that were added before.
         report: Function that is told, in words, what is found and chosen.
 
     Returns:
@@ -84,14 +92,15 @@ def carry_out(
     """
     strategy = devices.make_strategy(recipe.strategy)
     report(f"Devices: {devices.describe_devices(strategy)}.")
-    check_can_run(run_dir)
+    check_can_run(run_dir, more_epochs=more_epochs)
     if strategy.extended.should_checkpoint:
         _files.check_can_write(run_dir)
     if given is None:
         given = {**vars(data), **vars(recipe)}.keys()
     recipe, data, given = _as_it_began(recipe, data, run_dir, set(given))
     flags = recipes.as_flags(_values(recipe, data, run_dir))
-    check_can_run(run_dir, flags, accept_changed_data)
+    check_can_run(run_dir, flags, accept_changed_data, more_epochs)
+    added = _added_epochs(run_dir, more_epochs)
     recipe = recipe.with_choice(
         "precision", strategy, devices.fastest_precision, report
     )
@@ -100,11 +109,8 @@ def carry_out(
     source, dataset = recipe.open(data)
     spec, steps = dataset.element_spec, int(dataset.cardinality())
     recipe = dataclasses.replace(recipe, epochs=recipe.epochs_for(steps))
-    report(
-        f"To train on: {data.in_words(source)}; {steps * recipe.batch_size:,} "
-        "an epoch, without their labels."
-    )
-    report(f"Epochs: {recipe.epochs}. Steps: {recipe.steps_in_words(steps)}.")
+    for text in _in_words(recipe, data, source, steps, added):
+        report(text)
     recipe = recipe.with_choice(
         "micro_batch_size",
         strategy,
@@ -112,34 +118,58 @@ def carry_out(
         report,
     )
     with strategy.scope():
-        model = recipe.build(spec, steps)
+        model = recipe.build(spec, steps, added)
     values = _values(recipe, data, run_dir)
+    all_epochs = sum(added, recipe.epochs)
+    summary = {
+        "command": "pretrain",
+        "data": _data_of_record(source, data, steps * recipe.batch_size),
+        **cards.versions(),
+        "flags": {"given": sorted(given), "values": values},
+        **({"more_epochs": added} if added else {}),
+    }
     epochs = pretrain(
         model,
         dataset,
         run_dir,
-        epochs=recipe.epochs,
+        epochs=all_epochs,
         flags=recipes.as_flags(values),
-        summary={
-            "command": "pretrain",
-            "data": _data_of_record(source, data, steps * recipe.batch_size),
-            **cards.versions(),
-            "flags": {"given": sorted(given), "values": values},
-        },
+        summary=summary,
         accept_changed_data=accept_changed_data,
+        more_epochs=more_epochs,
     )
-    return Run(model, recipe, epochs)
+    return Run(model, recipe, epochs, all_epochs)
+
+
+def _in_words(recipe, data, source, steps, added):
+    """What will be trained on, and how long: sentences."""
+    yield (
+        f"To train on: {data.in_words(source)}. An epoch: "
+        f"{steps * recipe.batch_size:,} images, {recipe.views} views of each, "
+        "without their labels."
+    )
+    yield f"Epochs: {recipe.epochs}. Steps: {recipe.steps_in_words(steps)}."
+    if added:
+        yield f"Epochs that are added: {' + '.join(map(str, added))}."
+
+
+def _added_epochs(run_dir, more_epochs):
+    """Numbers of epochs that were added to a run, and that are now."""
+    added = [*read_summary(run_dir).get("more_epochs", ())]
+    return added if more_epochs is None else [*added, more_epochs]
 
 
 def _data_of_record(source, data, images_per_epoch):
     """What must be the same for an unfinished run to go on."""
     found = {
-        **sources.fingerprint(source, data_dir=data.data_dir),
+        **fingerprints.fingerprint(source, data_dir=data.data_dir),
         "split": data.split,
+        "channels": data.channels,
+        "bits": data.bits,
         "images_per_epoch": images_per_epoch,
     }
     if data.manifest is not None:
-        found["manifest"] = sources.fingerprint(data.manifest)["sha256"]
+        found["manifest"] = fingerprints.fingerprint(data.manifest)["sha256"]
     return found
 
 
@@ -183,6 +213,7 @@ def pretrain(
     flags="",
     summary=None,
     accept_changed_data=False,
+    more_epochs=None,
 ):
     """Trains a model and keeps everything in a run directory.
 
@@ -202,18 +233,20 @@ def pretrain(
         flags: Text of `flags.txt`, for `--flagfile`.
         summary: Dictionary, the first content of `summary.json`. Its entry
             `data` tells which data these are: a dictionary, as from
-            `sources.fingerprint`.
+            `fingerprints.fingerprint`.
         accept_changed_data: Whether an unfinished run may go on with other
             data. The schedule is then that of a run on these from the start,
             at the epoch reached; `summary.json` keeps what they were before
             in `earlier_data`.
+        more_epochs: How many of `epochs` are added to a finished run, or None.
+            The model's schedule has them, as from `recipe.Recipe.build`.
 
     Returns:
         The number of epochs trained; less than `epochs` after Ctrl-C.
 
     Raises:
-        FileExistsError: If `run_dir` holds a finished run, one with other
-            flags, or anything else.
+        FileExistsError: If `run_dir` holds a finished run (with `more_epochs`:
+            none that is), one with other flags, or anything else.
         OSError: If it cannot be written, or another process trains in it.
         ValueError: If the run began with other data; or if training diverges:
             then the model from before is kept.
@@ -226,7 +259,7 @@ def pretrain(
     ```
     """
     run_dir, summary = pathlib.Path(run_dir), dict(summary or {})
-    check_can_run(run_dir, flags, accept_changed_data)
+    check_can_run(run_dir, flags, accept_changed_data, more_epochs)
     alone = contextlib.nullcontext()
     if model.distribute_strategy.extended.should_checkpoint:
         _files.check_can_write(run_dir)
@@ -246,6 +279,11 @@ def _train(
     is_chief = strategy.extended.should_checkpoint
     earlier = _earlier_data(run_dir, summary.get("data"), accept_changed_data)
     first = restore(model, run_dir)
+    if summary.get("more_epochs") and not first:
+        raise ValueError(
+            "A finished run goes on from its last checkpoint. Received: "
+            f"{str(run_dir)!r}, which has none any more"
+        )
     check_agreement(strategy, first)
     if earlier:
         earlier[-1].setdefault("epochs_trained", first)
@@ -258,16 +296,21 @@ def _train(
         _write_text(run_dir / FLAGS, flags)
         # Training makes other weights: nothing is known of them.
         known = {**read_summary(run_dir), **summary}
-        for name in (*cards.TRAINED, "weights"):
+        for name in (*cards.TRAINED, "weights", "finished"):
             known.pop(name, None)
         _write_summary(run_dir, _sorted_evaluations(known, None))
         callbacks.insert(0, _csv_logger(run_dir / _LOG, first))
     if first:
         keeper.epochs, keeper.weights = first, weights_digest(model)
         keeper.steps = int(model.optimizer.iterations.numpy())
+    is_terminal = sys.stdout is not None and sys.stdout.isatty()
     try:
         model.fit(
-            dataset, epochs=epochs, initial_epoch=first, callbacks=callbacks
+            dataset,
+            epochs=epochs,
+            initial_epoch=first,
+            callbacks=callbacks,
+            verbose="auto" if is_terminal else 2,
         )
     except KeyboardInterrupt:
         if is_chief and keeper.is_worth_keeping():
@@ -337,6 +380,37 @@ def recorded_flags(run_dir):
     return recipes.read_flags(text)
 
 
+def as_seen(data, directory, channels):
+    """Data in the channels and bits that an encoder saw in training.
+
+    Args:
+        data: `recipe.Data`.
+        directory: The run directory, or what `finetune` wrote.
+        channels: Channels that the encoder takes.
+
+    Returns:
+        `recipe.Data`.
+
+    Raises:
+        ValueError: If `data` asks for others.
+
+    Example:
+
+    >>> data = simclr.recipe.Data(data="photos")
+    >>> as_seen(data, "runs/photos", 1).channels
+    1
+    """
+    bits = int(recorded_flags(directory).get("bits", 8))
+    for name, seen in (("channels", channels), ("bits", bits)):
+        given = getattr(data, name)
+        if given not in (None, seen):
+            raise ValueError(
+                f"`{name}` must be what the encoder saw in training. Received: "
+                f"{name}={given}, where it saw {seen}. Leave out --{name}"
+            )
+    return dataclasses.replace(data, channels=channels, bits=bits)
+
+
 def about(run_dir, model=None):
     """What the model card of a run's encoder says about the run.
 
@@ -347,38 +421,48 @@ def about(run_dir, model=None):
     recipe = recorded_flags(run_dir)
     recipe.pop("output_dir", None)
     summary = read_summary(run_dir)
-    known = ("data", "earlier_data", "weights")
+    known = ("data", "earlier_data", "more_epochs", "weights")
     known += (*cards.TRAINED, *cards.EVALUATED)
     found = {k: summary[k] for k in known if k in summary}
-    if found.keys() - {"data", "earlier_data"}:
+    if found.keys() - {"data", "earlier_data", "more_epochs"}:
         weights = weights_digest(model or load_model(run_dir))
         return cards.of_weights({"recipe": recipe, **found}, weights)
     return {"recipe": recipe, **found}
 
 
-def check_can_run(run_dir, flags=None, accept_changed_data=False):
+def check_can_run(
+    run_dir, flags=None, accept_changed_data=False, more_epochs=None
+):
     """Refuses a directory that is neither free nor an unfinished run's.
+
+    With `more_epochs`: all but a finished run's.
 
     `flags`, the text of `flags.txt`, must say what that of an unfinished run
     says, but for the devices it runs on, the name of the directory, and the
     data if changed ones are accepted. None: any.
     """
     run_dir = pathlib.Path(run_dir)
-    if not (run_dir / FLAGS).exists():
+    is_finished = read_summary(run_dir).get("finished", False)
+    if more_epochs is not None:
+        _checks.integer("more_epochs", more_epochs, minimum=1)
+        _check_is_finished(run_dir, is_finished)
+    elif not (run_dir / FLAGS).exists():
         # A run that was ended while it wrote its first file has only this.
         if list(run_dir.glob("*")) != [_files.path_beside(run_dir / FLAGS)]:
             _files.check_is_empty(run_dir)
         return
-    if read_summary(run_dir).get("finished"):
+    elif is_finished:
         raise FileExistsError(
             "The output directory must be new, empty, or hold an unfinished "
-            f"run. Received: {str(run_dir)!r}, whose run is finished"
+            f"run. Received: {str(run_dir)!r}, whose run is finished. "
+            "--more_epochs=N goes on with it"
         )
     if flags is None:
         return
     # A flag that is not there has its present default.
     absent = recipes.read_flags(recipes.as_flags(recipes.defaults()))
     of_data = {field.name for field in dataclasses.fields(recipes.Data)}
+    of_data.remove("channels")  # With others the model would be another.
     free = {"strategy", "output_dir", *(of_data if accept_changed_data else ())}
     ours, theirs = (
         {**absent, **x, **dict.fromkeys(free)}
@@ -392,6 +476,20 @@ def check_can_run(run_dir, flags=None, accept_changed_data=False):
             f"Received: {_differing(ours, theirs) or 'no flag'} for "
             f"{str(run_dir)!r}, which has {_differing(theirs, ours) or 'none'}"
             f"{cure * (differing <= of_data)}"
+        )
+
+
+def _check_is_finished(run_dir, is_finished):
+    if not (run_dir / FLAGS).exists():
+        raise FileNotFoundError(
+            "`more_epochs` are added to a finished run. Received: "
+            f"{str(run_dir)!r}, which holds no run"
+        )
+    if not is_finished:
+        raise FileExistsError(
+            "`more_epochs` are added to a finished run. Received: "
+            f"{str(run_dir)!r}, whose run is not finished. The same command "
+            "without --more_epochs goes on with it"
         )
 
 

@@ -10,17 +10,22 @@ import threading
 import warnings
 
 import numpy as np
+import tensorflow as tf
 
-from keras_simclr import _files, duplicates
+from keras_simclr import _files, duplicates, manifests
 from keras_simclr.decoding import (
-    FORMATS,
     MOST_PIXELS,
     SMALLEST_SIDE,
+    check_size,
+    decode_jpeg_or_png,
     deep_png,
-    orientation,
+    format_of,
+    is_candidate,
     promised_format,
 )
 from keras_simclr.duplicates import SMALL, perceptual_keys
+from keras_simclr.exif import orientation
+from keras_simclr.pillow_files import Picture, UnusableError
 
 _CHUNK = 1024  # Files that are read before their rows are stored.
 # Names of folders that parts of a data set have, and all classes never.
@@ -41,10 +46,16 @@ _ADVICE = {
     "too small": f"Each side needs at least {SMALLEST_SIDE} pixels.",
     "too large": f"Scale it down to at most {MOST_PIXELS:,} pixels.",
     "unsupported format": "Convert it to JPEG or PNG.",
+    "NaN or infinity": "Mend it, or take it out.",
+    "out of range": "Bring floats to [0, 1].",
+    "one value": "There is nothing to see in it: take it out.",
+    "no plug-in": "Install it, or convert the images to JPEG or PNG.",
+    "other channels": "Ask for that number: --channels.",
     "wrong extension": "Nothing to do: the content decides.",
-    "animated": "The first frame is used.",
+    "animated": "The first frame or page is used.",
     "CMYK": "Meant for print: the colours may look different on a screen.",
-    "16-bit": "8 bits per channel are used, the upper ones of its content.",
+    "16-bit": "8 are used, the upper ones of its content; --bits=16: all.",
+    "more channels": "Only read if asked for: --channels.",
     "palette": "Nothing to do.",
     "transparency": "Transparent parts become white.",
     "EXIF rotation": "Nothing to do: width and height are as seen.",
@@ -103,7 +114,8 @@ class Scan:
         if self.class_names:
             shown = ", ".join(self.class_names[:10])
             more = ", ..." if len(self.class_names) > 10 else ""
-            text = f"{len(self.class_names):,} folders: {shown}{more}"
+            count = _count(len(self.class_names), "folder")
+            text = f"{count}: {shown}{more}"
             lines.append(f"Classes: {_printable(text)}.")
         duplicates = "none"
         if self.duplicate_groups:
@@ -145,7 +157,7 @@ def scan(directory, manifest, *, progress=None):
     - `path`: relative to `directory`, as bytes (`os.fsencode`), because names
       need not be valid UTF-8.
     - `format`: one of `decoding.FORMATS`, another one that is not supported,
-      or null.
+      `array`, or null.
     - `width`, `height`: pixels as seen, after EXIF rotation; or null.
     - `channels`: 1 (grey), 2 (with alpha), 3 (colour), 4 (with alpha, or
       CMYK); or null.
@@ -181,9 +193,6 @@ def scan(directory, manifest, *, progress=None):
     print(scan("photos", "photos.parquet"))
     ```
     """
-    import pyarrow as pa
-    import pyarrow.parquet
-
     directory = _files.readable_directory(directory)
     manifest = pathlib.Path(manifest)
     _files.check_is_new("manifest", manifest)
@@ -195,83 +204,139 @@ def scan(directory, manifest, *, progress=None):
     paths = sorted(
         [*_files.walk(directory, report, promised_format), *problems]
     )
-    manifest.parent.mkdir(parents=True, exist_ok=True)
-    # Opened now, to fail now and not after an hour.
-    with _files.replacing(manifest) as staged, staged.open("wb") as file:
-        table = _read_all(directory, paths, problems, progress)
-        if not len(table):
-            raise ValueError(
-                "`directory` must hold images. Received: "
-                f"directory={directory!r} with {len(paths)} other files"
-            )
-        pa.parquet.write_table(table, file)
-    return _summary(table, others=len(paths) - len(table))
+    read_file = _reading(
+        paths, lambda x: pathlib.Path(directory, paths[x]).open("rb"), problems
+    )
+
+    def read(place):
+        is_read = paths[place] in problems or is_candidate(paths[place])
+        return read_file(place) if is_read else None
+
+    return write_manifest(directory, len(paths), read, manifest, progress)
 
 
-def _schema():
-    import pyarrow as pa
+def scan_images(images, manifest, *, progress=None):
+    """As `scan`, for images that lie in shards or stand in a list.
 
-    return pa.schema(
-        {
-            "path": pa.binary(),
-            "format": pa.string(),
-            "width": pa.int32(),
-            "height": pa.int32(),
-            "channels": pa.int32(),
-            "orientation": pa.int32(),
-            "group": pa.int64(),
-            "problem": pa.string(),
-            "usable": pa.bool_(),
-        }
+    Args:
+        images: `folders.EncodedImages`.
+        manifest: As `scan`.
+        progress: As `scan`.
+
+    Returns:
+        As `scan`.
+
+    Raises:
+        FileExistsError: As `scan`.
+
+    Example:
+
+    ```python
+    shards = simclr.shards.TarShards("train-{0..9}.tar")
+    print(scan_images(shards, "train.parquet"))
+    ```
+    """
+    problems = images.left_out
+    paths = [*images.paths, *problems]
+    read = _reading(paths, images.open_image, problems)
+    others = sum(images.not_read.values())
+    return write_manifest(
+        images.source, len(paths), read, manifest, progress, others, False
     )
 
 
-def _read_all(directory, paths, problems, progress):
-    """The manifest of files as a `pyarrow.Table`."""
+def _reading(paths, open_image, problems):
+    """A function from a place in a list of images to its `Row`."""
+
+    def read(place):
+        path = paths[place]
+        if path in problems:
+            return Row(path, problem=problems[path])
+        return examine(path, lambda: open_image(place))
+
+    return read
+
+
+def write_manifest(
+    source, size, read, manifest, progress=None, others=0, has_folders=True
+):
+    """Writes the manifest of images that are read one by one.
+
+    Args:
+        source: What they are in, for an error.
+        size: Number of them.
+        read: Function of a place, 0 to `size`, that returns its `Row`, or None
+            if it is no image.
+        manifest: As `scan`.
+        progress: As `scan`.
+        others: Number of files that are no images, beside those that `read`
+            finds to be none.
+        has_folders: Whether paths tell classes.
+
+    Returns:
+        As `scan`.
+    """
+    import pyarrow.parquet
+
+    manifest = pathlib.Path(manifest)
+    _files.check_is_new("manifest", manifest)
+    manifest.parent.mkdir(parents=True, exist_ok=True)
+    # Opened now, to fail now and not after an hour.
+    with _files.replacing(manifest) as staged, staged.open("wb") as file:
+        table = _read_all(size, read, progress)
+        if not len(table):
+            raise ValueError(
+                "`directory` must hold images. Received: "
+                f"directory={source!r} with {size} other files"
+            )
+        pyarrow.parquet.write_table(table, file)
+    others += size - len(table)
+    return _summary(table, others, has_folders)
+
+
+def _read_all(size, read, progress):
+    """The manifest of images as a `pyarrow.Table`."""
     import imagehash  # noqa: F401 Here, not in several threads at once.
     import pyarrow as pa
     from PIL import Image
 
     Image.init()
 
-    def read(path):
-        if path in problems:
-            return Row(path, problem=problems[path])
-        return examine(directory, path)
-
-    schema = _schema()
-    tables, size = [schema.empty_table()], 0
-    keys = np.zeros(len(paths), duplicates.KEYS)
-    orientation.get_concrete_function()  # Here, not in several threads at once.
+    schema = manifests.schema()
+    tables, count = [schema.empty_table()], 0
+    keys = np.zeros(size, duplicates.KEYS)
+    for function in (orientation, _read_small):
+        function.get_concrete_function()  # Not in several threads at once.
     # Threads are enough: Pillow lets others run while it decodes.
     with (
         warnings.catch_warnings(),
         concurrent.futures.ThreadPoolExecutor() as pool,
     ):
         warnings.simplefilter("ignore")
-        for start in range(0, len(paths), _CHUNK):
+        for start in range(0, size, _CHUNK):
             rows = []
-            results = pool.map(read, paths[start : start + _CHUNK])
+            results = pool.map(read, range(start, min(start + _CHUNK, size)))
             for done, row in enumerate(results, start + 1):
                 rows += [row] if row else []
                 if progress:
-                    progress(done, len(paths))
+                    progress(done, size)
             tables.append(_as_table(rows, schema))
             for row in rows:
-                keys[size] = row.key or 0
-                size += 1
+                keys[count] = row.key or 0
+                count += 1
     table = pa.concat_tables(tables)
-    groups = duplicates.group(keys[:size], table["usable"].to_numpy())
+    groups = duplicates.group(keys[:count], table["usable"].to_numpy())
     place = schema.get_field_index("group")
     return table.set_column(place, schema.field(place), pa.array(groups))
 
 
-def duplicate_groups(directory, paths):
-    """Groups of the duplicates among files, as their manifest would have them.
+def duplicate_groups(paths, open_image):
+    """Groups of the duplicates among images, as their manifest has them.
 
     Args:
-        directory: Path of the folder.
-        paths: Sorted list of paths relative to it, as `find_images`.
+        paths: Sorted list of their names.
+        open_image: Function of a place in it that opens the image, as a binary
+            file.
 
     Returns:
         int64 array: equal for duplicates.
@@ -279,11 +344,12 @@ def duplicate_groups(directory, paths):
     Example:
 
     >>> from sklearn import datasets
-    >>> paths = ["images/china.jpg", "images/flower.jpg"]
-    >>> duplicate_groups(datasets.__path__[0], paths)
+    >>> folder = datasets.__path__[0] + "/images/"
+    >>> paths = ["china.jpg", "flower.jpg"]
+    >>> duplicate_groups(paths, lambda x: open(folder + paths[x], "rb"))
     array([0, 1])
     """
-    table = _read_all(directory, paths, {}, None)
+    table = _read_all(len(paths), _reading(paths, open_image, {}), None)
     return table["group"].to_numpy()
 
 
@@ -297,9 +363,9 @@ def _as_table(rows, schema):
     return pa.table(columns, schema)
 
 
-def _summary(table, others):
+def _summary(table, others, has_folders):
     """The `Scan` of a manifest."""
-    paths, usable = _paths(table), table["usable"].to_numpy()
+    paths, usable = manifests.paths_of(table), table["usable"].to_numpy()
     problems, remarks = {}, {}
     for path, is_usable, text in zip(
         paths, usable, table["problem"].to_pylist(), strict=True
@@ -328,7 +394,7 @@ def _summary(table, others):
         remarks=remarks,
         duplicate_groups=int((groups > 1).sum()),
         duplicate_images=int(groups[groups > 1].sum()),
-        class_names=class_names,
+        class_names=class_names if has_folders else (),
     )
 
 
@@ -339,97 +405,18 @@ def _add_example(kinds, text, path):
         kinds[kind] = number + 1, (*examples, path)[:3]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Manifest:
-    """The usable images of a manifest, sorted by path.
-
-    Attributes:
-        paths: List of paths relative to the directory, as `find_images`.
-        groups: int64 array; the same number for duplicates.
-        widths: int64 array of pixels as seen, after EXIF rotation.
-        heights: The same.
-        problems: Dictionary from the paths of unusable files to the reason.
-    """
-
-    paths: list
-    groups: np.ndarray
-    widths: np.ndarray
-    heights: np.ndarray
-    problems: dict
+_HEAD = 512  # Bytes that tell what a file holds that is no image.
 
 
-def read_manifest(path):
-    """Reads a manifest.
-
-    Args:
-        path: Path of a manifest that `scan` wrote.
-
-    Returns:
-        `Manifest`.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no manifest.
-
-    Example:
-
-    ```python
-    manifest = read_manifest("photos.parquet")
-    ```
-    """
-    import pyarrow.compute as pc
-    import pyarrow.parquet
-
-    received = f"Received: path={os.fsdecode(path)!r}"
-    if not pathlib.Path(path).is_file():
-        raise FileNotFoundError(
-            f"`path` must be a manifest. {received}, which is no file. Write "
-            "one with keras-simclr scan"
-        )
-    try:
-        table = pyarrow.parquet.ParquetFile(path).read()
-        table = table.select(_schema().names).cast(_schema())
-    except (ValueError, KeyError) as error:
-        raise ValueError(
-            "`path` must be a manifest that keras-simclr scan wrote. "
-            f"{received} ({error})"
-        ) from None
-    table = table.sort_by("path")
-    images = table.filter(table["usable"])
-    columns = {
-        f"{name}s": images[name].to_numpy().astype("int64")
-        for name in ("group", "width", "height")
-    }
-    others = table.filter(pc.invert(table["usable"]))
-    problems = dict(
-        zip(_paths(others), others["problem"].to_pylist(), strict=True)
-    )
-    return Manifest(_paths(images), problems=problems, **columns)
-
-
-def _paths(table):
-    return [os.fsdecode(path) for path in table["path"].to_pylist()]
-
-
-_HEAD = 512  # Bytes that tell what a file holds.
-
-
-# First bytes of image formats, also of some that are not supported.
-_FIRST_BYTES = {
-    "TIFF": {0: (b"II*\0", b"MM\0*")},
-    "PSD": {0: (b"8BPS",)},
-    "JPEG 2000": {0: (b"\0\0\0\x0cjP  \r\n\x87\n",)},
-    "AVIF": {4: (b"ftypavif",)},
-    "HEIC": {4: (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1")},
-    **{name: x.first_bytes for name, x in FORMATS.items()},
+# First bytes of image formats that are not supported.
+_FOREIGN = {
+    b"8BPS": "PSD",
+    b"\xff\x0a": "JPEG XL",
+    b"\0\0\0\x0cJXL ": "JPEG XL",
 }
 
 
 _CONTROLS = frozenset(range(32)) - frozenset(b"\t\n\f\r\x1b")
-
-
-# What turns an image as EXIF's number asks: `PIL.Image.Transpose`.
-_TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
 
 
 # Images above so many pixels are decoded one at a time, for memory's sake.
@@ -437,6 +424,7 @@ _LARGE = 1 << 24
 
 
 _ONE_LARGE = threading.Lock()
+_CANVAS = 128  # Pixels: JPEGs are decoded at a smaller scale, 3 times as fast.
 
 
 @dataclasses.dataclass(slots=True)
@@ -470,12 +458,13 @@ class Row:
     key: tuple | None = None
 
 
-def examine(directory, path):
+def examine(path, open_file, channels=None):
     """Reads an image file and says what it is.
 
     Args:
-        directory: Path of the folder.
-        path: Path of a regular file relative to it.
+        path: Its path or name.
+        open_file: Function without arguments that opens it, as a binary file.
+        channels: Channels that are asked for; None: any.
 
     Returns:
         A `Row`; None if the file neither is an image nor named like one.
@@ -483,20 +472,22 @@ def examine(directory, path):
     Example:
 
     >>> from sklearn import datasets
-    >>> row = examine(datasets.__path__[0], "images/china.jpg")
+    >>> path = datasets.__path__[0] + "/images/china.jpg"
+    >>> row = examine("china.jpg", lambda: open(path, "rb"))
     >>> row.format, row.width, row.height, row.problem
     ('JPEG', 640, 427, None)
     """
     row = Row(path)
     try:
-        with pathlib.Path(directory, path).open("rb") as file:
+        with open_file() as file:
             head = file.read(_HEAD)
-            row.format = _format(head)
-            if row.format in FORMATS:
-                file.seek(0)
-                _decode(row, file)
-            else:
-                row.problem = _foreign(row.format, head)
+            row.format = format_of(head)
+            if row.format is not None:
+                contents = head + file.read()
+        if row.format is None:
+            row.problem = _foreign(row, head)
+        else:
+            _examine_image(row, contents, channels)
     except Exception as error:  # Decoders raise what they like.
         row.problem = _explain(error)
     row.usable = row.problem is None
@@ -505,18 +496,12 @@ def examine(directory, path):
     return row if row.format or promised_format(path) else None
 
 
-def _format(head):
-    """The image format that a file's first bytes tell, or None."""
-    for name, parts in _FIRST_BYTES.items():
-        if all(head.startswith(part, start) for start, part in parts.items()):
-            return name
-    return None
-
-
-def _foreign(name, head):
+def _foreign(row, head):
     """Why a file of no supported format is unusable."""
-    if name:
-        return f"unsupported format: {name}"
+    for start, name in _FOREIGN.items():
+        if head.startswith(start):
+            row.format = name
+            return f"unsupported format: {name}"
     if not head:
         return "empty"
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
@@ -532,93 +517,86 @@ def _explain(error):
     """What an exception of the system or a decoder means for the file."""
     from PIL import Image
 
+    if isinstance(error, UnusableError):
+        return str(error)
     if isinstance(error, Image.DecompressionBombError):
         return "too large: more than twice the limit"
     if isinstance(error, MemoryError):
         return "too large: not enough memory"
     if isinstance(error, OSError) and error.errno:
         return f"unreadable: {error.strerror}"
-    if isinstance(error, Image.UnidentifiedImageError):
+    if isinstance(error, (Image.UnidentifiedImageError, SyntaxError)):
         return "corrupt: its header is damaged"
     text = " ".join(str(error).split())[:80] or type(error).__name__
     kind = "truncated" if "truncated" in text.lower() else "corrupt"
     return f"{kind}: {text}"
 
 
-def _decode(row, file):
+def _examine_image(row, contents, channels):
     """Fills in what the image tells."""
-    from PIL import Image
-
-    with Image.open(file, formats=[row.format]) as image:
-        row.width, row.height = image.size
-        row.channels = 3 if image.mode == "P" else len(image.getbands())
-        pixels = row.width * row.height
-        if pixels > MOST_PIXELS:
-            row.problem = f"too large: {row.width}x{row.height} pixels"
-            return
-        if min(image.size) < SMALLEST_SIDE:
-            row.problem = f"too small: {row.width}x{row.height} pixels"
-            return
-        row.remarks = _remarks(row, image)
-        file.seek(0)
-        contents = file.read()
-        digest = hashlib.blake2b(contents, digest_size=8)
-        # Whole images in memory at a time: one large one, or small ones.
-        large = pixels > _LARGE and row.format != "JPEG"
-        with _ONE_LARGE if large else contextlib.nullcontext():
-            small = _shrink(row, image, contents)
-        # As training reads them, and not as Pillow does: so that both agree.
+    picture = Picture(contents, row.format)
+    row.width, row.height = picture.width, picture.height
+    row.channels = picture.channels
+    check_size(picture)
+    if channels is not None:
+        picture.check(channels)
+    large = row.width * row.height > _LARGE and row.format != "JPEG"
+    # Whole images in memory at a time: one large one, or small ones.
+    with _ONE_LARGE if large else contextlib.nullcontext():
+        small = _small(picture)
+    row.orientation = picture.orientation
+    if row.format in ("JPEG", "PNG"):
         row.orientation = int(orientation(contents))
-    if row.orientation > 1:
-        row.remarks.append("EXIF rotation")
-        small = small.transpose(_TURNS[row.orientation])
     if row.orientation > 4:
         row.width, row.height = row.height, row.width
+    row.remarks = _remarks(row, picture)
+    digest = hashlib.blake2b(contents, digest_size=8)
     row.key = (
         int.from_bytes(digest.digest()),
         *perceptual_keys(small),
     )
 
 
-def _remarks(row, image):
-    remarks = []
+def _remarks(row, picture):
+    remarks = list(picture.remarks)
     if row.format != promised_format(row.path):
-        remarks.append(f"wrong extension: {row.format}")
-    if row.format != "JPEG" and getattr(image, "is_animated", False):
-        remarks.append("animated")
-    if image.mode == "CMYK":
-        remarks.append("CMYK")
-    if image.mode == "P" and row.format != "GIF":
-        remarks.append("palette")
-    if image.has_transparency_data:
-        remarks.append("transparency")
+        remarks.insert(0, f"wrong extension: {row.format}")
+    if picture.has_others:
+        remarks.append(f"more channels: {picture.channels}")
+    if picture.depth is not None:
+        used = f": {picture.depth} bits in use" if picture.depth < 16 else ""
+        remarks.append(f"16-bit{used}")
+    if row.orientation > 1:
+        remarks.append("EXIF rotation")
     return remarks
 
 
-def _shrink(row, image, contents):
-    """Decodes all of an image, into 32 x 32 pixels of RGB."""
+def _small(picture):
+    """The image as training reads it, so that both agree, made small."""
     from PIL import Image
 
-    box = None
-    if row.format == "JPEG":
-        # Inverse transforms for 128 pixels are enough, and 3 times as fast.
-        _, box = image.draft(None, (128, 128)) or (None, None)
-    image.load()
-    # Pillow opens 16-bit colour as 8-bit: the header tells.
-    if row.format == "PNG" and contents[24] == 16:
-        pixels, depth = deep_png(contents)
-        image = Image.fromarray(pixels.numpy())
-        used = f": {depth} bits in use" if depth < 16 else ""
-        row.remarks.append(f"16-bit{used}")
-    elif image.mode == "P" or "transparency" in image.info:
-        image = image.convert("RGBA")
-    elif image.mode == "1":
-        image = image.convert("L")
-    small = image.resize(SMALL, Image.Resampling.BILINEAR, box=box)
-    if small.has_transparency_data:
-        white = Image.new("RGBA", small.size, "white")
-        small = Image.alpha_composite(white, small.convert("RGBA"))
-    return small.convert("RGB")
+    if picture.name in ("JPEG", "PNG"):
+        try:
+            pixels = _read_small(picture.contents).numpy()
+            if picture.name == "PNG" and picture.contents[24] == 16:
+                picture.depth = int(deep_png(picture.contents)[1])
+        # The latter where the message holds bytes of the file.
+        except (tf.errors.OpError, UnicodeDecodeError):
+            picture.load()  # Says better what is wrong.
+            raise ValueError("it cannot be decoded") from None
+    elif picture.has_others:
+        pixels = picture.pixels(picture.channels)[..., :3]
+        pixels = pixels if picture.channels > 2 else pixels[..., [0, 0, 0]]
+    else:
+        pixels = picture.pixels()
+    image = Image.fromarray(pixels)
+    return image.resize(SMALL, Image.Resampling.BILINEAR)
+
+
+@tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
+def _read_small(contents):
+    with tf.device("CPU"):
+        return decode_jpeg_or_png(contents, _CANVAS)
 
 
 def are_parts(names):
@@ -641,8 +619,7 @@ def class_labels(paths):
     Returns:
         `(labels, class_names)`: an int64 array of the paths' length, and the
         sorted names of the sub-directories. `(None, ())` if a file lies
-        outside them, there are fewer than two, or they are parts of a data
-        set: `are_parts`.
+        outside them, or they are parts of a data set: `are_parts`.
 
     Example:
 
@@ -660,7 +637,7 @@ def class_labels(paths):
         "int64",
         len(paths),
     )
-    if len(numbers) < 2 or labels.min() < 0 or are_parts(numbers):
+    if not numbers or labels.min() < 0 or are_parts(numbers):
         return None, ()
     names = sorted(numbers)
     places = np.empty(len(names), "int64")

@@ -1,8 +1,8 @@
 """Cosine similarities of all pairs of rows, a block at a time.
 
-Log-sum-exp over the similarities of each row to the others, and its gradient,
-in memory that grows with the rows and not with their square. Nothing here
-knows what the sums are for.
+Log-sum-exp over the similarities of each row to those of other groups, and its
+gradient, in memory that grows with the rows and not with their square. Nothing
+here knows what the sums are for.
 
 The rows are cut into blocks, and the pairs of blocks are numbered: first each
 block with itself, then with the next one, then with the one after that, around
@@ -19,36 +19,35 @@ counts for both of its rows. On the diagonal only places below it count, so that
 each pair of rows is met once, and none with itself.
 """
 
-import numpy as np
 import tensorflow as tf
 
 from keras_simclr import devices
 
 # What two blocks give fits a core's cache. 256 is as fast, 128 30 % slower.
 _BLOCK_SIZE = 512
+_BELOW = -2.0  # A finite number below each cosine.
 
 
-def log_sum_exp(rows, scale, *, groups=None, block_size=None):
-    """Compares each row with all others, relative to its partner.
+def log_sum_exp(rows, scale, groups, *, block_size=None):
+    """Compares each row with all rows of other groups.
 
-    The partner of a row is the one half of the rows further, around the end.
-    With s the cosine similarity, the sum is over the row's candidates: all
-    others but those of its group; the partner stays.
+    With s the cosine similarity and the sums over these, relative to the
+    largest of them.
 
     Args:
-        rows: Float tensor of shape `(2N, D)`, each row of length 1 or 0.
+        rows: Float tensor of shape `(R, D)`, each row of length 1 or 0.
         scale: Number that multiplies similarities, at most 2**126.
-        groups: Integer tensor of shape `(2N, 1)`, or None.
+        groups: Integer tensor of shape `(R, 1)`.
         block_size: Rows in a block; None takes 512, or all if fewer.
 
     Returns:
-        Two tensors of shape `(2N,)`: log(sum of exp(scale * (s - s of the
-        partner))), differentiable; and whether the partner is the most similar
-        candidate.
+        Two tensors of shape `(R,)`: log(sum of exp(scale * (s - largest))),
+        whose gradient is that of log(sum of exp(scale * s)); and the largest,
+        without gradient. Where there is no such row, -inf without gradient and
+        a number below each cosine.
     """
     block_size = block_size or _BLOCK_SIZE
-    if groups is not None:
-        groups = _blocks(groups, block_size)
+    groups = _blocks(groups, block_size)
     scale = tf.constant(scale, rows.dtype)
     forward, backward = _forward, _backward
     # Each core works at pairs of blocks of its own.
@@ -70,14 +69,15 @@ def log_sum_exp(rows, scale, *, groups=None, block_size=None):
         rows = tf.stop_gradient(rows)  # No tape looks inside.
         inputs = rows, groups, scale, block_size
         states = [forward(*inputs, share) for share in shares]
-        logs, found, *sums = _merged(rows, scale, states)
+        largest, total = _merged(scale, states)
 
         def gradient(upstream, _):
+            weight = tf.math.divide_no_nan(upstream, total)
             return tf.add_n(
-                [backward(upstream, *inputs, share, *sums) for share in shares]
+                [backward(weight, *inputs, share, largest) for share in shares]
             )
 
-        return (logs, found), gradient
+        return (tf.math.log(total), largest), gradient
 
     return compare(rows)
 
@@ -86,79 +86,54 @@ def log_sum_exp(rows, scale, *, groups=None, block_size=None):
 def _forward(rows, groups, scale, block_size, share):
     """What a share of the pairs tells about each row.
 
-    Returns the similarity to the partner, the largest similarity, the sum of
-    exp((similarity - largest) * scale), and the place of the largest.
+    Returns the largest similarity, and the sum of
+    exp((similarity - largest) * scale).
     """
     size = tf.shape(rows)[0]
     rows = _blocks(rows, block_size)  # (blocks, rows, D)
 
-    def merge(block, state, similarities, candidates):
-        """Brings candidates (rows of a matrix) to a block (its columns)."""
-        before, total, nearest = (each[block] for each in state)
-        largest = tf.maximum(before, tf.reduce_max(similarities, axis=0))
+    def merge(block, state, similarities, counts):
+        """Brings rows of a matrix to a block, its columns."""
+        before, total = (each[block] for each in state)
+        candidates = tf.where(counts, similarities, _BELOW)
+        largest = tf.maximum(before, tf.reduce_max(candidates, axis=0))
         total *= tf.exp((before - largest) * scale)
-        terms = tf.exp((similarities - largest) * scale)
-        total += tf.reduce_sum(terms, axis=0)
-        # The first of equals, as argmax takes it.
-        first = tf.where(similarities == largest, candidates[:, None], size)
-        first = tf.reduce_min(first, axis=0)
-        nearest = tf.where(largest > before, first, tf.minimum(nearest, first))
-        merged = (largest, total, nearest)
+        terms = tf.exp((candidates - largest) * scale)
+        total += tf.reduce_sum(tf.where(counts, terms, 0), axis=0)
         return [
             tf.tensor_scatter_nd_update(old, [[block]], new[None])
-            for old, new in zip(state, merged, strict=True)
+            for old, new in zip(state, (largest, total), strict=True)
         ]
 
-    def step(i, j, partners, *state):
-        first, second = _places(rows, i), _places(rows, j)
-        similarities, counts, is_partner = _pairs(rows, groups, size, i, j)
-        counts &= second[:, None] < size  # None is padding.
-        outside = tf.constant(-np.inf, rows.dtype)
-        similarities = tf.where(counts, similarities, outside)
-        partner = tf.where(is_partner, similarities, 0)
-        partner = tf.reduce_sum(partner, axis=0)[None]
-        partners = tf.tensor_scatter_nd_add(partners, [[i]], partner)
-        state = merge(i, state, similarities, second)
-        state = merge(j, state, tf.transpose(similarities), first)
-        return partners, *state
+    def step(i, j, *state):
+        similarities, counts = _pairs(rows, groups, size, i, j)
+        state = merge(i, state, similarities, counts)
+        return merge(j, state, tf.transpose(similarities), tf.transpose(counts))
 
     zeros = tf.zeros(tf.shape(rows)[:2], rows.dtype)
-    below_all = zeros - 2  # A finite number below each cosine.
-    state = zeros, below_all, zeros, tf.cast(zeros, tf.int32)
-    state = _over_blocks(step, rows, state, share)
+    state = _over_blocks(step, rows, (zeros + _BELOW, zeros), share)
     return [tf.reshape(each, [-1])[:size] for each in state]
 
 
-def _merged(rows, scale, states):
-    """The shares together: log, found or not, largest similarity, sum."""
-    size = tf.shape(rows)[0]
-    partners, largests, totals, nearest = (
-        tf.stack(each) for each in zip(*states, strict=True)
-    )
+def _merged(scale, states):
+    """The shares together: largest similarity, sum."""
+    largests, totals = (tf.stack(each) for each in zip(*states, strict=True))
     largest = tf.reduce_max(largests, axis=0)
     total = tf.reduce_sum(totals * tf.exp((largests - largest) * scale), axis=0)
-    nearest = tf.where(largests == largest, nearest, size)
-    partners = tf.reduce_sum(partners, axis=0)
-    partners = tf.tile(partners[: size // 2], [2])
-    logs = tf.math.log(total) + (largest - partners) * scale
-    partner = tf.roll(tf.range(size), size // 2, axis=0)
-    found = tf.reduce_min(nearest, axis=0) == partner
-    return logs, found, largest, total
+    return largest, total
 
 
 @tf.function(jit_compile=True, autograph=False)
-def _backward(upstream, rows, groups, scale, block_size, share, largest, total):
+def _backward(weight, rows, groups, scale, block_size, share, largest):
     """What a share of the pairs adds to the gradient of the rows."""
     size = tf.shape(rows)[0]
-    pull = upstream + tf.roll(upstream, size // 2, axis=0)
-    weight, largest, pull = (
-        _blocks(each[:, None], block_size)
-        for each in (upstream / total, largest, pull)
+    weight, largest = (
+        _blocks(each[:, None], block_size) for each in (weight, largest)
     )
     rows = _blocks(rows, block_size)  # (blocks, rows, D)
 
     def step(i, j, gradient):
-        similarities, counts, is_partner = _pairs(rows, groups, size, i, j)
+        similarities, counts = _pairs(rows, groups, size, i, j)
 
         def softmax(weight, largest):
             # Never above 1, however another product rounds.
@@ -168,8 +143,6 @@ def _backward(upstream, rows, groups, scale, block_size, share, largest, total):
         push = softmax(weight[j], largest[j])
         push += softmax(tf.transpose(weight[i]), tf.transpose(largest[i]))
         push = tf.where(counts, push, 0)
-        # Here, not at the end: what is left is small where the loss is.
-        push -= tf.where(is_partner, tf.transpose(pull[i]), 0)
         first = tf.matmul(push, rows[j], transpose_a=True)
         second = tf.matmul(push, rows[i])
         return [
@@ -183,12 +156,11 @@ def _backward(upstream, rows, groups, scale, block_size, share, largest, total):
 
 
 def _pairs(rows, groups, size, i, j):
-    """Of blocks j and i: similarities, which of them count, and partners."""
-    distance = _places(rows, j)[:, None] - _places(rows, i)
-    counts, is_partner = distance > 0, distance == size // 2
-    if groups is not None:
-        counts &= is_partner | (groups[j] != tf.transpose(groups[i]))
-    return tf.matmul(rows[j], rows[i], transpose_b=True), counts, is_partner
+    """Of blocks j and i: similarities, and which of them count."""
+    first, second = _places(rows, i), _places(rows, j)[:, None]
+    counts = groups[j] != tf.transpose(groups[i])
+    counts &= (second > first) & (second < size)  # None is padding.
+    return tf.matmul(rows[j], rows[i], transpose_b=True), counts
 
 
 def _blocks(rows, block_size):

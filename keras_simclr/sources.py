@@ -1,26 +1,29 @@
 """Datasets from what people have: arrays, folders, TensorFlow Datasets."""
 
-import contextlib
 import difflib
-import hashlib
 import os
 import pathlib
+import socket
+import urllib.parse
+import urllib.request
 
 import numpy as np
 import tensorflow as tf
 
-from keras_simclr import _checks, _files
+from keras_simclr import _checks, array_files, scanning
 from keras_simclr._files import valid_names
-from keras_simclr.decoding import SMALLEST_SIDE, fitted
-from keras_simclr.fit_data import batches_of, check_fills_a_batch, orders
-from keras_simclr.folders import ImageFolder, parsed_split, rows_of_split
+from keras_simclr.decoding import SMALLEST_SIDE, converted, fitted
+from keras_simclr.folders import EncodedImages, ImageFolder
 from keras_simclr.labelled import one_per_row
-from keras_simclr.scanning import are_parts
+from keras_simclr.lists import ImageList
+from keras_simclr.orders import batches_of, check_fills_a_batch, orders
+from keras_simclr.shards import ParquetShards, TarShards
+from keras_simclr.splits import rows_of_split
 
 # Examples that wait, still encoded, to be drawn in random order.
 _SHUFFLE_BUFFER = 16_384
 _SHOWN = 10  # Classes that are listed.
-_MOST_READ = 2**30  # Bytes of a folder that are read for its fingerprint.
+_PATIENCE = 10  # Seconds that the host of a download has to answer.
 
 
 def dataset_from_arrays(
@@ -71,6 +74,8 @@ def dataset_from_tfds(
     *,
     data_dir=None,
     canvas_size=512,
+    channels=None,
+    bits=8,
     batch_size=256,
     shuffle=True,
     seed=0,
@@ -86,20 +91,25 @@ def dataset_from_tfds(
             What is not there is downloaded and prepared.
         canvas_size: As in `dataset_from_directory`, for images that are not
             all of one size.
+        channels: 1 or 3, to which grey or RGB is converted; None for those
+            that the images have.
+        bits: As `decoding.decode`.
         batch_size: Images in a batch.
         shuffle: Whether every epoch has another random order.
-        seed: Integer the orders depend on.
+        seed: Integer the orders depend on, beside that which
+            `keras.utils.set_random_seed` sets.
         drop_remainder: Whether the images that do not fill a batch wait for
             the next epoch.
 
     Returns:
         A `tf.data.Dataset` of `(images, labels)`, or of `images` if TFDS has no
         label; of dictionaries, as from `dataset_from_directory`, if the images
-        are not all of one size. Images are uint8.
+        are not all of one size. Images are uint8, or float32 for 16 bits.
 
     Raises:
-        ValueError: If TFDS has no such dataset or split, or the split does not
-            fill a batch.
+        OSError: If it is not prepared, and what to download is out of reach.
+        ValueError: If TFDS has no such dataset or split, the split does not
+            fill a batch, or the images have other channels.
 
     Example:
 
@@ -111,20 +121,15 @@ def dataset_from_tfds(
     import tensorflow_datasets as tfds
 
     _checks.integer("batch_size", batch_size, minimum=1)
-    try:
-        builder = tfds.builder(name, data_dir=data_dir)
-    except tfds.core.registered.DatasetNotFoundError:
-        near = difflib.get_close_matches(name, tfds.list_builders(), n=3)
-        raise ValueError(
-            "`name` must be a dataset of TensorFlow Datasets. Received: "
-            f"name={name!r}. Near matches: {', '.join(near) or 'none'}"
-        ) from None
+    _checks.seed("seed", seed)
+    builder = builder_of(name, data_dir)
     features = builder.info.features
     if "image" not in features:
         raise ValueError(
             "The dataset needs a feature `image`. Received: "
             f"name={name!r} with features {sorted(features)}"
         )
+    _check_can_prepare(builder, name)
     builder.download_and_prepare()
     split_size = _split_size(builder, split)
     what = f"images in split={split!r}"
@@ -140,6 +145,7 @@ def dataset_from_tfds(
 
     def decode(example):
         image = features["image"].decode_example(example["image"])
+        image = converted(image, channels, bits)
         if None not in image.shape:
             return (image, example["label"]) if "label" in example else image
         element = _with_size(fitted(image, canvas_size))
@@ -155,10 +161,58 @@ def dataset_from_tfds(
     return dataset.prefetch(tf.data.AUTOTUNE)
 
 
+def builder_of(name, data_dir):
+    """TFDS's builder of a dataset."""
+    import tensorflow_datasets as tfds
+
+    try:
+        return tfds.builder(name, data_dir=data_dir)
+    except tfds.core.registered.DatasetNotFoundError:
+        near = difflib.get_close_matches(name, tfds.list_builders(), n=3)
+        cause = f"Near matches: {', '.join(near) or 'none'}"
+    except Exception as error:  # TFDS raises what it likes.
+        cause = f"TFDS says: {' '.join(str(error).split())}"
+    raise ValueError(
+        "`name` must be a dataset of TensorFlow Datasets. Received: "
+        f"name={name!r}. {cause}"
+    )
+
+
+def _check_can_prepare(builder, name):
+    """Refuses a dataset to download from where nobody answers.
+
+    TFDS would try for minutes.
+    """
+    directory = pathlib.Path(builder.data_dir)
+    home = pathlib.Path(builder.data_dir_root)
+    urls = dict(builder.url_infos or {})
+    is_there = directory.exists() or any(home.glob("downloads/*"))
+    if is_there or not urls or urllib.request.getproxies():
+        return
+    url = urllib.parse.urlsplit(min(urls))
+    ports = {"http": 80, "ftp": 21}
+    try:
+        socket.create_connection(
+            (url.hostname, url.port or ports.get(url.scheme, 443)), _PATIENCE
+        ).close()
+    except OSError as error:
+        raise OSError(
+            "A dataset of TFDS must be prepared already, or there must be a "
+            f"network to download it. Received: {name!r}, which is not in "
+            f"{str(directory)!r}, and {url.hostname} does not answer ({error})."
+            ' Where there is a network, do: python -c "import '
+            "tensorflow_datasets as tfds; "
+            f"tfds.builder('{name}').download_and_prepare()\", and copy the "
+            "directory that it tells here, or name it in --data_dir"
+        ) from None
+
+
 def dataset_from_directory(
     directory,
     *,
     canvas_size=512,
+    channels=3,
+    bits=8,
     batch_size=256,
     shuffle=True,
     seed=0,
@@ -174,10 +228,16 @@ def dataset_from_directory(
 
     Args:
         directory: Path of the folder; or a `folders.ImageFolder`, which takes
-            a manifest, a part of the images, and the limit.
+            a manifest, a part of the images, and the limit; or other
+            `folders.EncodedImages`: a `lists.ImageList`, `shards.TarShards` or
+            `shards.ParquetShards`.
         canvas_size: Height and width of the canvas, pixels. With at least
             `image_size / sqrt(scale[0])` of the augmentation, no crop of a
             large image has to be enlarged.
+        channels: 3 for RGB, 1 for grey, or the number that TIFF files have;
+            files with others are skipped and reported.
+        bits: 8; or 16 for floats, in which nothing is lost of files of 16 bits.
+            They take four times the memory.
         batch_size: Images in a batch.
         shuffle: Whether every epoch has another random order, a function of
             `seed` and the epoch. If not, the order is that of the paths.
@@ -188,13 +248,15 @@ def dataset_from_directory(
             not.
 
     Returns:
-        A `tf.data.Dataset` of dictionaries: `images`, uint8 of shape
-        `(batch_size, canvas_size, canvas_size, 3)`; `sizes`, int32 of shape
-        `(batch_size, 2)`, height and width of the image in the upper left;
+        A `tf.data.Dataset` of dictionaries: `images`, uint8 (float32 in [0, 1]
+        for 16 bits) of shape
+        `(batch_size, canvas_size, canvas_size, channels)`; `sizes`, int32 of
+        shape `(batch_size, 2)`, height and width of the image at the upper
+        left;
         `places`, int64 of shape `(batch_size,)`: those of the images in
-        `ImageFolder.paths`, by which an image is known in every pass; `labels`,
-        if the files are in sub-folders: the places of theirs in
-        `ImageFolder.class_names`; `groups`, if a manifest knows of duplicates.
+        `EncodedImages.paths`, by which an image is known in every pass;
+        `labels`, if they are known: of files in sub-folders, the places of
+        theirs in `class_names`; `groups`, if a manifest knows of duplicates.
         The dataset has the list `class_names`, as those from
         `keras.utils.image_dataset_from_directory` have, by which `evaluate`,
         `fine_tune` and the probes tell classes.
@@ -214,9 +276,12 @@ def dataset_from_directory(
     ```
     """
     _checks.integer("canvas_size", canvas_size, minimum=SMALLEST_SIDE)
+    _checks.integer("channels", channels, minimum=1)
+    _checks.choice("bits", bits, (8, 16))
     _checks.integer("batch_size", batch_size, minimum=1)
+    _checks.seed("seed", seed)
     folder = directory
-    if not isinstance(folder, ImageFolder):
+    if not isinstance(folder, EncodedImages):
         folder = ImageFolder(directory)
     size = len(folder.paths)
     check_fills_a_batch(size, batch_size, drop_remainder, "images")
@@ -235,7 +300,7 @@ def dataset_from_directory(
     tiled = orders(size, shuffle, seed).map(
         lambda order: tf.tile(order, [rounds])
     )
-    images = folder.read(tiled, canvas_size)
+    images = folder.read(tiled, canvas_size, channels, bits)
 
     def element(place, image):
         others = {k: values[place] for k, values in rides_along.items()}
@@ -267,23 +332,95 @@ def _on_canvases(dataset, canvas_size, batch_size, drop_remainder):
     )
 
 
+def find_source(
+    data, split="train", *, manifest=None, data_dir=None, unreadable_limit=0.01
+):
+    """What the command line calls `--data`, found and listed.
+
+    Args:
+        data: Path of a folder, of an .npz or .npy file, or of a .csv file that
+            lists images; `"tar:PATTERN"`, `"parquet:PATTERN"`; or
+            `"tfds:NAME[/CONFIG]"`.
+        split: Split in TFDS's notation, such as `"train[:90%]"`. Files have
+            one split, `train`; encoded images are divided by their names.
+        manifest: As `folders.EncodedImages`.
+        data_dir: Directory of the prepared TFDS datasets.
+        unreadable_limit: As `folders.EncodedImages`.
+
+    Returns:
+        `folders.EncodedImages`; or `data`, if it is a dataset of TFDS or a file
+        of arrays.
+
+    Raises:
+        OSError: If it is not there, or may not be read.
+        ValueError: If `data` has another form, or is given with what has no
+            meaning for it.
+
+    Example:
+
+    ```python
+    source = find_source("tar:train-{000..009}.tar", "train[:90%]")
+    ```
+    """
+    data = os.fspath(data)
+    kind, _, pattern = data.partition(":")
+    is_tfds = kind == "tfds" and not pathlib.Path(data).exists()
+    if data_dir is not None and not is_tfds:
+        raise ValueError(
+            "`data_dir` is where datasets of TFDS are: leave it out. Received: "
+            f"data_dir={data_dir!r} with data={data!r}"
+        )
+    options = {
+        "manifest": manifest,
+        "split": split,
+        "unreadable_limit": unreadable_limit,
+    }
+    if pathlib.Path(data).is_dir():
+        return ImageFolder(data, **options)
+    if data.endswith(".csv"):
+        return ImageList(data, **options)
+    if kind in _SHARDS:
+        return _SHARDS[kind](pattern, **options)
+    if not (is_tfds or array_files.is_array_file(data)):
+        kind = pathlib.Path(data).suffix[1:]
+        hint = f". Write {kind}:{data}" if kind in _SHARDS else ""
+        raise ValueError(
+            "`data` must be an existing folder of images, PATH.npz, PATH.npy, "
+            "PATH.csv, tar:PATTERN, parquet:PATTERN or tfds:NAME[/CONFIG]. "
+            f"Received: data={data!r}{hint}"
+        )
+    if manifest is not None:
+        raise ValueError(
+            "`manifest` is of image files: leave it out. Received: "
+            f"manifest={manifest!r} with data={data!r}. Take rows that it "
+            "finds unusable out of the arrays"
+        )
+    return data
+
+
+_SHARDS = {"tar": TarShards, "parquet": ParquetShards}
+
+
 def open_dataset(
     source,
     split="train",
     *,
     data_dir=None,
     canvas_size=512,
+    channels=None,
+    bits=8,
     **kwargs,
 ):
-    """Dataset of batches from what the command line calls `--data`.
+    """Dataset of batches from what `find_source` returns.
 
     Args:
-        source: `"PATH.npz"` with an array `images` and optionally `labels`;
-            `"tfds:NAME[/CONFIG]"`; or a `folders.ImageFolder`.
-        split: Split in TFDS's notation, such as `"train[:90%]"`. A file has
-            one split, `train`; a folder has its own.
+        source: What `find_source` takes, or returns.
+        split: As in `find_source`. Encoded images are divided already.
         data_dir: Directory of the prepared TFDS datasets.
         canvas_size: As in `dataset_from_directory`.
+        channels: As in `dataset_from_directory`, by default 3; of others than
+            folders as in `dataset_from_tfds`.
+        bits: As in `dataset_from_directory`.
         **kwargs: Further arguments of `dataset_from_arrays`: `batch_size`,
             `shuffle`, `seed`, `drop_remainder`.
 
@@ -300,28 +437,77 @@ def open_dataset(
     dataset = open_dataset("flowers.npz", "train[:90%]", batch_size=64)
     ```
     """
-    if isinstance(source, ImageFolder):
-        return dataset_from_directory(source, canvas_size=canvas_size, **kwargs)
+    if not isinstance(source, EncodedImages):
+        source = find_source(source, split)
+    if isinstance(source, EncodedImages):
+        return dataset_from_directory(
+            source,
+            canvas_size=canvas_size,
+            channels=channels or 3,
+            bits=bits,
+            **kwargs,
+        )
     if source.startswith("tfds:"):
         name = source.removeprefix("tfds:")
         return dataset_from_tfds(
-            name, split, data_dir=data_dir, canvas_size=canvas_size, **kwargs
+            name,
+            split,
+            data_dir=data_dir,
+            canvas_size=canvas_size,
+            channels=channels,
+            bits=bits,
+            **kwargs,
         )
-    if not source.endswith(".npz"):
-        raise ValueError(
-            "`data` must be an existing folder of images, PATH.npz or "
-            f"tfds:NAME[/CONFIG]. Received: data={source!r}"
-        )
-    with np.load(source) as arrays:
-        arrays = dict(arrays)
-    if "images" not in arrays or set(arrays) - {"images", "labels"}:
-        raise ValueError(
-            "An .npz file must hold `images`, and may hold `labels`. "
-            f"Received: {source!r} with {', '.join(sorted(arrays))}"
-        )
+    arrays = array_files.load_arrays(source)
     rows = rows_of_split(split, len(arrays["images"]))
     arrays = {name: array[rows] for name, array in arrays.items()}
-    return dataset_from_arrays(**arrays, **kwargs)
+    dataset = dataset_from_arrays(**arrays, **kwargs)
+    if channels is None and bits == 8:
+        return dataset
+    return dataset.map(lambda *parts: _converted(parts, channels, bits))
+
+
+def _converted(parts, channels, bits):
+    images, *labels = parts
+    if images.shape.rank == 4:
+        images = converted(images, channels, bits)
+    return (images, *labels) if labels else images
+
+
+def scan_source(data, manifest, *, progress=None):
+    """As `scanning.scan`, for what `find_source` takes, except TFDS.
+
+    Args:
+        data: As in `find_source`.
+        manifest: Path of the manifest to write.
+        progress: As `scanning.scan`.
+
+    Returns:
+        `scanning.Scan`.
+
+    Raises:
+        OSError: As `find_source`.
+        ValueError: As `find_source`; or if it is a dataset of TFDS.
+
+    Example:
+
+    ```python
+    print(scan_source("tar:train-{000..009}.tar", "train.parquet"))
+    ```
+    """
+    if pathlib.Path(data).is_dir():
+        return scanning.scan(data, manifest, progress=progress)
+    if array_files.is_array_file(data):
+        return array_files.scan_arrays(data, manifest, progress=progress)
+    if data.endswith(".csv") or data.partition(":")[0] in _SHARDS:
+        images = find_source(data)
+        return scanning.scan_images(images, manifest, progress=progress)
+    if data.startswith("tfds:"):
+        raise ValueError(
+            "`data` must be files: what TFDS prepared was read then. "
+            f"Received: data={data!r}"
+        )
+    return scanning.scan(data, manifest, progress=progress)
 
 
 def in_words(source, split="train", *, data_dir=None):
@@ -333,7 +519,8 @@ def in_words(source, split="train", *, data_dir=None):
         data_dir: As in `open_dataset`.
 
     Returns:
-        String, such as `"5 images of 2 classes: cat (3), dog (2)"`.
+        String, such as `"5 images of 2 classes: cat (3), dog (2)"`; and, in a
+        second sentence, what other files are not read.
 
     Example:
 
@@ -341,41 +528,55 @@ def in_words(source, split="train", *, data_dir=None):
     print(in_words(simclr.folders.ImageFolder("labelled")))
     ```
     """
-    if isinstance(source, ImageFolder):
+    what = "image"
+    if isinstance(source, EncodedImages):
         size, labels = len(source.paths), source.labels
         names = source.class_names
     elif source.startswith("tfds:"):
-        import tensorflow_datasets as tfds
-
-        builder = tfds.builder(source.removeprefix("tfds:"), data_dir=data_dir)
+        builder = builder_of(source.removeprefix("tfds:"), data_dir)
         size, labels = _split_size(builder, split), None
         features = dict(builder.info.features.items())
         names = getattr(features.get("label"), "names", ())
     else:
-        size, labels, names = *_size_and_labels(source, split), ()
-    images = f"{size:,} image{'s' * (size != 1)}"
-    tops = {path.partition("/")[0] for path in getattr(source, "paths", ())}
-    if labels is None and tops and are_parts(tops):
-        example = str(source.directory / min(tops))
-        example, *parts = valid_names([example, *sorted(tops)])
-        return (
-            f"{images} in {', '.join(parts)}: parts of a data set, no classes. "
-            f"Take one, such as {example}"
-        )
-    return images + _classes_in_words(labels, names)
+        arrays = array_files.load_arrays(source)
+        rows = rows_of_split(split, len(arrays["images"]))
+        images, labels, names = arrays["images"][rows], arrays.get("labels"), ()
+        size, labels = len(images), None if labels is None else labels[rows]
+        if images.shape[3] == 1:
+            what = "grey image"
+    images = f"{size:,} {what}{'s' * (size != 1)}"
+    return (
+        images
+        + (_parts_in_words(source) or _classes_in_words(labels, names))
+        + _not_read_in_words(getattr(source, "not_read", {}))
+    )
 
 
-def _size_and_labels(path, split):
-    """Number of images of an .npz file's split, and their labels or None."""
-    with np.load(path) as arrays:
-        # Of the images the header is enough: they may be many.
-        name = "labels" if "labels" in arrays.files else "images"
-        with arrays.zip.open(f"{name}.npy") as file:
-            np.lib.format.read_magic(file)
-            (size, *_), *_ = np.lib.format.read_array_header_1_0(file)
-        labels = arrays["labels"] if name == "labels" else None
-    rows = rows_of_split(split, size)
-    return len(range(size)[rows]), None if labels is None else labels[rows]
+def _parts_in_words(source):
+    """That the sub-folders are parts and no classes, if they are."""
+    if not isinstance(source, ImageFolder) or source.labels is not None:
+        return ""
+    tops = {path.partition("/")[0] for path in source.paths}
+    if not scanning.are_parts(tops):
+        return ""
+    example = str(source.directory / min(tops))
+    example, *parts = valid_names([example, *sorted(tops)])
+    return (
+        f" in {', '.join(parts)}: parts of a data set, no classes. All are "
+        f"taken; for the images and classes of one, name it: {example}"
+    )
+
+
+def _not_read_in_words(kinds):
+    if not kinds:
+        return ""
+    total = sum(kinds.values())
+    files = "other files are" if total > 1 else "other file is"
+    shown = [f"{count:,} {kind}" for kind, count in kinds.items()][:_SHOWN]
+    more = ", ..." * (len(kinds) > _SHOWN)
+    return (
+        f". {total:,} {files} not read: {', '.join(valid_names(shown))}{more}"
+    )
 
 
 def _classes_in_words(labels, names):
@@ -414,88 +615,18 @@ def own_test_split(source, *, data_dir=None):
     name = str(source).removeprefix("tfds:")
     if name == str(source):
         return None
-    import tensorflow_datasets as tfds
-
-    splits = tfds.builder(name, data_dir=data_dir).info.splits
+    splits = builder_of(name, data_dir).info.splits
     return "test" if "test" in splits else None
-
-
-def fingerprint(source, *, data_dir=None):
-    """Tells which data these are, for the record of a run.
-
-    Args:
-        source: As in `open_dataset`.
-        data_dir: As in `open_dataset`.
-
-    Returns:
-        Dictionary: `source`, with the version of a dataset of TFDS; and
-        `sha256`, of an `.npz` file's content, or of the names and sizes of the
-        files of a folder or dataset, in order. Of a folder also the number of
-        `files` and, up to a gigabyte in all, the SHA-256 of their `content`.
-
-    Example:
-
-    ```python
-    fingerprint("flowers.npz")  # {"source": "flowers.npz", "sha256": ...}
-    ```
-    """
-    if isinstance(source, ImageFolder):
-        return _fingerprint_of_folder(source.directory, source.paths)
-    if source.startswith("tfds:"):
-        import tensorflow_datasets as tfds
-
-        builder = tfds.builder(source.removeprefix("tfds:"), data_dir=data_dir)
-        directory = pathlib.Path(builder.data_dir)
-        paths = sorted(path.name for path in directory.glob("*.*-of-*"))
-        digest, _ = _names_and_sizes(directory, paths)
-        return {"source": f"tfds:{builder.info.full_name}", "sha256": digest}
-    with pathlib.Path(source).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
-    return {"source": source, "sha256": digest.hexdigest()}
-
-
-def _fingerprint_of_folder(directory, paths):
-    digest, size = _names_and_sizes(directory, paths)
-    found = {"source": str(directory), "sha256": digest, "files": len(paths)}
-    if size <= _MOST_READ:
-        found["content"] = _content(directory, paths)
-    return found
-
-
-def _names_and_sizes(directory, paths):
-    """Their digest, and the bytes in all."""
-    digest, total = hashlib.sha256(), 0
-    for path in paths:
-        size = _bytes_of(directory, path)
-        digest.update(os.fsencode(path) + b"\0%d\0" % size)
-        total += size
-    return digest.hexdigest(), total
-
-
-def _content(directory, paths):
-    """The digest of what is in files; of none where one cannot be read."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with (
-            contextlib.suppress(OSError),  # What reads it will say so.
-            pathlib.Path(directory, path).open("rb") as file,
-        ):
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
-
-
-def _bytes_of(directory, path):
-    # Joined as text, for a million files: pathlib takes three times as long.
-    size, _ = _files.state(f"{directory}/{path}") or (0, None)
-    return size  # Of what is missing 0: what reads it will say so.
 
 
 def _split_size(builder, split):
     splits = tuple(builder.info.splits)
     try:
         return builder.info.splits[split].num_examples
-    except (KeyError, ValueError):
+    except Exception as error:  # TFDS raises what it likes.
         if split.split("[")[0] not in splits:
             _checks.choice("split", split, splits)
-        parsed_split(split)
-        raise
+        raise ValueError(
+            "`split` must be a split in TFDS's notation, such as "
+            f"'train[:90%]'. Received: split={split!r}"
+        ) from error

@@ -1,5 +1,6 @@
 import contextlib
 import functools
+import inspect
 import itertools
 import math
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import reference
+from helpers.replicas import mirrored
 from scipy import stats
 
 import keras_simclr as simclr
@@ -742,6 +744,19 @@ def test_strength_zero_changes_no_color(fast):
     np.testing.assert_allclose(views, IMAGES, atol=1e-6)
 
 
+@pytest.mark.parametrize("channels", [1, 2, 4, 5])
+@pytest.mark.parametrize("how", ["fast", "eager"])
+def test_other_than_three_channels_are_jittered_each_by_itself(how, channels):
+    layer = simclr.RandomColorDistortion(rate=1)
+    images = np.repeat(IMAGES[..., :1], channels, axis=-1)
+    with uncompiled() if how == "fast" else contextlib.nullcontext():
+        views = layer(images, seed=(0, 1)).numpy()
+    with uncompiled():
+        gray = layer(images[..., :1], seed=(0, 1)).numpy()
+    expected = np.repeat(gray, channels, axis=-1)
+    np.testing.assert_allclose(views, expected, atol=1e-6)
+
+
 def test_one_channel_images_are_jittered_but_not_made_gray(fast):
     layer = simclr.RandomColorDistortion(rate=0, grayscale_rate=1)
     images = IMAGES[..., :1]
@@ -778,13 +793,14 @@ def color_draws(monkeypatch):
     """Orders, factors and turns that many images are jittered with."""
     monkeypatch.setattr(
         augmentations,
-        "jitter_colors",
-        lambda images, orders, factors, turns: tf.concat(
+        "_jitter",
+        lambda planes, chosen, orders, factors, turns, sizes: tf.concat(
             [tf.cast(orders, tf.float32), factors, turns[:, None]], axis=1
-        )[:, None, :, None],
+        )[:, None, None, :],
     )
     layer = simclr.RandomColorDistortion(rate=1, grayscale_rate=0)
-    views = layer(np.zeros((MANY, 1, 8, 1), "float32"), seed=(0, 1))
+    with uncompiled():  # What is compiled would be shared.
+        views = layer(np.zeros((MANY, 1, 8, 1), "float32"), seed=(0, 1))
     orders, factors, turns = np.split(views[:, 0, :, 0], [4, 7], axis=1)
     return orders, factors, turns[:, 0]
 
@@ -903,10 +919,10 @@ def test_noise_rate():
 # The whole recipe.
 
 
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels", [1, 3, 4])
 def test_recipe_equals_its_parts_given_the_same_draws(fast, channels):
     recipe = simclr.SimCLRAugmentation((9, 8), strength=0.5)
-    images = tf.constant(IMAGES[..., :channels])
+    images = tf.constant(np.concatenate([IMAGES, IMAGES], -1)[..., :channels])
     draws = recipe._draw(pair(0, 1), images)
     expected, start = images, 0
     for part in recipe.parts:
@@ -1119,16 +1135,10 @@ def test_images_of_another_rank_are_refused(name, training, shape):
     )
 
 
-@pytest.mark.parametrize("name", ["color", "recipe"])
-@pytest.mark.parametrize("channels", [2, 4])
-def test_images_without_one_or_three_channels_are_refused(name, channels):
-    with pytest.raises(ValueError) as error:
-        shared(name).call(np.zeros((2, 8, 8, channels), "float32"))
-    assert str(error.value) == (
-        "`RandomColorDistortion` needs images with 1 or 3 channels. Received: "
-        f"images of shape (2, 8, 8, {channels}). Keep the channels it is meant "
-        "for, for example images[..., :3], or leave it out of the augmentation."
-    )
+def test_images_of_an_unknown_number_of_channels_are_refused():
+    graph = tf.function(lambda images: shared("color")(images, seed=(0, 1)))
+    with pytest.raises(ValueError, match="a known number of channels"):
+        graph.get_concrete_function(tf.TensorSpec((2, 8, 8, None)))
 
 
 def test_rotation_refuses_images_that_are_not_square():
@@ -1182,3 +1192,92 @@ def test_long_and_narrow_images_are_seen_at_rest(size, target):
     np.testing.assert_allclose(
         crop.plain_at_rest(tf.constant(images)), views, atol=1e-5
     )
+
+
+ARGUMENTS = [
+    arguments
+    for count in range(5)
+    for arguments in itertools.combinations(
+        ("training", "seed", "part", "sizes"), count
+    )
+]
+
+
+def layer_that_takes(arguments, seen):
+    """A layer of a user's own with a weight and these arguments."""
+    parameters = [
+        inspect.Parameter(
+            name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None
+        )
+        for name in arguments
+    ]
+
+    class Own(keras.layers.Layer):
+        def build(self, input_shape):
+            self.scale = self.add_weight(shape=(), initializer="ones")
+
+        def call(self, images, **kwargs):
+            seen.append(kwargs)
+            return self.scale * tf.cast(images, "float32")
+
+    images = [
+        inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        for name in ("self", "images")
+    ]
+    Own.call.__signature__ = inspect.Signature(images + parameters)
+    return Own()
+
+
+@pytest.mark.filterwarnings("ignore:These layers of `augmentation` take no")
+@pytest.mark.parametrize("arguments", ARGUMENTS, ids="-".join)
+@pytest.mark.parametrize(
+    "how", ["eager", "graph", "micro-batches", "graph of them", "replicas"]
+)
+def test_layers_of_users_get_what_the_contract_says(how, arguments):
+    in_parts = how not in ("eager", "graph")
+    if in_parts and "seed" not in arguments:
+        pytest.skip("refused when the model is made")
+    seen, images = [], IMAGES[:4, :8, :8]
+    strategy = (
+        mirrored(2) if how == "replicas" else tf.distribute.get_strategy()
+    )
+    micro_batch_size = 2 if in_parts and how != "replicas" else None
+    with strategy.scope():
+        model = simclr.SimCLRModel(
+            keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten()]),
+            augmentation=layer_that_takes(arguments, seen),
+            micro_batch_size=micro_batch_size,
+        )
+    element = {"images": images}
+    if "sizes" in arguments:
+        element["sizes"] = np.full((4, 2), 8)
+    seen.clear()
+
+    def views(element):
+        sizes = element.get("sizes")
+        if micro_batch_size:
+            return model._views(element["images"][2:], sizes, 3, 2, 4)
+        return model._views(element["images"], sizes, 3)
+
+    if how == "replicas":
+        dataset = tf.data.Dataset.from_tensors(element)
+        shared = next(iter(strategy.experimental_distribute_dataset(dataset)))
+        tf.function(lambda: strategy.run(views, (shared,)))()
+    elif how in ("eager", "micro-batches"):
+        views(element)
+    else:
+        tf.function(lambda: views(element))()
+    assert seen
+    for found in seen:
+        assert sorted(found) == sorted(arguments)
+        assert found.get("training", True) is True
+        if "seed" in found:
+            assert (found["seed"].dtype, found["seed"].shape) == ("int64", 2)
+        if "sizes" in found:
+            assert found["sizes"].dtype == "int32"
+        if "part" in found and not in_parts:
+            assert found["part"] is None
+        elif "part" in found:
+            assert [(x.dtype, x.shape) for x in found["part"]] == [
+                (tf.int32, ())
+            ] * 2

@@ -1,4 +1,8 @@
 import csv
+import gc
+import math
+import os
+import weakref
 
 import keras
 import numpy as np
@@ -55,7 +59,8 @@ def test_callbacks_report_the_model_as_it_is_and_leave_it_so(plain_weights):
     model, probes = tiny_model(), every_callback()
     history = fit(model, *probes, epochs=2)
     for probe in probes:  # For one batch size, and for any.
-        assert probe._outputs.experimental_get_tracing_count() <= 2
+        for traced in (probe._copies.at_rest, probe._copies.with_views):
+            assert traced.experimental_get_tracing_count() <= 2
     for ours, right in zip(model.get_weights(), plain_weights, strict=True):
         np.testing.assert_array_equal(ours, right)
     for name in ("knn", "linear"):
@@ -355,14 +360,14 @@ def test_images_that_do_not_fit_are_refused_before_training(callback):
 
 
 def test_a_single_class_is_refused_before_training(monkeypatch):
-    monkeypatch.setattr(callbacks, "_MOST_TO_PROBE", 10)
+    monkeypatch.setattr(callbacks, "_MOST_TO_READ", 10)
     model = tiny_model()
     labels = np.sort(np.arange(24) % 2)  # The first twelve are alike.
     with pytest.raises(ValueError) as error:
         fit(model, callbacks.KNNProbe((IMAGES, labels), TEST))
     assert str(error.value) == (
-        "The first 10 images of `train` must be of at least two classes. "
-        "Received: [0]. Shuffle what is sorted by class."
+        "The images of `train`, 10,000 spread over the first 10, must be of at "
+        "least two classes. Received: [0]. Shuffle what is sorted by class."
     )
     assert int(model.optimizer.iterations) == 0
 
@@ -421,8 +426,8 @@ def test_probes_leave_out_images_without_a_label():
     with pytest.raises(ValueError) as error:
         fit(tiny_model(), callbacks.KNNProbe(TRAIN, (IMAGES, -1 - LABELS)))
     assert str(error.value) == (
-        "The first 10,000 images of `test` must be of at least one class. "
-        "Received: []. Shuffle what is sorted by class."
+        "The images of `test`, 10,000 spread over the first 100,000, must be "
+        "of at least one class. Received: []. Shuffle what is sorted by class."
     )
 
 
@@ -606,3 +611,96 @@ def test_checkpoints_try_their_directory_before_they_train(
     with pytest.raises(OSError, match="must be one that can be written"):
         keep(tmp_path, model)
     assert int(model.optimizer.iterations) == 0
+
+
+def test_checkpoints_find_out_first_whether_there_is_room(
+    tmp_path, monkeypatch
+):
+    """HDF5 ends the process where a disk is full."""
+
+    def full(_, first, size):
+        assert size > 4 * sum(math.prod(x.shape) for x in model.variables)
+        raise OSError(28, "No space left on device")
+
+    model = tiny_model(run_eagerly=True)
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match=r"1\.weights\.h5' could not be written"):
+        keep(tmp_path, model)
+    assert [x.name for x in tmp_path.iterdir()] == ["checkpoints.json"]
+
+
+@pytest.mark.parametrize("most", [1, 3, 5, 12, 20, 21, 30])
+def test_examples_are_spread_over_a_dataset(most):
+    rows = np.arange(20, dtype="uint8")
+    images = np.broadcast_to(rows[:, None, None, None], (20, 8, 8, 1))
+    dataset = tf.data.Dataset.from_tensor_slices((images, rows)).batch(3)
+    places = callbacks._spread(20, most)
+    assert len(places) == min(most, 20)
+    assert places[0] == 0
+    assert max(np.diff(places), default=0) <= -(-20 // most)
+    found = list(callbacks._at(dataset, places))
+    for name in ("images", "labels"):
+        values = np.concatenate([x[name].numpy() for x in found])
+        assert values.reshape(len(places), -1)[:, 0].tolist() == places.tolist()
+
+
+def test_probes_see_all_classes_of_what_is_sorted(monkeypatch):
+    for name in ("_MOST_TO_PROBE", "_MOST_TO_MEASURE"):
+        monkeypatch.setattr(callbacks, name, 12)
+    order = np.argsort(LABELS, kind="stable")
+    images, labels = IMAGES[order], LABELS[order]
+    batches = tf.data.Dataset.from_tensor_slices((images, labels)).batch(5)
+    for data in ((images, labels), batches):
+        probe = callbacks.KNNProbe(data, data)
+        fit(tiny_model(run_eagerly=True), probe)
+        (_, found), _ = probe._features_and_labels("train")
+        assert np.bincount(found).tolist() == [6, 6]
+    measures = callbacks.Measures(images)
+    (element,) = measures._elements
+    np.testing.assert_array_equal(element["images"], images[::2])
+
+
+def test_second_fit_traces_nothing_and_nothing_outlives_the_model():
+    model, probe = tiny_model(), callbacks.KNNProbe(TRAIN, TEST)
+    fit(model, probe, callbacks.Measures(IMAGES))
+    first = probe._copies
+    probe = callbacks.KNNProbe(TRAIN, TEST)
+    history = fit(model, probe, callbacks.Measures(IMAGES))
+    assert probe._copies is first
+    other = tiny_model()
+    other.set_weights(model.get_weights())
+    features = [simclr.extract_features(other, x) for x, _ in (TRAIN, TEST)]
+    right = simclr.knn_probe(features[0], TRAIN[1], features[1], TEST[1])
+    assert history["knn_accuracy"] == [right.accuracy]
+    assert model in callbacks._kept
+    alive = weakref.ref(model)
+    del model, probe, first
+    gc.collect()
+    assert alive() is None
+
+
+def test_what_may_be_adapted_again_is_copied_again():
+    normalize = keras.layers.Normalization()
+    normalize.adapt(IMAGES)
+    model = simclr.SimCLRModel(
+        standins.encoder(normalize),
+        keras.layers.Dense(4),
+        augmentation=simclr.RandomFlip(),
+    )
+    assert callbacks._copies_of(model) is not callbacks._copies_of(model)
+
+
+@pytest.mark.parametrize("of_activation", [False, True])
+def test_lambdas_are_probed(of_activation):
+    layer = keras.layers.Lambda(lambda x: tf.nn.relu(x))
+    if of_activation:
+        layer = keras.layers.Activation(lambda x: tf.nn.relu(x))
+    model = simclr.SimCLRModel(
+        standins.encoder(layer),
+        keras.layers.Dense(4),
+        augmentation=simclr.RandomFlip(),
+    )
+    model.compile("sgd")
+    with pytest.warns(UserWarning, match="can be trained, but not saved"):
+        history = fit(model, *every_callback())
+    assert 0 < history["knn_accuracy"][0] <= 1

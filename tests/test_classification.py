@@ -118,13 +118,13 @@ def check_predictions(out, images, expected, path):
     assert [row["class"] for row in rows] == names.tolist()
     found = [float(row["probability"]) for row in rows]
     np.testing.assert_allclose(found, expected.max(axis=1), atol=1e-4)
-    assert classification.input_shape(out) == (8, 8, 1)
     colored = tf.data.Dataset.from_tensors(np.zeros((2, 8, 8, 3), "uint8"))
     with pytest.raises(ValueError) as error:
         classification.write_predictions(out, colored, path.with_stem("b"))
     assert str(error.value) == (
-        "The classifier takes images of 1 channels. Received: images of 3 "
-        "channels"
+        "The encoder takes images with 1 channels. Received: images of shape "
+        "(2, 8, 8, 3). Convert them, for example images[..., :3] for RGBA or "
+        "tf.image.grayscale_to_rgb(images)."
     )
 
 

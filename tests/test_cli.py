@@ -1,24 +1,30 @@
+import contextlib
 import csv
 import errno
 import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from absl import flags
 from helpers import standins
-from helpers.pictures import picture
+from helpers.pictures import encoded, picture, tiff, write
 from helpers.replicas import mirrored
+from PIL import Image
 
 import keras_simclr as simclr
 import keras_simclr_cli as cli
 from keras_simclr import (
+    _terminal,
     classification,
     copies,
     devices,
@@ -93,6 +99,10 @@ def test_help_is_complete_and_does_not_import_keras():
         f"for command in {COMMANDS!r}: cli.main([command, '--help'])\n"
         "cli.main(['--help'])\n"
         "assert not {'keras', 'tensorflow', 'numpy'} & set(sys.modules)\n"
+        # Nor do flags that are wrong, or that name what is not there.
+        "for flag in ('--depth=7', '--data=absent'):\n"
+        "    cli.main(['pretrain', '--data=.', '--output_dir=out', flag])\n"
+        "assert not {'keras', 'tensorflow'} & set(sys.modules)\n"
     )
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True
@@ -151,7 +161,7 @@ def test_scan_writes_a_manifest_and_a_report(tmp_path, capsys):
 def test_scan_of_no_directory_writes_nothing(tmp_path, capsys):
     out = tmp_path / "scanned"
     assert cli.main(["scan", "--data=absent", f"--output_dir={out}"]) == 1
-    assert "`directory` must exist" in capsys.readouterr().err
+    assert "`data` must exist" in capsys.readouterr().err
     assert not out.exists()
 
 
@@ -160,13 +170,16 @@ def test_scan_of_no_directory_writes_nothing(tmp_path, capsys):
     [
         (
             "photos",
-            "`data` must be an existing folder of images, PATH.npz or tfds:NAM",
+            "`data` must be an existing folder of images, PATH.csv, tar:PATTE",
         ),
         (
             "tfds:fashion_mnits",
             "`name` must be a dataset of TensorFlow Datasets. Received: name=",
         ),
-        ("absent.npz", "[Errno 2] No such file or directory: 'absent.npz'"),
+        (
+            "absent.npz",
+            "`data` must be an existing folder of images, PATH.csv, tar:PATTE",
+        ),
     ],
 )
 def test_unknown_data_is_refused_before_anything_is_written(
@@ -183,8 +196,9 @@ def test_output_directory_with_content_is_refused(data, tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("mine")
     assert cli.main([*PRETRAIN, data, f"--output_dir={tmp_path}"]) == 1
     assert capsys.readouterr().err == (
-        "keras-simclr: pretrain: The output directory must be new or empty: "
-        f"nothing is overwritten. Received: {str(tmp_path)!r}\n"
+        "keras-simclr: pretrain: --output_dir: The output directory must be "
+        "new or empty: nothing is overwritten. Received: "
+        f"{str(tmp_path)!r}\n"
     )
 
 
@@ -294,6 +308,42 @@ def test_evaluate_tests_on_another_folder_by_names(grey_run, tmp_path, capsys):
     evaluation = runs.read_summary(grey_run)["evaluation"]
     assert 0 < evaluation["test_examples"] < 18
     assert evaluation["test_data"] == str(photos / "val")
+
+
+@pytest.mark.parametrize("kind", ["folder", "list"])
+def test_evaluate_tests_on_one_class(grey_run, tmp_path, capsys, kind):
+    paint(tmp_path / "train", SHADES)
+    paint(tmp_path / "test", {"cat": 20})
+    test_data = tmp_path / "test"
+    if kind == "list":
+        test_data = tmp_path / "test.csv"
+        rows = [f"test/cat/{number}.png,cat" for number in range(6)]
+        test_data.write_text("\n".join(["path,label", *rows]))
+    command = ["evaluate", f"--run_dir={grey_run}", "--probes=knn"]
+    command += ["--labels=all", "--draws=2", f"--data={tmp_path / 'train'}"]
+    assert cli.main([*command, f"--test_data={test_data}"]) == 0
+    text = capsys.readouterr().out
+    assert "To test on: 6 images of 1 class: cat (6).\n" in text
+    assert "No image to test on is of dog, fox, owl.\n" in text
+
+
+def test_tables_of_shards_name_their_members(grey_run, tmp_path, capsys):
+    paint(tmp_path / "images", {"cat": 20})
+    (tmp_path / "images" / "cat" / "0.png").write_bytes(b"")
+    (tmp_path / "images" / "cat" / "0.txt").write_bytes(b"")
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(tmp_path / "images" / "cat", "cats")
+    options = [f"--data=tar:{tmp_path}/*.tar", "--unreadable_limit=0.5"]
+    options += ["--format=csv", f"--output_dir={tmp_path / 'out'}"]
+    assert cli.main(["embed", f"--run_dir={grey_run}", *options]) == 0
+    assert capsys.readouterr().out.startswith(
+        "Found: 6 images, no classes. 1 other file is not read: 1 .txt.\n"
+    )
+    with (tmp_path / "out" / "embeddings.csv").open() as file:
+        paths = [row["path"] for row in csv.DictReader(file)]
+    assert paths == [f"a.tar/cats/{number}.png" for number in range(1, 6)]
+    skipped = (tmp_path / "out" / "skipped.csv").read_text()
+    assert skipped == "path,reason\na.tar/cats/0.png,empty\n"
 
 
 def test_finetune_and_predict_say_what_they_found(grey_run, tmp_path, capsys):
@@ -468,7 +518,7 @@ def test_export_needs_known_formats_and_their_packages(
         "keras-simclr: export: The format 'onnx' needs `onnxruntime`. Install "
         "it with: pip install 'keras_simclr[onnx]'\n"
     )
-    assert cli.main(["export", *arguments, "--formats=tflite"]) == 1
+    assert cli.main(["export", *arguments, "--formats=tflite"]) == 2
     assert "`formats` must be one of" in capsys.readouterr().err
     assert not out.exists()
 
@@ -493,6 +543,115 @@ def test_interrupted_run_says_what_it_kept(data, tmp_path, monkeypatch, capsys):
     assert cli.main([*arguments, "--precision=auto"]) == 0
     assert "--precision=mixed_bfloat16\n" in (out / "flags.txt").read_text()
     assert json.loads((out / "summary.json").read_text())["finished"]
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)]
+)
+@pytest.mark.parametrize(
+    ("module", "function"),
+    [(runs, "load_model"), (embedding, "write_embeddings")],
+)
+def test_signals_end_a_command_and_nothing_is_left(
+    name, code, module, function, grey_run, tmp_path, monkeypatch, capsys
+):
+    number, act = getattr(signal, name), getattr(module, function)
+    before = signal.getsignal(number)
+
+    def stopped(*args, **kwargs):
+        result = act(*args, **kwargs)
+        signal.raise_signal(number)
+        return result
+
+    monkeypatch.setattr(module, function, stopped)
+    paint(tmp_path / "photos", {"cat": 20}, copies=2)
+    arguments = [f"--run_dir={grey_run}", f"--data={tmp_path / 'photos'}"]
+    out = f"--output_dir={tmp_path / 'out'}"
+    assert cli.main(["embed", *arguments, out]) == code
+    assert capsys.readouterr().err == "keras-simclr: embed: interrupted\n"
+    assert [x.name for x in tmp_path.iterdir()] == ["photos"]
+    assert signal.getsignal(number) == before
+
+
+def test_signals_that_are_ignored_stay_so(monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        monkeypatch.setattr(
+            cli, "_demo", lambda values: signal.raise_signal(signal.SIGHUP)
+        )
+        assert cli.main(["demo", "--output_dir=out"]) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_signal_that_ends_a_training_in_order_is_told(monkeypatch):
+    def train(values):
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        return 130
+
+    monkeypatch.setattr(cli, "_demo", train)
+    assert cli.main(["demo", "--output_dir=out"]) == 143
+
+
+@pytest.mark.parametrize("place", [(runs, "load_model"), (cli, "_module")])
+def test_interruption_that_a_library_turns_into_an_error_is_one(
+    place, export, monkeypatch, capsys
+):
+    def load(_):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ImportError("could not import datetime") from None
+
+    monkeypatch.setattr(*place, load)
+    assert cli.main(export) == 130
+    assert capsys.readouterr().err == "keras-simclr: export: interrupted\n"
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_progress_is_a_bar_on_terminals_only(is_terminal, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
+    show = _terminal.progress("file")
+    for done in (*range(1, 100, 3), 100):
+        show(done, 100)
+    text = capsys.readouterr().out
+    assert ("\x1b" in text) == is_terminal
+    if not is_terminal:
+        assert text.splitlines()[1:] == [
+            f"{x} of 100 files." for x in (22, 31, 40, 52, 61, 70, 82, 91, 100)
+        ]
+
+
+@pytest.mark.parametrize(
+    ("command", "table"),
+    [("embed", "npz"), ("embed", "csv"), ("embed", "parquet"), ("predict", "")],
+)
+def test_no_readable_image_makes_no_table(
+    command, table, grey_run, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "photos").mkdir()
+    for name in ("a.png", "b.jpg"):
+        (tmp_path / "photos" / name).write_text("<html>404</html>")
+    out = tmp_path / "out"
+    arguments = [command, f"--data={tmp_path / 'photos'}"]
+    arguments += ["--unreadable_limit=1", f"--output_dir={out}"]
+    if command == "embed":
+        arguments += [f"--run_dir={grey_run}", f"--format={table}"]
+    else:
+        model = runs.load_model(grey_run)
+        classifier = keras.Sequential(
+            [keras.Input((8, 8, 3)), keras.layers.Flatten()]
+        )
+        names = [str(x) for x in range(192)]
+        where = tmp_path / "classifier"
+        classification.write_classifier(model, classifier, where, names)
+        arguments += [f"--model={where}"]
+    assert cli.main(arguments) == 1
+    text = capsys.readouterr().err
+    assert f"{command}: `data` must hold an image that can be read" in text
+    assert "a.png (not an image" in text
+    assert not out.exists()
 
 
 def test_chosen_micro_batch_and_strategy_are_used(
@@ -524,7 +683,7 @@ def test_chosen_micro_batch_and_strategy_are_used(
 
 def test_micro_batches_are_of_a_number(data, tmp_path, capsys):
     arguments = ["--micro_batch_size=few", f"--output_dir={tmp_path / 'run'}"]
-    assert cli.main([*PRETRAIN, data, *arguments]) == 1
+    assert cli.main([*PRETRAIN, data, *arguments]) == 2
     assert capsys.readouterr().err == (
         "keras-simclr: pretrain: `micro_batch_size` must be a positive integer "
         "or auto. Received: micro_batch_size='few'\n"
@@ -621,6 +780,56 @@ def test_a_folder_goes_from_scan_to_a_table(tmp_path, capsys):
     assert f"{out / 'embeddings.csv'} holds 24 representations." in text
 
 
+def test_files_of_all_kinds_are_seen_as_the_encoder_was_trained(
+    tmp_path, capsys
+):
+    """In one channel and 16 bits, which no later command has to be told."""
+    photos, run = tmp_path / "photos", tmp_path / "run"
+    values = np.random.default_rng(0).integers(0, 4096, (8, 9, 8, 3), "uint16")
+    for number, value in enumerate(values):
+        names = ("a.tif", "b.png", "c.avif", "d.tiff", "e")
+        image = picture(number, 9, 8)
+        files = (
+            tiff(value),
+            encoded(Image.fromarray(value[..., 0]), "PNG"),
+            encoded(image, "AVIF"),
+            encoded(image, "TIFF"),
+            encoded(image, "JPEG"),
+        )
+        label = ("cat", "dog")[number % 2]
+        for name, data in zip(names, files, strict=True):
+            write(photos, {f"{label}/{number}{name}": data})
+    data = f"--data={photos}"
+    options = ["--channels=1", "--bits=16", "--split=train", "--image_size=8"]
+    arguments = [*PRETRAIN, data, *options, f"--output_dir={run}"]
+    assert cli.main(arguments) == 0
+    run = f"--run_dir={run}"
+    options = [data, "--labels=all", "--probes=linear", "--draws=2"]
+    assert cli.main(["evaluate", run, *options]) == 0
+    outputs = [tmp_path / name for name in ("model", "out", "table", "export")]
+    model, out, table, export = (f"--output_dir={x}" for x in outputs)
+    assert cli.main(["finetune", run, data, model]) == 0
+    assert cli.main(["predict", f"--model={outputs[0]}", data, out]) == 0
+    assert cli.main(["embed", run, data, table]) == 0
+    assert cli.main(["export", run, "--formats=saved_model", export]) == 0
+    lines = (outputs[1] / "predictions.csv").read_text().splitlines()
+    assert len(lines) == 41
+    arrays = np.load(outputs[2] / "embeddings.npz")
+    for directory in (outputs[0], outputs[3]):
+        module = tf.saved_model.load(directory / "saved_model")
+        encode = module.signatures["encoded_images"]
+        names = ["cat/0b.png", "dog/1e"]
+        files = tf.constant([(photos / name).read_bytes() for name in names])
+        found = encode(image_bytes=files)["default"]
+        if directory == outputs[3]:
+            places = [list(arrays["paths"]).index(name) for name in names]
+            expected = arrays["representations"][places]
+            np.testing.assert_allclose(found, expected, atol=1e-5)
+    capsys.readouterr()
+    assert cli.main(["embed", run, data, "--channels=3", f"{table}2"]) == 1
+    assert "Received: channels=3, where it saw 1" in capsys.readouterr().err
+
+
 def test_help_shows_both_defaults_where_they_differ(capsys):
     assert cli.main(["pretrain", "--help"]) == 0
     text = capsys.readouterr().out
@@ -644,18 +853,44 @@ def faulty(kind):
     return run
 
 
+@pytest.fixture
+def export(tmp_path):
+    """Arguments of an export that comes to loading the model."""
+    (tmp_path / "model.keras").write_text("")
+    return [
+        "export",
+        f"--run_dir={tmp_path}",
+        f"--output_dir={tmp_path / 'out'}",
+    ]
+
+
 @pytest.mark.parametrize(
     "kind", [TypeError, KeyError, AttributeError, ValueError]
 )
 def test_fault_of_the_program_keeps_its_traceback(
-    kind, tmp_path, monkeypatch, capsys
+    kind, export, tmp_path, monkeypatch, capsys
 ):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(runs, "load_model", faulty(kind))
-    arguments = ["export", "--run_dir=run", f"--output_dir={tmp_path / 'out'}"]
-    assert cli.main(arguments) == 1
+    assert cli.main(export) == 1
+    (log,) = tmp_path.glob("keras-simclr-*.log")
+    assert capsys.readouterr().err == (
+        "keras-simclr: export: that should not happen. Please report it, with "
+        f"{log}\n"
+    )
+    first, *others = log.read_text().splitlines()
+    assert first.startswith(f"keras-simclr {simclr.__version__}, Python 3.")
+    assert others[: len(export)] == export
+    assert "Traceback (most recent call last):" in others
+    assert others[-1].startswith(f"{kind.__name__}: ")
+
+
+def test_fault_is_shown_if_it_cannot_be_kept(export, monkeypatch, capsys):
+    monkeypatch.setattr(runs, "load_model", faulty(TypeError))
+    monkeypatch.setattr(tempfile, "mkstemp", full_disk)
+    assert cli.main(export) == 1
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "Traceback (most recent call last):"
-    assert lines[-2].startswith(f"{kind.__name__}: ")
     assert lines[-1] == (
         "keras-simclr: export: that should not happen. Please report it, with "
         "the lines above"
@@ -663,13 +898,12 @@ def test_fault_of_the_program_keeps_its_traceback(
 
 
 @pytest.mark.parametrize("kind", [TypeError, ValueError, OSError, MemoryError])
-def test_what_a_check_raises_is_one_line(kind, tmp_path, monkeypatch, capsys):
+def test_what_a_check_raises_is_one_line(kind, export, monkeypatch, capsys):
     # Of the package, as its checks are.
     names = {"__name__": "keras_simclr.checks", "kind": kind}
     exec("def check(*_):\n    raise kind('`a` must be b')", names)
     monkeypatch.setattr(runs, "load_model", names["check"])
-    arguments = ["export", "--run_dir=run", f"--output_dir={tmp_path / 'out'}"]
-    assert cli.main(arguments) == 1
+    assert cli.main(export) == 1
     assert capsys.readouterr().err == "keras-simclr: export: `a` must be b\n"
 
 
@@ -778,28 +1012,34 @@ def test_broken_summary_is_refused_before_the_work(evaluation, capsys):
     "arguments",
     [
         ["demo"],
-        ["scan", "--data=absent"],
-        ["pretrain", "--data=absent"],
-        ["finetune", "--run_dir=absent", "--data=absent"],
-        ["predict", "--model=absent", "--data=absent"],
-        ["embed", "--run_dir=absent", "--data=absent"],
-        ["export", "--run_dir=absent"],
-        ["import-official", "--path=absent"],
+        ["scan", "--data=."],
+        ["pretrain", "--data=."],
+        ["finetune", "--run_dir=.", "--data=."],
+        ["predict", "--model=.", "--data=."],
+        ["embed", "--run_dir=.", "--data=."],
+        ["export", "--run_dir=."],
+        ["import-official", "--path=."],
     ],
     ids=lambda arguments: arguments[0],
 )
 def test_every_command_tries_its_output_before_the_work(
     arguments, tmp_path, monkeypatch, capsys
 ):
+    there = tmp_path / "there"
+    there.mkdir()
+    for name in ("model.keras", "class_names.json"):
+        (there / name).write_text("")
+    monkeypatch.chdir(there)
     monkeypatch.setattr(tempfile, "mkdtemp", full_disk)
     out = tmp_path / "a" / "out"
     assert cli.main([*arguments, f"--output_dir={out}"]) == 1
     assert capsys.readouterr().err.endswith(
-        f"{arguments[0]}: The output directory must be one that can be "
-        f"written. Received: {str(out)!r} (No space left on device). Choose "
-        "another, or see that it is mounted for writing, yours, and has room\n"
+        f"{arguments[0]}: --output_dir: The output directory must be one that "
+        f"can be written. Received: {str(out)!r} (No space left on device). "
+        "Choose another, or see that it is mounted for writing, yours, and has "
+        "room\n"
     )
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [there]
 
 
 def test_evaluate_tries_its_output_before_the_work(
@@ -863,7 +1103,9 @@ def test_images_and_steps_are_told_first(data, tmp_path, capsys):
     arguments = [*PRETRAIN, data, f"--output_dir={tmp_path / 'run'}"]
     assert cli.main(arguments) == 0
     text = capsys.readouterr().out
-    found = text.index("; 32 an epoch, without their labels.")
+    found = text.index(
+        ". An epoch: 32 images, 2 views of each, without their labels."
+    )
     assert found < text.index("loss: ")
     assert "Epochs: 1. Steps: 2 an epoch, 2 in all: too few." in text
     assert "Cure: --epochs=400, or no --epochs." in text
@@ -913,7 +1155,7 @@ def test_home_is_found(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
     arguments = ["scan", "--data=~/photos", "--output_dir=~/scan"]
     assert cli.main(arguments) == 1
-    assert f"directory={str(tmp_path / 'photos')!r}" in capsys.readouterr().err
+    assert f"data={str(tmp_path / 'photos')!r}" in capsys.readouterr().err
 
 
 def test_nothing_stands_between_the_user_and_the_result(tmp_path):
@@ -930,5 +1172,5 @@ def test_nothing_stands_between_the_user_and_the_result(tmp_path):
         env=environment,
     )
     assert found.stdout == ""
-    assert found.stderr.startswith("keras-simclr: scan: `directory` must exist")
+    assert found.stderr.startswith("keras-simclr: scan: `data` must exist")
     assert found.stderr.count("\n") == 1

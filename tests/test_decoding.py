@@ -7,8 +7,9 @@ import PIL.Image
 import PIL.ImageOps
 import pytest
 import tensorflow as tf
+from helpers.pictures import tiff
 
-from keras_simclr import decoding
+from keras_simclr import decoding, exif as exif_notes, pillow_files
 
 CANVAS = 32
 
@@ -228,12 +229,19 @@ def placed(notes):
 PLACES = [place for place, _ in placed(exif())]
 
 
+def orientation(data):
+    name = decoding.format_of(data)
+    if name in ("JPEG", "PNG"):
+        return exif_notes.orientation(data)
+    return pillow_files.Picture(data, name).orientation
+
+
 def check_turned(decode, data):
     """Reading and scanning agree with Pillow."""
     image = PIL.Image.open(io.BytesIO(data))
     number = image.getexif().get(0x0112, 1)
     number = number if number in range(1, 9) else 1
-    assert decoding.orientation(data) == number
+    assert orientation(data) == number
     tolerance = 10 if image.format == "JPEG" else 0
     turned = PIL.ImageOps.exif_transpose(image)
     pixels = decode(data)
@@ -259,7 +267,7 @@ def test_every_orientation_is_known_and_no_other(decode, place, orientation):
 @pytest.mark.parametrize("length", [0, 3, 8, 12, 25])
 def test_notes_that_were_cut_do_no_harm(decode, place, length):
     data = dict(placed(exif()[:length]))[place]
-    assert decoding.orientation(data) == 1
+    assert orientation(data) == 1
     assert decode(data).shape == (16, 24, 3)
 
 
@@ -269,7 +277,7 @@ def test_what_only_looks_like_notes_is_none(decode):
     picture_of_it = contents(picture(8, 8), "BMP") + b"EXIF" + exif()
     chunk = png(PIXELS, 8, before=[(b"tEXt", b"about\0eXIf" + exif())])
     for data in (jpeg(other), behind, picture_of_it, chunk):
-        assert decoding.orientation(data) == 1
+        assert orientation(data) == 1
         size = PIL.Image.open(io.BytesIO(data)).size
         assert decode(data).shape == (*size[::-1], 3)
 
@@ -368,7 +376,6 @@ def png_that_claims(width, height):
         contents(picture(), "WEBP")[:-40],
         contents(picture(7, 300), "PNG"),
         contents(picture(300, 7), "JPEG"),
-        contents(picture(), "TIFF"),
         png_that_claims(16_000, 16_000),
         png_that_claims(0, 16),
     ],
@@ -377,3 +384,118 @@ def png_that_claims(width, height):
 def test_what_is_no_usable_image_is_an_error(decode, data):
     with pytest.raises(tf.errors.OpError):
         decode(data)
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "BMP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_one_channel_is_the_grey_that_pillow_makes(file_format, mode):
+    if mode == "CMYK" and file_format in ("PNG", "BMP"):
+        pytest.skip("the format has no such mode")
+    data = contents(picture(mode=mode), file_format)
+    expected = PIL.Image.open(io.BytesIO(data)).convert("RGB").convert("L")
+    found = decoding.decode(data, CANVAS, channels=1)
+    assert found.dtype == tf.uint8
+    found = found.numpy()[..., 0].astype(int)
+    tolerance = 3 if file_format == "JPEG" else 0
+    assert abs(found - np.asarray(expected)).max() <= tolerance
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("canvas", [CANVAS, 16])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_8_bits_as_floats_are_the_same(file_format, canvas, channels):
+    lossless = {"lossless": True} if file_format == "WEBP" else {}
+    data = contents(picture(), file_format, **lossless)
+    expected = decoding.decode(data, canvas, channels).numpy() / 255
+    found = decoding.decode(data, canvas, channels, 16)
+    assert found.dtype == tf.float32
+    assert found.shape[-1] == channels
+    # Once where it was shrunk, once where it became grey.
+    rounded = ((canvas < CANVAS) + (channels == 1)) * 0.5001 / 255 + 1e-7
+    np.testing.assert_allclose(found, expected, rtol=0, atol=rounded)
+
+
+@pytest.mark.parametrize("depth", [8, 12, 16])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_floats_keep_16_bits_of_png_and_tiff(channels, depth):
+    values = np.linspace(0, 2**depth - 1, 1024).astype("uint16")
+    values = np.tile(values.reshape(32, 32, 1), channels)
+    if channels in (2, 4):
+        values[..., -1] = 65535
+        values[0, 0, -1] = 0
+    expected = (values[..., :1] / (2**depth - 1)).astype("float32")
+    expected[0, 0] = 1 if channels in (2, 4) else 0
+    for data in (png(values), tiff(values, extra=2)):
+        found = decoding.decode(data, CANVAS, bits=16).numpy()
+        assert found.shape == (32, 32, 3)
+        np.testing.assert_allclose(found - expected, 0, atol=1e-6)
+        found = decoding.decode(data, CANVAS, 1, 16).numpy()
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+        assert len(np.unique(found)) > 256 or depth == 8
+        halved = decoding.decode(data, 16, 1, 16).numpy()
+        blocks = expected.reshape(16, 2, 16, 2).mean(axis=(1, 3))
+        np.testing.assert_allclose(halved[..., 0], blocks, atol=1e-6)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_further_channels_are_read_shrunk_and_of_known_shape(bits):
+    values = np.arange(32 * 24 * 5).reshape(32, 24, 5) % 256
+    data = tiff(values.astype("uint8"), extra=0)
+    function = tf.function(
+        lambda contents: decoding.decode(contents, 16, 5, bits),
+        input_signature=[tf.TensorSpec([], tf.string)],
+    )
+    spec = function.get_concrete_function().structured_outputs
+    assert spec.shape.as_list() == [None, None, 5]
+    found = function(data)
+    blocks = values.reshape(16, 2, 12, 2, 5).mean(axis=(1, 3))
+    expected = blocks if bits == 8 else blocks / 255
+    assert found.dtype == (tf.uint8 if bits == 8 else tf.float32)
+    tolerance = 0.5 if bits == 8 else 1e-6
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
+    for data in (contents(picture(), "PNG"), contents(picture(), "TIFF")):
+        with pytest.raises(
+            (tf.errors.OpError, ValueError), match="where 5 are"
+        ):
+            function(data)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_for_a_saved_model_channels_and_bits_are_the_same(channels, bits):
+    for data in (contents(picture(40, 30), "JPEG"), png(XRAY)):
+        expected = decoding.decode(data, 24, channels, bits)
+        found = decoding.decode_jpeg_or_png(data, 24, channels, bits)
+        np.testing.assert_array_equal(found, expected)
+
+
+XRAY = np.linspace(0, 4095, 900).astype("uint16").reshape(30, 30, 1)
+
+
+def test_what_is_decoded_already_is_converted_alike():
+    rgb = tf.constant(PIXELS)
+    for bits in (8, 16):
+        data = contents(picture(), "PNG")
+        np.testing.assert_array_equal(
+            decoding.converted(rgb, 1, bits),
+            decoding.decode(data, CANVAS, 1, bits),
+        )
+        np.testing.assert_array_equal(
+            decoding.converted(tf.constant(XRAY), 3, bits),
+            decoding.decode(png(XRAY), CANVAS, 3, bits),
+        )
+    assert decoding.converted(rgb) is rgb
+    with pytest.raises(ValueError) as raised:
+        decoding.converted(rgb, 4)
+    assert str(raised.value) == (
+        "`channels` must be those of the images, or 1 or 3, where they have 3 "
+        "or 1. Received: channels=4, and images with 3"
+    )
+
+
+def test_names_tell_what_is_looked_into():
+    names = ["a.JFIF", "b.jpe", "c.tif", "d.heif", "e", "f/g.1/h", "i.0", "j."]
+    names += ["k.jpeg_large", "l.jpg?size=large", "1.2.826.0"]
+    assert all(map(decoding.is_candidate, names))
+    others = ["a.txt", "b.jpg.part", "c.nef", "d.DNG", "e.json", "f/g.h5", ".x"]
+    assert not any(map(decoding.is_candidate, others))

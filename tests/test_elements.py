@@ -1,7 +1,12 @@
+import re
+
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.training import Same
 
+import keras_simclr as simclr
 from keras_simclr import elements
 
 IMAGES, LABELS = tf.zeros((4, 8, 8, 3)), tf.zeros(4)
@@ -125,8 +130,9 @@ def test_rows_with_values_out_of_range_are_named():
     assert failure(batch).startswith(
         "[Float values of `images` must lie in [0, 1]. If they are 0 to 255, "
         "add: dataset = dataset.map(lambda images, *labels: (images / 255.0, "
-        "*labels)). Received: values from] [-1] [to] [255] [in rows] [3] "
-        "[of the batch]"
+        "*labels)). If they are no pixels, as in spectrograms, scale all by "
+        "one range: (images - low) / (high - low). Received: values from] "
+        "[-1] [to] [255] [in rows] [3] [of the batch]"
     )
 
 
@@ -140,3 +146,107 @@ def test_checks_run_at_once_in_eager_mode():
 def test_range_does_not_matter_where_it_is_not_asked_for():
     batch = np.array([[-7.0], [300.0]], "float32")
     assert failure(batch, in_unit_range=False) is None
+
+
+def tiny_model(shape=(8, 8, 3), augmentation=None, **kwargs):
+    encoder = keras.Sequential(
+        [
+            keras.Input(shape),
+            keras.layers.Flatten(),
+            keras.layers.Dense(6, activation="tanh"),
+        ]
+    )
+    if augmentation is None:
+        augmentation = Same()
+    model = simclr.SimCLRModel(encoder, augmentation=augmentation, **kwargs)
+    model.compile("sgd")
+    return model
+
+
+def random_images(*shape):
+    return np.random.default_rng(0).random(shape, "float32")
+
+
+DOORS = {
+    "predict": lambda model, x: model.predict(x, batch_size=2, verbose=0),
+    "predict_on_batch": lambda model, x: model.predict_on_batch(x),
+    "model": lambda model, x: model(x),
+    "evaluation_view": lambda model, x: model.evaluation_view(x),
+    "views": lambda model, x: model.views(x),
+    "evaluate": lambda model, x: model.evaluate(x, batch_size=2, verbose=0),
+    "train_on_batch": lambda model, x: model.train_on_batch(x),
+    "test_on_batch": lambda model, x: model.test_on_batch(x),
+    "extract_features": simclr.extract_features,
+}
+
+
+@pytest.fixture(scope="module")
+def graph_model():
+    return tiny_model()
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize(
+    ("value", "dtype", "message"),
+    [
+        (200, "float32", "Float values of `images` must lie in [0, 1]"),
+        (np.nan, "float32", "Values of `images` must be finite"),
+        (200, "int32", "Images must be uint8, or float with values in [0, 1]"),
+        (True, "bool", "Images must be uint8, or float with values in [0, 1]"),
+    ],
+)
+def test_values_are_checked_wherever_images_come_in(
+    graph_model, door, value, dtype, message
+):
+    images = np.full((4, 8, 8, 3), value, dtype)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        DOORS[door](graph_model, images)
+    assert np.isfinite(graph_model.predict(np.ones_like(images, "uint8"))).all()
+
+
+def test_values_are_checked_in_graphs_of_the_user(graph_model):
+    images = tf.fill((2, 8, 8, 3), 200.0)
+    with pytest.raises(
+        tf.errors.InvalidArgumentError, match=r"must lie in \[0, 1\]"
+    ):
+        tf.function(graph_model)(images)
+    usable = images / 255.0
+    np.testing.assert_allclose(
+        tf.function(graph_model, jit_compile=True)(usable),
+        graph_model(usable),
+        atol=1e-5,
+    )
+
+
+def test_rows_of_a_table_need_only_be_finite():
+    model = tiny_model((5,))
+    rows = np.full((4, 5), -300, "float32")
+    assert model.predict(rows, verbose=0).shape == (4, 6)
+    assert model(rows.astype("int32")).shape == (4, 6)
+    rows[2, 1] = np.inf
+    with pytest.raises(ValueError, match=r"must be finite.*in rows 2"):
+        model(rows)
+
+
+def test_sizes_are_checked_without_training():
+    crop = simclr.RandomResizedCrop(8, 8)
+    model = tiny_model(augmentation=crop)
+    images = random_images(2, 16, 16, 3)
+    with pytest.raises(ValueError, match="`sizes` must lie between 1 and"):
+        model(images, sizes=np.array([[16, 17], [4, 4]]))
+
+
+def test_representations_have_gradients_with_respect_to_images(graph_model):
+    images = tf.constant(random_images(2, 8, 8, 3))
+    along = tf.constant(random_images(2, 8, 8, 3)[::-1]) - 0.5
+
+    def total(images):
+        return tf.reduce_sum(graph_model(images))
+
+    images = tf.clip_by_value(images, 0.1, 0.9)
+    with tf.GradientTape() as tape:
+        tape.watch(images)
+        value = total(images)
+    found = tf.reduce_sum(tape.gradient(value, images) * along)
+    difference = total(images + 1e-2 * along) - total(images - 1e-2 * along)
+    np.testing.assert_allclose(found, difference / 2e-2, rtol=0.02)

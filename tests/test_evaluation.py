@@ -1,3 +1,5 @@
+import itertools
+
 import keras
 import numpy as np
 import PIL.Image
@@ -12,6 +14,7 @@ from keras_simclr import (
     evaluation,
     features,
     finetuning,
+    labelled,
     sampling,
 )
 from keras_simclr.evaluation import Evaluation
@@ -37,7 +40,7 @@ def _quick(monkeypatch):
 @pytest.mark.usefixtures("_quick")
 def test_evaluation_has_a_row_for_every_combination(model, images):
     before = [variable.numpy() for variable in model.variables]
-    words = []
+    words, progress = [], []
     result = simclr.evaluate(
         model,
         images,
@@ -46,6 +49,7 @@ def test_evaluation_has_a_row_for_every_combination(model, images):
         draws=2,
         encoders={"other": model.encoder},
         report=words.append,
+        progress=lambda *numbers: progress.append(numbers),
     )
     rows = {(r["features"], r["probe"], r["labels"]): r for r in result.rows}
     kinds = [
@@ -64,8 +68,17 @@ def test_evaluation_has_a_row_for_every_combination(model, images):
     for probe in ("linear", "knn"):
         ours, other = (rows[x, probe, 4] for x in ("simclr", "other"))
         assert ours["draws"] == other["draws"]
-    assert len(words) == 1
-    assert words[0].startswith("This will take about ")
+    assert words[:2] == [
+        "Reading the images of `train`.",
+        "Reading the images of `test`.",
+    ]
+    assert words[2] == "Looking for duplicates among 48 images."
+    (place,) = (i for i, x in enumerate(words) if x.startswith("This will "))
+    assert len(words) - place == 2 + len(result.rows)
+    for row, text in zip(result.rows, words[place + 2 :], strict=True):
+        assert f": {row['features']}, {row['probe']}, " in text
+        assert text.endswith(f": {row['accuracy']:.1%}.")
+    check_told(progress)
     lines = str(result).splitlines()
     assert lines[0].split()[:4] == ["accuracy,", "%", "(95", "%)"]
     assert lines[11] == "24 labelled images to learn from, 24 to test on."
@@ -74,6 +87,14 @@ def test_evaluation_has_a_row_for_every_combination(model, images):
     assert [gain["labels"] for gain in result.gains] == [1, 4, "50%", "all"]
     for old, variable in zip(before, model.variables, strict=True):
         np.testing.assert_array_equal(old, variable.numpy())
+
+
+def check_told(progress):
+    """Each piece of work is told in order, to its end."""
+    for (done, total), after in itertools.pairwise([*progress, (0, 0)]):
+        assert 0 <= done <= total
+        assert after[1] == total or done == total
+        assert after[0] >= done or done == total
 
 
 def test_time_is_told_before_it_is_spent(model, images, monkeypatch):
@@ -93,7 +114,7 @@ def test_time_is_told_before_it_is_spent(model, images, monkeypatch):
         images,
         probes=["knn"],
         labels=["all"],
-        report=lambda _: told.extend(counts),
+        report=lambda text: "about" in text and told.extend(counts),
     )
     assert set(told) == {2}
     assert counts == [*told, 48]
@@ -116,7 +137,8 @@ def test_duplicates_in_a_dataset_are_not_divided():
         "groups": groups,
     }
     dataset = tf.data.Dataset.from_tensor_slices(examples).batch(16)
-    _, splits = evaluation._load(dataset, None, 2, 0, ())
+    load = labelled.load_labelled
+    _, splits = evaluation._load(dataset, None, 2, 0, load, print)
     for split in splits:
         assert not set(groups[split.train]) & set(groups[split.test])
 
@@ -442,7 +464,8 @@ def test_groups_of_two_sources_are_not_taken_for_each_other():
         for seed in (0, 1)
     ]
     datasets = [tf.data.Dataset.from_tensors(each) for each in sets]
-    examples, _ = evaluation._load(*datasets, 2, 0, ())
+    load = labelled.load_labelled
+    examples, _ = evaluation._load(*datasets, 2, 0, load, print)
     assert len(np.unique(examples["groups"])) == 12
     assert "places" not in examples
 
@@ -466,17 +489,28 @@ def test_single_images_of_a_class_cannot_be_split(model, images):
     )
 
 
-def test_canvases_of_different_sizes_are_joined():
+@pytest.mark.parametrize("other", [np.uint8(51), np.float32(0.2)])
+def test_images_of_many_sizes_are_joined_without_their_canvases(other):
+    labels = np.arange(2)
     parts = [
         {
-            "images": np.ones((2, side, side + 1, 1)),
+            "images": np.full((2, side, side + 1, 1), value, value.dtype),
             "sizes": np.full((2, 2), side),
         }
-        for side in (4, 6)
+        for side, value in ((4, np.uint8(51)), (6, other))
     ]
-    joined = evaluation._joined(*parts)
-    assert joined["images"].shape == (4, 6, 7, 1)
-    assert joined["images"][:2].sum() == 2 * 4 * 5
+    train, test = (
+        labelled.load_labelled("x", {**part, "labels": labels})
+        for part in parts
+    )
+    joined = evaluation._joined(train, test)
+    images = joined["images"]
+    assert (images.shape, images.dtype) == ((4, 6, 6, 1), other.dtype)
+    assert [image.shape for image in images] == [(4, 4, 1)] * 2 + [
+        (6, 6, 1)
+    ] * 2
+    np.testing.assert_allclose(images[0], other, rtol=1e-6)
+    np.testing.assert_array_equal(joined["labels"], [0, 1, 0, 1])
 
 
 def test_untrained_encoder_has_seen_images_to_learn_from_only(monkeypatch):
@@ -525,3 +559,26 @@ def test_result_names_the_weights_and_the_data_it_describes(model, images):
         result = simclr.evaluate(model, data, **options)
         assert result.settings["data_digest"] != found["data_digest"]
         assert result.settings["weights"] == found["weights"]
+
+
+@pytest.mark.parametrize("shape", [(8,), (None, 8, 1), (8, 8, 3)])
+def test_encoders_that_cannot_be_compared_are_refused_unread(
+    monkeypatch, shape
+):
+    monkeypatch.delattr(labelled, "checked_elements")
+    model = simclr.SimCLRModel(
+        standins.encoder(shape=(8, 8, 2)), augmentation=simclr.RandomFlip()
+    )
+    other = keras.Sequential([keras.Input(shape), keras.layers.ReLU()])
+    images = np.zeros((4, 8, 8, 2)), np.arange(4) % 2
+    with pytest.raises(ValueError) as error:
+        simclr.evaluate(model, images, encoders={"other": other})
+    text = str(error.value)
+    if shape == (8, 8, 3):
+        assert text.startswith(
+            "The encoder 'other' takes images with 3 channels. Received: "
+            "images of shape (None, 8, 8, 2)."
+        )
+    else:
+        assert text.startswith("`encoders` must take images of a size of their")
+        assert text.endswith(f"'other' with inputs of shape {(None, *shape)}")

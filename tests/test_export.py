@@ -72,14 +72,18 @@ def write_files(directory):
     clear.putalpha(PIL.Image.fromarray(pixels[..., 0]))
     clear.save(directory / "clear.png")
     photo.resize((300, 9)).save(directory / "wide.png")
+    xray = np.arange(6000, dtype="uint16").reshape(60, 100)
+    PIL.Image.fromarray(xray).save(directory / "xray.png")
 
 
-def of_files(model, directory):
+def of_files(model, directory, bits):
     """Their representations as the command line finds them."""
     side = max(model.encoder.input_shape[1:3])
     dataset = simclr.dataset_from_directory(
         directory,
         canvas_size=decoding.canvas_for(side),
+        channels=model.encoder.input_shape[3],
+        bits=bits,
         shuffle=False,
         drop_remainder=False,
     )
@@ -109,18 +113,24 @@ def exported(tmp_path_factory):
         shape = model.encoder.input_shape[1:]
         images = rng.random((4, *shape), "float32")
         arrays = {"images": images, "penalties": int(name == "table")}
-        arrays["programs"] = {"small": 1, "photos": 6}.get(name, 3)
+        arrays["programs"] = {"small": 1, "mixed": 4, "photos": 6}.get(name, 3)
         arrays["expected"] = simclr.extract_features(model, images)
         if name != "table":
             arrays["other_size"] = rng.random((3, 50, 44, shape[2]), "float32")
             arrays["other_expected"] = simclr.extract_features(
                 model, arrays["other_size"]
             )
-        if name == "photos":
+        bits = 16 if name == "mixed" else 8
+        if name in ("mixed", "photos"):
             write_files(directory / "files")
-            arrays["of_files"] = of_files(model, directory / "files")
+            arrays["of_files"] = of_files(model, directory / "files", bits)
         np.savez(directory / "check.npz", **arrays)
-        simclr.export_encoder(model, directory / "out", formats=formats)
+        simclr.export_encoder(
+            model,
+            directory / "out",
+            formats=formats,
+            about={"recipe": {"bits": str(bits)}},
+        )
     return parent
 
 
@@ -140,6 +150,14 @@ def test_exports_agree_in_a_fresh_process(exported, runtime, names):
         env={**os.environ, "PYTHONPATH": ""},
     )
     assert result.returncode == 0, result.stderr[-3000:]
+
+
+@pytest.mark.parametrize("name", ["photos", "table"])
+def test_converted_formats_call_their_input_images(exported, name):
+    import onnx
+
+    graph = onnx.load(exported / name / "out" / "encoder.onnx").graph
+    assert [each.name for each in graph.input] == ["images"]
 
 
 def test_card_tells_how_each_format_differs(exported):
@@ -425,3 +443,21 @@ def test_export_refuses_what_is_not_finite(value, tmp_path):
     with pytest.raises(ValueError, match=f"{rule} must be finite. Received: "):
         simclr.export_encoder(model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_encoder_with_a_lambda_is_served_but_no_keras_file(tmp_path):
+    encoder = keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            keras.layers.Lambda(lambda x: tf.nn.relu(x)),
+            keras.layers.Flatten(),
+        ]
+    )
+    model = simclr.SimCLRModel(encoder, augmentation=simclr.RandomFlip())
+    with pytest.raises(ValueError, match="must hold no lambda"):
+        simclr.export_encoder(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    out = simclr.export_encoder(
+        model, tmp_path / "out", formats=["saved_model"]
+    )
+    assert (out / "saved_model").is_dir()

@@ -7,7 +7,7 @@ import tensorflow as tf
 from helpers import standins
 
 import keras_simclr as simclr
-from keras_simclr import copies, features
+from keras_simclr import classification, copies, embedding, features
 from keras_simclr.features import Features, extract, pixels_of
 
 
@@ -67,6 +67,85 @@ def test_features_refuse_unusable_pixels(model, images):
     assert str(error.value).startswith(
         "Values of `images` must be finite. Received: NaN or infinity in rows 0"
     )
+
+
+IMAGES = np.zeros((4, 8, 8, 1), "uint8")
+RULES = {
+    "The encoder takes images with 1 channels. Received: images of shape "
+    "(None, 8, 8, 3). Convert them": np.repeat(IMAGES, 3, axis=-1),
+    "Images must have at least 8 pixels a side. Received": IMAGES[:, :4],
+    "Images must have the shape (batch, height, width, channels)": IMAGES[0, 0],
+    "Images must be uint8, or float with values in": IMAGES.astype("int32"),
+}
+USES = {
+    "features": lambda model, data, path: simclr.extract_features(model, data),
+    "worth": lambda model, data, path: simclr.evaluate(model, data),
+    "held out": lambda model, data, path: simclr.evaluate(
+        model, (IMAGES, np.arange(4) % 2), data
+    ),
+    "tuning": lambda model, data, path: simclr.fine_tune(model, data),
+    "classifier": lambda model, data, path: classification.train_classifier(
+        model, data, path
+    ),
+    "table": lambda model, data, path: embedding.write_embeddings(
+        model, data, path.with_suffix(".csv")
+    ),
+}
+
+
+def unread(images):
+    """A dataset of labelled batches that fails when it is read."""
+
+    def fail():
+        raise AssertionError
+        yield
+
+    pixels = tf.TensorSpec((None, *images.shape[1:]), images.dtype)
+    signature = pixels, tf.TensorSpec((None,), "int64")
+    return tf.data.Dataset.from_generator(fail, output_signature=signature)
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("rule", RULES)
+def test_images_that_an_encoder_cannot_take_are_refused_unread(
+    model, tmp_path, use, rule
+):
+    with pytest.raises(ValueError) as error:
+        USES[use](model, unread(RULES[rule]), tmp_path / "out")
+    assert str(error.value).startswith(rule)
+    assert not any(tmp_path.iterdir())
+
+
+def test_images_of_another_size_need_a_model_that_brings_them_to_it():
+    network = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten()])
+    with pytest.raises(ValueError) as error:
+        simclr.extract_features(network, np.zeros((2, 9, 8, 1), "uint8"))
+    assert str(error.value).startswith(
+        "The encoder takes images of shape (None, 8, 8, 1). Received: images "
+        "of shape (None, 9, 8, 1). Convert them, or use a SimCLRModel"
+    )
+
+
+def test_no_images_make_no_features(model):
+    empty = tf.data.Dataset.from_tensors(IMAGES).filter(lambda _: False)
+    with pytest.raises(ValueError, match="at least one image"):
+        simclr.extract_features(model, empty)
+
+
+def test_progress_is_told_with_and_without_a_known_number(model):
+    def told(images):
+        numbers = []
+        simclr.extract_features(
+            model, images, progress=lambda *both: numbers.append(both)
+        )
+        return numbers
+
+    dataset = tf.data.Dataset.from_tensor_slices(np.repeat(IMAGES, 4, axis=0))
+    assert told(dataset.batch(8)) == [(8, 16), (16, 16)]
+    # It is told of as many batches of the first one's size.
+    assert told(dataset.batch(6)) == [(6, 18), (12, 18), (16, 18), (16, 16)]
+    unknown = dataset.batch(8).filter(lambda _: True)
+    assert told(unknown) == [(8, None), (16, None), (16, 16)]
 
 
 def test_untrained_encoder_is_drawn_without_touching_global_state(model):

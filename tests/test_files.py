@@ -1,6 +1,7 @@
 import errno
 import os
 import pathlib
+import shutil
 import tempfile
 
 import pytest
@@ -203,6 +204,39 @@ def test_what_came_meanwhile_is_not_overwritten(tmp_path):
     assert (kept / "README.md").read_text() == "ours"
 
 
+@pytest.mark.parametrize("exists", [True, False])
+def test_leftovers_of_a_killed_process_are_removed(exists, tmp_path):
+    path = tmp_path / "out"
+    if exists:
+        path.mkdir()
+    with _files.staging(path) as staged:
+        copy = staged.with_name(".staged-killed")
+        shutil.copytree(staged, copy)  # Its lock went with it.
+        (copy / "half").write_text("ha")
+        assert _files.check_is_free(path) is None
+        assert staged.exists()
+        assert not copy.exists()
+        (staged / "whole").write_text("")
+    assert [x.name for x in path.iterdir()] == ["whole"]
+
+
+def test_finished_work_and_that_of_others_is_no_leftover(tmp_path):
+    for name in (".staged-finished", ".staged-by-others"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "whole").write_text("work")
+    assert _files.check_is_free(tmp_path / "out") is None
+    assert len(list(tmp_path.glob(".staged-*/whole"))) == 2
+
+
+def test_nothing_is_removed_where_there_are_no_locks(tmp_path, monkeypatch):
+    monkeypatch.setattr(_files, "fcntl", None)
+    (tmp_path / ".staged-killed").mkdir()
+    (tmp_path / ".staged-killed" / _files._UNFINISHED).touch()
+    with _files.staging(tmp_path / "out") as staged:
+        assert list(staged.iterdir()) == []
+    assert (tmp_path / ".staged-killed").exists()
+
+
 def test_file_that_is_to_be_new_is_not_there(tmp_path):
     path = tmp_path / "table.csv"
     assert _files.check_is_new("path", path) is None
@@ -214,3 +248,25 @@ def test_file_that_is_to_be_new_is_not_there(tmp_path):
             "`path` must be a new file: nothing is overwritten. Received: "
             f"path={str(tmp_path / name)!r}"
         )
+
+
+def test_full_disk_is_named(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "weights.h5"
+    _files.reserve(path, 1000)
+    assert path.stat().st_size == 1000
+    monkeypatch.setattr(os, "posix_fallocate", full)
+
+    def write(place, name):
+        with place as staged:
+            _files.reserve(staged / name, 1)
+
+    for place, name in (
+        (_files.replacing(path), ""),
+        (_files.staging(tmp_path / "out"), "a"),
+    ):
+        with pytest.raises(OSError, match="' could not be written: No space"):
+            write(place, name)
+    assert list(tmp_path.iterdir()) == [path]

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import keras_simclr as simclr
-from keras_simclr import fit_data
+from keras_simclr import fit_data, iterables
 
 ROWS = np.random.default_rng(0).normal(size=(20, 8)).astype("float32")
 ROWS[:, 0] = range(20)
@@ -165,8 +165,8 @@ def test_dataset_without_end_needs_a_number_of_steps():
     with pytest.raises(ValueError) as error:
         fit_data.check_length(dataset)
     assert str(error.value) == (
-        "An infinite dataset needs `steps_per_epoch`. Pass it to `fit`, or "
-        "leave out `repeat()`."
+        "An infinite dataset needs `steps_per_epoch`. Pass it, or leave out "
+        "`repeat()`."
     )
 
 
@@ -183,3 +183,131 @@ def test_tuner_is_off_unless_the_dataset_asks_for_it():
     options.autotune.enabled = True
     asked = dataset.with_options(options)
     assert fit_data.prepared(asked).options().autotune.enabled is True
+
+
+class Sequence(keras.utils.PyDataset):
+    """Ten batches of rows of a table, in the form that is asked for."""
+
+    def __init__(self, form=lambda rows: rows, batches=10, last=2, **kwargs):
+        super().__init__(**kwargs)
+        self.form, self.batches, self.last, self.passes = form, batches, last, 0
+
+    @property
+    def num_batches(self):
+        return self.batches
+
+    def __getitem__(self, place):
+        size = self.last if place == 9 else 2
+        return self.form(ROWS[2 * (place % 10) :][:size])
+
+    def on_epoch_end(self):
+        self.passes += 1
+
+
+FORMS = {
+    "alone": lambda rows: rows,
+    "labels": lambda rows: (rows, np.zeros(len(rows))),
+    "list": lambda rows: [rows, np.zeros(len(rows))],
+    "dictionary": lambda rows: {"images": rows, "groups": np.arange(len(rows))},
+    "tensors": lambda rows: (tf.constant(rows),),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out")  # Keras's, always.
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
+def test_elements_of_python_may_have_any_form(form):
+    network = model(run_eagerly=True)
+    whole = seen(network, ROWS, shuffle=False)
+    batches = [form(ROWS[i : i + 2]) for i in range(0, 20, 2)]
+    for data in (Sequence(form), (x for x in batches)):
+        network.augmentation.batches.clear()
+        network.fit(data, shuffle=False, verbose=0)
+        assert network.augmentation.batches == whole
+        assert network.predict(Sequence(form), verbose=0).shape == (20, 3)
+    right = network.evaluate(ROWS, batch_size=2, verbose=0)
+    for data in (Sequence(form), (x for x in batches)):
+        assert network.evaluate(data, verbose=0) == pytest.approx(right)
+        features = simclr.extract_features(network, Sequence(form))
+    np.testing.assert_allclose(
+        features, simclr.extract_features(network, ROWS), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_py_dataset_is_shuffled_as_arrays_are(workers):
+    def orders(fits, epochs=1):
+        network = model(run_eagerly=True)
+        data = Sequence(workers=workers, max_queue_size=2)
+        for _ in range(fits):
+            network.fit(data, epochs=epochs, verbose=0)
+        assert data.passes == fits * epochs
+        return network.augmentation.batches
+
+    both = orders(1, epochs=2)
+    first, second = both[:10], both[10:]
+    assert first != second
+    assert sorted(first) == sorted(second)
+    assert orders(2) == both  # Two calls of `fit`.
+
+
+def test_sizes_of_batches_and_lengths_of_python():
+    smaller = iterables.batches_from(Sequence(last=1))
+    assert smaller.element_spec["images"].shape.as_list() == [None, 8]
+    assert [len(x["images"]) for x in smaller][-2:] == [2, 1]
+    alike = iterables.batches_from(Sequence())
+    assert alike.element_spec["images"].shape.as_list() == [2, 8]
+    assert len(alike) == 10
+    endless = iterables.batches_from(Sequence(batches=None))
+    assert endless.cardinality() == tf.data.INFINITE_CARDINALITY
+    assert len(list(endless.take(25))) == 25
+
+
+@pytest.mark.parametrize(
+    ("data", "arguments", "text"),
+    [
+        (ROWS.tolist(), {}, "an object of class list. Make arrays"),
+        (None, {}, "an object of class NoneType"),
+        ("photos", {}, "an object of class str"),
+        (lambda: iter(()), {}, "an empty dataset"),
+        (lambda: iter([ROWS, ROWS]), {"epochs": 2}, "only once: more than one"),
+        (
+            lambda: iter([ROWS]),
+            {"epochs": 2, "steps_per_epoch": 1},
+            "has ended",
+        ),
+        (lambda: iter([ROWS, ROWS[:, :5]]), {}, r"of shape \(20, 5\)"),
+        (lambda: iter([ROWS, (ROWS, ROWS, ROWS)]), {}, "a tuple of 3 parts"),
+        (lambda: Sequence(last=1), {}, "at least two images"),
+        (lambda: Sequence(batches=0), {}, "an empty dataset"),
+        (lambda: Sequence(batches=None), {}, "needs `steps_per_epoch`"),
+        (
+            lambda: ROWS,
+            {"validation_data": iter([ROWS]), "batch_size": 2},
+            "In `validation_data`",
+        ),
+        (lambda: ROWS, {"steps_per_epoch": 0}, "`steps_per_epoch` must be an"),
+        (lambda: ROWS, {"epochs": None}, "`epochs` must be an integer"),
+        (lambda: ROWS, {"batch_size": "2"}, "`batch_size` must be an integer"),
+        (lambda: ROWS, {"validation_split": 1.0}, "and less than 1"),
+    ],
+)
+def test_data_that_fit_cannot_use_are_refused(data, arguments, text):
+    data = data() if callable(data) else data
+    with pytest.raises((TypeError, ValueError), match=text):
+        model(run_eagerly=True).fit(data, verbose=0, **arguments)
+
+
+@pytest.mark.parametrize("method", ["evaluate", "predict"])
+def test_what_has_no_end_is_refused_before_it_is_read(method):
+    network = model(run_eagerly=True)
+    with pytest.raises(ValueError, match="An infinite dataset needs `steps`"):
+        getattr(network, method)(of_user().repeat(), verbose=0)
+    with pytest.raises(ValueError, match="Leave out `repeat"):
+        simclr.extract_features(network, of_user().repeat())
+
+
+def test_no_epochs_are_no_error():
+    network = model(run_eagerly=True)
+    for arguments in ({"epochs": 0}, {"epochs": 2, "initial_epoch": 3}):
+        history = network.fit(ROWS, batch_size=2, verbose=0, **arguments)
+        assert not history.history

@@ -10,7 +10,7 @@ import tensorflow as tf
 from helpers.pictures import JPEG, PNG, picture, refuse, write
 
 import keras_simclr as simclr
-from keras_simclr import fit_data, folders, scanning
+from keras_simclr import fit_data, folders, manifests, scanning
 
 
 def test_find_images_lists_by_extension_and_skips_hidden(tmp_path):
@@ -21,6 +21,17 @@ def test_find_images_lists_by_extension_and_skips_hidden(tmp_path):
     (tmp_path / "folder.jpg").mkdir()
     (tmp_path / "broken.jpg").symlink_to("nowhere")
     assert folders.find_images(tmp_path) == sorted(files)
+
+
+def test_find_images_looks_into_files_without_extension(tmp_path):
+    files = ["a", "b.2/c", "d.jpeg_large", "e.jfif", "f.tif"]
+    write(tmp_path, dict.fromkeys([*files, "g.part", "h.nef"], JPEG))
+    write(tmp_path, {"words": b"words", "none": b"", "j.jpe": b""})
+    assert folders.find_images(tmp_path) == sorted([*files, "j.jpe"])
+    manifest = tmp_path / "manifest.parquet"
+    scanning.scan(tmp_path, manifest)
+    found = manifests.read_manifest(manifest)
+    assert sorted([*found.paths, *found.problems]) == sorted([*files, "j.jpe"])
 
 
 def test_find_images_follows_links_but_visits_a_directory_once(tmp_path):
@@ -41,7 +52,7 @@ def test_undecodable_names_survive_the_manifest(tmp_path):
     manifest = tmp_path / "manifest.parquet"
     assert folders.find_images(tmp_path) == [name, "日本.png"]
     scanning.scan(os.fsencode(tmp_path), manifest)
-    paths = scanning.read_manifest(manifest).paths
+    paths = manifests.read_manifest(manifest).paths
     assert paths == [name, "日本.png"]
     assert (tmp_path / paths[0]).read_bytes() == JPEG
 
@@ -93,7 +104,8 @@ def test_find_images_refuses_a_directory_without_images(tmp_path):
     with pytest.raises(ValueError) as raised:
         folders.find_images(tmp_path)
     assert str(raised.value) == (
-        "`directory` must hold images (.bmp, .gif, .jpeg, .jpg, .png, .webp). "
+        "`directory` must hold images (JPEG, PNG, BMP, GIF, WEBP, TIFF, AVIF, "
+        "JPEG2000, HEIF). "
         f"Received: directory={str(tmp_path)!r} with 1 other files"
     )
 
@@ -119,10 +131,16 @@ def test_class_labels_number_the_top_level_folders():
 
 @pytest.mark.parametrize(
     "paths",
-    [[], ["1.jpg", "2.jpg"], ["a/1.jpg", "a/2.jpg"], ["1.jpg", "a/2", "b/3"]],
+    [[], ["1.jpg", "2.jpg"], ["train/1.jpg"], ["1.jpg", "a/2", "b/3"]],
 )
-def test_without_two_folders_there_are_no_classes(paths):
+def test_without_folders_of_classes_there_are_none(paths):
     assert scanning.class_labels(paths) == (None, ())
+
+
+def test_one_folder_is_a_class():
+    labels, names = scanning.class_labels(["a/1.jpg", "a/b/2.jpg"])
+    assert labels.tolist() == [0, 0]
+    assert names == ("a",)
 
 
 def write_image(path, number, size=(12, 10)):
@@ -317,23 +335,6 @@ def test_empty_splits_are_refused(directory):
             "`split` must hold at least one of 20 images. Received: "
             f"split={split!r}, into which none falls by its name"
         )
-
-
-@pytest.mark.parametrize(
-    ("split", "rule"),
-    [
-        ("train[abc]", "a split in TFDS's notation, such as 'train[:90%]'"),
-        ("train[:200%]", "a split in TFDS's notation, such as 'train[:90%]'"),
-        ("train[30:40]", "one part of 20 images, such as 'train[:90%]'"),
-        ("train[:2]+train[9:]", "one part of 20 images, such as 'train[:90%]'"),
-    ],
-)
-def test_wrong_splits_are_refused(directory, split, rule):
-    with pytest.raises(ValueError) as info:
-        folders.ImageFolder(directory, split=split)
-    assert str(info.value) == (
-        f"`split` must be {rule}. Received: split={split!r}"
-    )
 
 
 def test_unreadable_files_are_skipped_and_reported_once(directory, caplog):

@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import PIL.Image
 import pytest
+import tensorflow as tf
 
 from keras_simclr import labelled
 
@@ -50,6 +51,46 @@ def test_numbers_that_are_no_classes_are_refused(labels, received):
         "`train` must hold the class of each image: an integer or a text, and "
         f"-1 where it is not known. Received: {received}"
     )
+
+
+def test_lists_of_labels_are_as_good_as_arrays():
+    for labels in ([2, 0, -1, 1, 0, 1], ["c", "a", "b", "b", "a", "b"]):
+        expected = load(np.array(labels))["labels"].tolist()
+        assert load(labels)["labels"].tolist() == expected
+        both = [list(IMAGES), labels]
+        found = labelled.load_labelled("train", both)
+        assert found["labels"].tolist() == expected
+        assert found["images"].dtype == np.uint8
+
+
+def test_images_of_many_sizes_take_no_more_than_their_pixels():
+    rng = np.random.default_rng(0)
+    canvases = np.zeros((5, 16, 20, 3), "uint8")
+    sizes = np.array([[9, 8], [8, 12], [16, 8], [10, 10], [8, 9]])
+    for canvas, (height, width) in zip(canvases, sizes, strict=True):
+        canvas[:height, :width] = rng.integers(1, 256, (height, width, 3))
+    source = {"images": canvases, "sizes": sizes, "labels": [0, 1, -1, 1, 0]}
+    source["labels"] = np.array(source["labels"])
+    dataset = tf.data.Dataset.from_tensor_slices(source).batch(2)
+    examples = labelled.load_labelled("train", dataset)
+    kept = [0, 1, 3, 4]
+    images = examples["images"]
+    assert (len(images), images.shape) == (4, (4, 16, 12, 3))
+    assert [x.shape[:2] for x in images] == [(9, 8), (8, 12), (10, 10), (8, 9)]
+    assert all(image.base is None for image in images)
+    np.testing.assert_array_equal(images, canvases[kept, :, :12])
+    for rows in (slice(1, 3), np.array([3, 0]), np.array([True, False] * 2)):
+        some = images[rows]
+        np.testing.assert_array_equal(some, np.asarray(images)[rows])
+    (batch,) = labelled.in_batches(examples)
+    np.testing.assert_array_equal(batch["images"], images)
+    np.testing.assert_array_equal(batch["sizes"], sizes[kept])
+
+
+def test_arrays_are_joined_and_let_go():
+    parts = [np.array(["a"]), np.array(["bcd", "e"])]
+    joined = labelled.joined(parts)
+    assert (joined.tolist(), parts) == (["a", "bcd", "e"], [])
 
 
 def test_labels_in_an_array_of_objects_are_what_the_objects_are():

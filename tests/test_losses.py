@@ -9,7 +9,7 @@ from helpers import oracles
 
 import keras_simclr as simclr
 from keras_simclr import devices, losses
-from keras_simclr.losses import per_anchor
+from keras_simclr.losses import per_positive
 
 
 def projections(count=8, size=8, seed=0, dtype="float64"):
@@ -159,22 +159,23 @@ def test_only_zero_rows_give_the_logarithm_of_the_candidates():
 def test_positives_are_sought_among_all_other_projections(noise):
     z_1, z_2 = projections(16)
     z_2 = z_1 + noise * z_2
-    _, found = per_anchor(z_1, z_2)
-    assert found.numpy().tolist() == oracles.positives_found(z_1, z_2)
+    _, found = per_positive(tf.stack([z_1, z_2]))
+    assert found.numpy().ravel().tolist() == oracles.positives_found(z_1, z_2)
 
 
 def test_losses_of_the_anchors_average_to_the_loss():
     z = projections()
-    losses, found = per_anchor(*z, temperature=0.3)
-    assert losses.shape == found.shape == (16,)
+    losses, found = per_positive(z, temperature=0.3)
+    assert losses.shape == found.shape == (1, 2, 8)
     loss = simclr.nt_xent(*z, temperature=0.3)
     np.testing.assert_allclose(np.mean(losses), loss, rtol=1e-12)
 
 
-def test_collapsed_projections_find_almost_no_positive():
-    z = np.ones((32, 8), "float32")
-    _, found = per_anchor(z, z)
-    assert np.mean(found) <= 2 / 64
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_collapsed_projections_find_no_positive(dtype):
+    row = np.random.default_rng(0).normal(size=8)
+    _, found = per_positive(np.tile(row, (2, 32, 1)).astype(dtype))
+    assert not np.any(found)
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
@@ -198,13 +199,10 @@ def weighted(z, weights, block_size, temperature=0.3, groups=None):
     """Losses, positives found, gradient of the losses' weighted sum."""
     with tf.GradientTape() as tape:
         tape.watch(z)
-        losses, found = per_anchor(
-            z[0],
-            z[1],
-            temperature=temperature,
-            block_size=block_size,
-            groups=groups,
+        losses, found = per_positive(
+            z, temperature=temperature, block_size=block_size, groups=groups
         )
+        losses, found = tf.reshape(losses, [-1]), tf.reshape(found, [-1])
         total = tf.reduce_sum(losses * weights)
     return losses, found, tape.gradient(total, z)
 
@@ -268,10 +266,81 @@ def test_blocks_are_finite_at_extreme_temperatures(temperature, block_size):
 
 
 @pytest.mark.parametrize("block_size", [None, 3])
-def test_of_equal_similarities_the_first_is_the_nearest(block_size):
+def test_a_positive_as_similar_as_a_negative_is_not_found(block_size):
     z = np.float32([[1, 0], [1, 0], [0, 1], [-1, 0]])
-    _, found = per_anchor(z, z, block_size=block_size)
-    assert found.numpy().tolist() == [0, 0, 1, 1, 1, 0, 1, 1]
+    _, found = per_positive(np.stack([z, z]), block_size=block_size)
+    assert found.numpy().ravel().tolist() == [0, 0, 1, 1, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("block_size", [None, 4])
+@pytest.mark.parametrize("decoupled", [False, True])
+@pytest.mark.parametrize("groups", [None, [3, 0, 3, 1]])
+@pytest.mark.parametrize("views", [2, 3, 5])
+def test_any_number_of_views_equals_the_oracle(
+    views, groups, decoupled, block_size
+):
+    z = np.random.default_rng(views).normal(size=(views, 4, 3))
+    loss = simclr.NTXent(0.3, block_size, decoupled=decoupled)
+    with tf.GradientTape() as tape:
+        variable = tf.Variable(z)
+        value, found = loss.contrast(variable, groups)
+    expected = oracles.of_views(z, 0.3, groups, decoupled)
+    losses, _ = per_positive(
+        z, temperature=0.3, decoupled=decoupled, groups=groups
+    )
+    np.testing.assert_allclose(losses, expected, rtol=1e-10)
+    assert float(value) == pytest.approx(expected.mean(), rel=1e-10)
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(
+        tape.gradient(value, variable),
+        oracles.central_differences(
+            lambda z: oracles.of_views(z, 0.3, groups, decoupled).mean(), z
+        ),
+        rtol=1e-5,
+        atol=1e-8,
+    )
+
+
+@pytest.mark.parametrize("views", [2, 3, 5])
+def test_a_positive_is_found_where_it_is_nearer_than_each_negative(views):
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(6, 4)) + 0.7 * rng.normal(size=(views, 6, 4))
+    _, found = per_positive(z)
+    for k, v, n in np.ndindex(views - 1, views, 6):
+        nearest = max(
+            oracles.cosine(z[v, n], z[w, m])
+            for w in range(views)
+            for m in range(6)
+            if m != n
+        )
+        positive = oracles.cosine(z[v, n], z[(v + k + 1) % views, n])
+        assert bool(found[k, v, n]) == (positive > nearest)
+    assert 0 < np.mean(found) < 1
+
+
+@pytest.mark.parametrize("temperature", [1.2e-38, 0.1, 3.4e38])
+@pytest.mark.parametrize("views", [2, 3])
+def test_decoupled_is_finite_at_extremes_and_without_negatives(
+    temperature, views
+):
+    z = tf.constant(np.random.default_rng(0).normal(size=(views, 5, 4)))
+    z = tf.cast(z, tf.float32)
+    loss = simclr.NTXent(temperature, decoupled=True)
+    for groups in (None, [7] * 5):
+        with tf.GradientTape() as tape:
+            tape.watch(z)
+            value, _ = loss.contrast(z, groups)
+        assert np.isfinite(value)
+        assert np.isfinite(tape.gradient(value, z)).all()
+    assert float(value) == 0
+
+
+@pytest.mark.parametrize("views", [2, 3, 5])
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_chance_is_the_loss_of_equal_projections(views, decoupled):
+    loss = simclr.NTXent(0.3, decoupled=decoupled)
+    value, _ = loss.contrast(tf.ones((views, 6, 4)))
+    assert loss.chance(6, views) == pytest.approx(float(value), rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -431,12 +500,13 @@ def test_loss_object_takes_groups():
 
 
 def test_loss_object_comes_back_from_its_config():
-    loss = simclr.NTXent(0.3, block_size=5, name="mine")
+    loss = simclr.NTXent(0.3, block_size=5, name="mine", decoupled=True)
     config = keras.saving.serialize_keras_object(loss)
     copy = keras.saving.deserialize_keras_object(config)
     assert isinstance(copy, simclr.NTXent)
     assert copy.get_config() == {
         "temperature": 0.3,
+        "decoupled": True,
         "block_size": 5,
         "name": "mine",
     }
@@ -509,7 +579,7 @@ def test_groups_that_are_not_an_integer_per_image_are_refused(
     assert str(error.value) == (
         "`groups` must be integers of shape (N,), one for each image. "
         f"Received: groups of shape {shape} and dtype {dtype}, "
-        "z_1 of shape (4, 8)"
+        "projections of shape (4, 8)"
     )
 
 
@@ -547,7 +617,7 @@ def test_the_method_of_a_subclass_is_what_runs():
     for loss, factor in ((simclr.NTXent(), 1), (Doubled(), 2), (Halved(), 0.5)):
         found, _ = losses.as_contrastive(loss).contrast(z)
         assert float(found) == pytest.approx(factor * value, rel=1e-6)
-    assert float(Doubled()(*z)) == pytest.approx(value, rel=1e-6)
+    assert float(Doubled()(*z)) == pytest.approx(2 * value, rel=1e-6)
     # It is trained, too.
     encoder = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten()])
     images = np.random.default_rng(0).random((8, 8, 8, 1), "float32")

@@ -83,6 +83,22 @@ def test_sizes_and_groups_reach_replicas_and_micro_batches():
     assert_equal(actual, train(others=others, **kwargs), 1e-9)
 
 
+def test_many_views_are_exact_on_replicas_and_in_micro_batches():
+    kwargs = {
+        "encoder": lambda: network(groups),
+        "head": lambda: simclr.ProjectionHead(0),
+        "augmentation": light,
+        "loss": simclr.NTXent(0.3, block_size=7, decoupled=True),
+        "others": {"groups": np.arange(64) // 3},
+        "views": 3,
+        "dtype": "float64",
+        "batch_size": 8,
+    }
+    whole = train(**kwargs)
+    assert_equal(train(2, **kwargs), whole, 1e-9)
+    assert_equal(train(2, micro_batch_size=3, **kwargs), whole, 1e-9)
+
+
 @pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
 def test_micro_batches_and_replicas_in_low_precision(dtype):
     def encoder():

@@ -212,6 +212,63 @@ def test_every_step_takes_the_views_of_its_number():
         np.testing.assert_allclose(history["contrastive_accuracy"], [found])
 
 
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_a_step_contrasts_any_number_of_views(decoupled):
+    images = random_images(6)
+    model = tiny_model(
+        tiny_encoder(norm=False),
+        augmentation=simclr.RandomGaussianNoise(),
+        second_augmentation=simclr.RandomFlip(),
+        loss=simclr.NTXent(0.3, decoupled=decoupled),
+        views=4,
+    )
+    views = model.views(images, step=0)
+    assert len(views) == 4
+    for view in views[1:]:  # Made like the second: flipped or not.
+        for row, image in zip(view.numpy(), images, strict=True):
+            assert any(np.allclose(row, x) for x in (image, image[:, ::-1]))
+    z = [model.projection_head(model.encoder(x)).numpy() for x in views]
+    expected = oracles.of_views(z, 0.3, decoupled=decoupled).mean()
+    history = fit(model, batches(images, size=6))
+    np.testing.assert_allclose(history["loss"], [expected], rtol=1e-4)
+    nearest = model.contrastive_loss.contrast(tf.stack(z))[1]
+    np.testing.assert_allclose(
+        history["contrastive_accuracy"], [np.mean(nearest)], rtol=1e-6
+    )
+
+
+def test_number_of_views_stays_with_the_model():
+    model = simclr.SimCLRModel(
+        tiny_encoder(), augmentation=simclr.RandomFlip(), views=3
+    )
+    copy = simclr.SimCLRModel.from_config(model.get_config())
+    images = random_images(2)
+    assert_same(copy.views(images), model.views(images))
+    assert len(copy.views(images)) == 3
+
+
+@pytest.mark.parametrize("views", [1, 0, 2.0, True, "2", None])
+def test_fewer_than_two_views_are_refused(views):
+    with pytest.raises(ValueError) as error:
+        simclr.SimCLRModel(tiny_encoder(), views=views)
+    assert str(error.value) == (
+        f"`views` must be an integer of at least 2. Received: views={views!r}"
+    )
+
+
+def test_what_compares_two_views_is_refused_for_more():
+    model = simclr.SimCLRModel(
+        tiny_encoder(), augmentation=simclr.RandomFlip(), views=3
+    )
+    with pytest.raises(ValueError, match="more than two views must be"):
+        model.compile("sgd", lambda z_1, z_2: tf.reduce_mean(z_1 * z_2))
+    model.compile("sgd")
+    views = random_images(4)
+    dataset = tf.data.Dataset.from_tensors({"view_1": views, "view_2": views})
+    with pytest.raises(ValueError, match=r"with views=3\. Give it"):
+        model.fit(dataset, verbose=0)
+
+
 def test_views_depend_on_seed_step_and_view():
     images = random_images(2)
     model, other = tiny_model(), tiny_model(seed=1)
@@ -225,6 +282,7 @@ def test_views_depend_on_seed_step_and_view():
         assert np.abs(view_1 - different).max() > 0.1
 
 
+@pytest.mark.filterwarnings("ignore:The learning rate is 0")
 def test_reported_loss_is_the_mean_over_the_batches():
     model = tiny_model(optimizer=keras.optimizers.SGD(0.0))
     data = batches(random_images(12))
@@ -359,6 +417,7 @@ def test_mixed_precision_trains_and_predicts_float32(policy):
     assert model.predict(images, verbose=0).dtype == "float32"
 
 
+@pytest.mark.filterwarnings("ignore:The learning rate is 0")
 def test_regularization_is_added_to_the_loss():
     penalty = keras.regularizers.L2(0.5)
     plain = tiny_model(optimizer=keras.optimizers.SGD(0.0))
@@ -560,14 +619,18 @@ def test_encoder_that_returns_maps_is_refused_with_the_cure():
     )
 
 
-@pytest.mark.parametrize("shape", [(8, 8, 4), (5,)])
-def test_default_augmentation_needs_images_of_1_or_3_channels(shape):
+@pytest.mark.parametrize("shape", [(None, 8, 4), (5,)])
+def test_default_augmentation_needs_images_of_one_size(shape):
+    last = keras.layers.Dense(2)
+    if len(shape) == 3:
+        last = keras.layers.GlobalAveragePooling2D()
+    encoder = keras.Sequential([keras.Input(shape), last])
     with pytest.raises(ValueError) as error:
-        simclr.SimCLRModel(tiny_encoder(shape))
+        simclr.SimCLRModel(encoder)
     assert str(error.value) == (
         "`augmentation` must be given for an encoder that does not take "
-        "images of one size with 1 or 3 channels: a layer, or a list of "
-        f"layers. Received: an encoder with input shape {(None, *shape)}"
+        "images of one size and one number of channels: a layer, or a list "
+        f"of layers. Received: an encoder with input shape {(None, *shape)}"
     )
 
 
@@ -657,7 +720,9 @@ def test_floats_up_to_255_are_refused(model):
     assert refusal(model, batches(images)) == (
         "Float values of `images` must lie in [0, 1]. If they are 0 to 255, "
         "add: dataset = dataset.map(lambda images, *labels: "
-        f"(images / 255.0, *labels)). Received: values from {images.min():g} "
+        "(images / 255.0, *labels)). If they are no pixels, as in "
+        "spectrograms, scale all by one range: (images - low) / (high - low). "
+        f"Received: values from {images.min():g} "
         "to 255 in rows 1 of the batch (epoch 1, step 1). The model is as "
         "the step before left it."
     )
@@ -670,7 +735,9 @@ def test_negative_floats_are_refused(model):
     assert refusal(model, batches(images)) == (
         "Float values of `images` must lie in [0, 1]. If they are 0 to 255, "
         "add: dataset = dataset.map(lambda images, *labels: "
-        "(images / 255.0, *labels)). Received: values from -1 "
+        "(images / 255.0, *labels)). If they are no pixels, as in "
+        "spectrograms, scale all by one range: (images - low) / (high - low). "
+        "Received: values from -1 "
         f"to {images.max():g} in rows 0 3 of the batch (epoch 1, step 1). "
         "The model is as the step before left it."
     )
@@ -758,7 +825,7 @@ def test_arrays_smaller_than_a_batch_are_refused(model):
 
 def test_dataset_without_end_needs_steps_per_epoch(model):
     assert refusal(model, batches(random_images(4)).repeat()) == (
-        "An infinite dataset needs `steps_per_epoch`. Pass it to `fit`, or "
+        "An infinite dataset needs `steps_per_epoch`. Pass it, or "
         "leave out `repeat()`."
     )
 
@@ -1201,3 +1268,113 @@ def test_an_encoder_of_integers_would_see_black_images():
         "would be 0. Begin it with keras.Input(shape) and, if it expects 0 to "
         "255, keras.layers.Rescaling(255.0). Received: inputs of uint8"
     )
+
+
+def test_images_of_four_channels_from_training_to_export(tmp_path):
+    model = simclr.SimCLRModel(tiny_encoder((8, 8, 4)))
+    model.compile()
+    images = random_images(8, 10, 4)
+    model.fit(images, batch_size=4, verbose=0)
+    assert model.evaluation_view(images).shape == (8, 8, 8, 4)
+    features = model.predict(images, verbose=0)
+    simclr.export_encoder(model, tmp_path / "encoder")
+    saved = tf.saved_model.load(tmp_path / "encoder" / "saved_model")
+    np.testing.assert_allclose(saved(images), features, atol=1e-5)
+    colorless = model.augmentation.without_colors()
+    views = colorless(images, seed=(0, 1)).numpy()
+    assert views.shape == (8, 8, 8, 4)
+
+
+@pytest.mark.parametrize(
+    ("crops", "sizes"), [(True, (8, 16)), (False, (8,))], ids=["any", "one"]
+)
+def test_export_serves_what_predict_returns(crops, sizes, tmp_path):
+    model = tiny_model(
+        augmentation=simclr.RandomResizedCrop(8, 8) if crops else None
+    )
+    fit(model, batches(random_images()))
+    model.export(tmp_path / "served", verbose=False)
+    served = tf.saved_model.load(tmp_path / "served")
+    for size in sizes:
+        images = random_images(5, size=size)
+        np.testing.assert_allclose(
+            served.serve(images), model.predict(images, verbose=0), atol=1e-6
+        )
+
+
+def test_files_of_keras_2_bring_a_model_back(bare_model, tmp_path, said):
+    images = random_images(4)
+    bare_model.save(tmp_path / "model.h5")
+    copy = keras.models.load_model(tmp_path / "model.h5")
+    np.testing.assert_array_equal(copy(images), bare_model(images))
+    assert isinstance(copy.optimizer, simclr.LARS)
+    bare_model.save_weights(tmp_path / "model.weights.h5")
+    copy = simclr.SimCLRModel(tiny_encoder())
+    copy.load_weights(tmp_path / "model.weights.h5")
+    np.testing.assert_array_equal(copy(images), bare_model(images))
+
+
+@pytest.mark.parametrize("method", ["train_on_batch", "test_on_batch"])
+def test_one_batch_is_checked_as_those_of_fit(method):
+    model = tiny_model()
+    images, before = random_images(4), state(model)
+    on_batch = getattr(model, method)
+    wrong = [
+        (np.full_like(images, np.nan), {}, "must be finite"),
+        (2.0 * images, {}, r"must lie in \[0, 1\]"),
+        (images[:1], {}, "at least two images"),
+        (images.tolist(), {}, "A dataset element must be"),
+        (images, {"sample_weight": np.ones(4)}, "nothing to weigh"),
+    ]
+    for data, arguments, text in wrong:
+        with pytest.raises(ValueError, match=text):
+            on_batch(data, **arguments)
+    with pytest.raises(ValueError, match="must be finite"):
+        model.evaluate(wrong[0][0], verbose=0)
+    assert_same(before, state(model))
+    assert on_batch({"images": images, "labels": np.arange(4)})[0] > 0
+
+
+def test_callbacks_set_the_rate_of_bare_compile(bare_model):
+    with_rates = [
+        keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate / 2),
+        keras.callbacks.ReduceLROnPlateau("loss", min_lr=0.01),
+    ]
+    bare_model.optimizer.learning_rate = 0.25
+    history = fit(bare_model, batches(random_images()), 2, callbacks=with_rates)
+    assert history["learning_rate"] == [0.125, 0.0625]
+
+
+def test_what_cannot_learn_is_told_when_fit_starts():
+    schedule = simclr.warmup_cosine(0.1, 4)
+    model = tiny_model(optimizer=keras.optimizers.SGD(schedule))
+    data = batches(random_images(8), size=4)
+    plateau = keras.callbacks.ReduceLROnPlateau()
+    with pytest.raises(
+        ValueError, match="`ReduceLROnPlateau` needs a learning"
+    ):
+        fit(model, data, callbacks=plateau)
+    assert int(model.optimizer.iterations) == 0
+    fit(model, data, epochs=2)
+    before = model.encoder.get_weights()
+    with pytest.warns(UserWarning, match="rate is 0 from about step 4"):
+        fit(model, data)
+    model.encoder.trainable = False
+    model.compile("sgd", run_eagerly=True)
+    with pytest.warns(UserWarning, match="The encoder is frozen"):
+        fit(model, data)
+    kernel, bias, *_ = model.encoder.get_weights()
+    assert_same(before[:2], (kernel, bias))
+
+
+@pytest.mark.parametrize(
+    "element",
+    [
+        lambda x: (x, {"label": tf.zeros(4)}),
+        lambda x: ({"images": x}, tf.zeros(4)),
+    ],
+)
+def test_dictionaries_inside_of_elements_are_refused_with_the_cure(element):
+    data = batches(random_images()).map(element)
+    with pytest.raises(ValueError, match="Put all parts into one dictionary"):
+        fit(tiny_model(), data)

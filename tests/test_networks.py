@@ -5,7 +5,7 @@ import tensorflow as tf
 from helpers import oracles
 
 import keras_simclr as simclr
-from keras_simclr import copies, devices
+from keras_simclr import copies, devices, networks
 from keras_simclr.networks import FastConv2D, FusedBatchNormalization
 
 
@@ -552,3 +552,56 @@ def test_head_is_part_of_an_expanded_summary():
     lines = []
     model.summary(expand_nested=True, print_fn=lines.append)
     assert head.name in "".join(lines)
+
+
+def several():
+    first, second = (
+        keras.Input((8, 8, 1), name="a"),
+        keras.Input((3,), name="b"),
+    )
+    rows = keras.layers.Flatten()(first)
+    both = keras.layers.Concatenate()([rows, second])
+    return {
+        "inputs": keras.Model([first, second], both),
+        "named inputs": keras.Model({"a": first, "b": second}, both),
+        "outputs": keras.Model(first, [rows, rows]),
+        "named outputs": keras.Model(first, {"a": rows, "b": rows}),
+    }
+
+
+KINDS = ("inputs", "named inputs", "outputs", "named outputs")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_encoder_takes_one_tensor_and_returns_one(kind):
+    with pytest.raises(ValueError) as error:
+        simclr.SimCLRModel(several()[kind])
+    cure = "Wrap it in a model" if "inputs" in kind else "Take one: keras.Model"
+    assert cure in str(error.value)
+
+
+def test_projection_head_returns_a_row_for_each_image():
+    encoder = keras.Sequential(
+        [keras.Input((8, 8, 1)), keras.layers.GlobalAveragePooling2D()]
+    )
+    rows = keras.Input((1,))
+    for outputs in ({"z": rows}, [rows, rows], keras.ops.expand_dims(rows, 1)):
+        with pytest.raises(ValueError, match="must return one projection per"):
+            simclr.SimCLRModel(encoder, keras.Model(rows, outputs))
+
+
+def test_what_is_frozen_is_told():
+    encoder = simclr.ResNet(
+        10, width_multiplier=0.1, stem="cifar", input_shape=(8, 8, 1)
+    )
+    head = keras.layers.Dense(2)
+    head.build((None, 4))
+    encoder.trainable = False
+    with pytest.warns(UserWarning, match="The encoder is frozen"):
+        networks.check_trainable(encoder, head)
+    head.trainable = False
+    with pytest.raises(ValueError, match="Something must be trainable"):
+        networks.check_trainable(encoder, head)
+    encoder.trainable = True
+    with pytest.warns(UserWarning, match="The projection head is frozen"):
+        networks.check_trainable(encoder, head)

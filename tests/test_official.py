@@ -492,7 +492,7 @@ def test_imported_classifier_predicts(r18, imported, tmp_path):
 
 
 def test_import_overwrites_nothing(imported, capsys):
-    arguments = ["--path=absent", f"--output_dir={imported}"]
+    arguments = ["--path=.", f"--output_dir={imported}"]
     assert cli.main(["import-official", *arguments]) == 1
     assert "must be new or empty" in capsys.readouterr().err
 

@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import oracles
+from helpers.replicas import mirrored
 
 import keras_simclr as simclr
+from keras_simclr import optimizers
 
 
 def train(optimizer, weight, gradients):
@@ -490,3 +492,100 @@ def test_unknown_scaling_rule_is_refused():
         "`rule` must be one of 'linear', 'sqrt'. "
         "Received: rule='squrt'. Did you mean 'sqrt'?"
     )
+
+
+def test_default_optimizer_warms_up_to_a_rate_that_can_be_set():
+    """As the schedule from 0 to 0.25 that it had once, bit for bit."""
+    schedule = keras.optimizers.schedules.PolynomialDecay(0.0, 50, 0.25)
+    for step in (0, 1, 7, 33, 49, 50, 80):
+        weights = [keras.Variable([0.5]) for _ in range(2)]
+        optimizer = optimizers.default_optimizer()
+        plain = keras.optimizers.SGD(schedule, momentum=0.9)
+        for each, weight in zip((optimizer, plain), weights, strict=True):
+            each.build([weight])
+            each.iterations.assign(step)
+            each.apply([tf.constant([0.3])], [weight])
+        np.testing.assert_array_equal(*weights)
+    before = weights[0].numpy()
+    scaled = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=1.0)
+    scaled.learning_rate = 0.0
+    assert float(optimizer.learning_rate) == 0.0
+    optimizer.learning_rate.assign(0.5)
+    assert float(optimizer.optimizer.learning_rate) == 0.5
+    copy = optimizers.LARS.from_config(optimizer.get_config())
+    assert copy.warmup_steps == 50
+    assert float(copy.learning_rate) == 0.5
+    optimizer.apply([tf.constant([0.0])], [weights[0]])
+    momentum = 0.9 * -0.25 * np.float32(0.3)
+    np.testing.assert_allclose(weights[0], before + momentum, rtol=1e-6)
+
+
+SETTERS = {
+    "LearningRateScheduler": keras.callbacks.LearningRateScheduler(max),
+    "ReduceLROnPlateau": keras.callbacks.ReduceLROnPlateau(),
+}
+
+
+@pytest.mark.parametrize("name", SETTERS)
+def test_rate_that_cannot_be_set_is_refused_before_training(name):
+    setters = [SETTERS[name]]
+    optimizers.check_rates(optimizers.default_optimizer(), setters, 10)
+    for rate in (simclr.warmup_cosine(0.1, 10), lambda: 0.1):
+        inner = simclr.LARS(keras.optimizers.SGD(rate))
+        for optimizer in (inner, keras.optimizers.LossScaleOptimizer(inner)):
+            with pytest.raises(ValueError, match=f"`{name}` needs a learning"):
+                optimizers.check_rates(optimizer, setters, 10)
+
+
+LATE = keras.optimizers.schedules.PiecewiseConstantDecay([5], [0.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("rate", "trained", "steps", "begin"),
+    [
+        (simclr.warmup_cosine(0.1, 100), 100, 10, 100),
+        (simclr.warmup_cosine(0.1, 100), 100, 0, 100),
+        (simclr.warmup_cosine(0.1, 100), 0, 150, 104),
+        (simclr.warmup_cosine(0.1, 100, warmup_steps=10), 0, 100, None),
+        (simclr.warmup_cosine(0.1, 100), 0, 101, None),
+        (keras.optimizers.schedules.CosineDecay(0.1, 100, 0.01), 300, 9, None),
+        (keras.optimizers.schedules.CosineDecay(0.1, 100), 300, 1, 300),
+        (LATE, 0, 100, None),
+        (0.0, 0, 10, 0),
+        (0.1, 0, 10, None),
+    ],
+)
+def test_rate_of_0_is_told_before_training(
+    rate, trained, steps, begin, recwarn
+):
+    optimizer = keras.optimizers.LossScaleOptimizer(
+        simclr.LARS(keras.optimizers.SGD(rate))
+    )
+    optimizer.inner_optimizer.iterations.assign(trained)
+    optimizers.check_rates(optimizer, [], steps)
+    assert [
+        f"from about step {begin} to" in str(x.message) for x in recwarn
+    ] == ([True] * (begin is not None))
+    assert int(optimizer.inner_optimizer.iterations) == trained
+
+
+def test_restarted_schedule_survives_its_config():
+    schedule = optimizers.Restarted(
+        optimizers.Restarted(simclr.warmup_cosine(1.0, 4), 4, 0.3, 2), 6, 0.2, 3
+    )
+    config = keras.saving.serialize_keras_object(schedule)
+    copy = keras.saving.deserialize_keras_object(config)
+    rates = [float(schedule(step)) for step in range(11)]
+    assert rates[4:7:2] == [pytest.approx(0.3), pytest.approx(0.2)]
+    assert rates[9:] == [0.0, 0.0]
+    assert [float(copy(step)) for step in range(11)] == rates
+
+
+def test_rates_of_replicas_are_looked_at():
+    with mirrored(2).scope():
+        optimizers_of_two = [
+            simclr.LARS(keras.optimizers.SGD(rate))
+            for rate in (0.1, simclr.warmup_cosine(0.1, 10))
+        ]
+    for optimizer in optimizers_of_two:
+        optimizers.check_rates(optimizer, [], 10)

@@ -241,7 +241,7 @@ def test_file_is_planned_for_little_memory(tmp_path, monkeypatch, capsys):
 
 def test_several_machines_are_refused(monkeypatch, capsys):
     monkeypatch.setattr(replicas, "has_workers", lambda strategy: True)
-    assert cli.main(["plan", "--data=images.npz"]) == 1
+    assert cli.main(["plan", "--data=."]) == 1
     assert capsys.readouterr().err == (
         "keras-simclr: plan: A plan is for one machine. Unset TF_CONFIG.\n"
     )

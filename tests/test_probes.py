@@ -47,6 +47,48 @@ def test_knn_probe_equals_a_loop_over_neighbours(blobs, k, temperature):
     assert result.accuracy == np.mean(expected == labels[test])
 
 
+@pytest.mark.parametrize("k", [3, 5_000])
+def test_votes_of_many_examples_are_counted_block_by_block(k):
+    rng = np.random.default_rng(0)
+    features, labels = rng.normal(size=(2_500, 3)), rng.integers(0, 4, 2_500)
+    test = rng.normal(size=(5, 3))
+    test = np.concatenate([test] * 300)  # Two blocks.
+    found = simclr.knn_probe(features, labels, test, np.zeros(1_500, int), k=k)
+    expected = knn_oracle(features, labels, test[:5], k, 0.1)
+    assert found.predictions.tolist() == expected.tolist() * 300
+
+
+def test_linear_probe_of_many_examples_standardises_all_of_them():
+    rng = np.random.default_rng(0)
+    features, labels = rng.normal(size=(2_500, 3)), np.arange(2_500) // 1_250
+    features += 9 * labels[:, None]  # Each block has another mean.
+    result = simclr.linear_probe(features, labels, features, labels)
+    assert result.accuracy == 1.0
+    means = result.classifier.predict(features.mean(axis=0)[None], verbose=0)
+    np.testing.assert_allclose(means, [[0.5, 0.5]], atol=0.1)
+
+
+@pytest.mark.parametrize("probe", [simclr.knn_probe, simclr.linear_probe])
+@pytest.mark.parametrize(
+    ("labels", "text"),
+    [
+        (
+            np.eye(4),
+            "must hold one label per image. Received: labels of shape ",
+        ),
+        ({"label": np.arange(4)}, "must have the shape (N, D), with N labels."),
+        ([0, 1, 0], "must have the shape (N, D), with N labels. Received: "),
+        ([0, 1, 0, 0.5], "must hold the class of each image: an integer or a "),
+    ],
+)
+def test_labels_of_other_forms_are_refused_in_words(probe, labels, text):
+    features = np.eye(4)
+    for given in ((labels, [0, 1, 0, 1]), ([0, 1, 0, 1], labels)):
+        with pytest.raises(ValueError) as error:
+            probe(features, given[0], features, given[1])
+        assert text in str(error.value)
+
+
 def test_knn_probe_uses_at_most_all_training_examples(blobs):
     features, labels = blobs
     result = simclr.knn_probe(features[:6], labels[:6], features, labels)

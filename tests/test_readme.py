@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import standins
+from helpers.kinds_of_data import CLASSES, SOURCES, class_of, numbers_of
+from helpers.pictures import encoded, picture
 from helpers.replicas import mirrored
 
-from keras_simclr import finetuning
+import keras_simclr_cli as cli
+from keras_simclr import finetuning, planning
 
 pytestmark = pytest.mark.usefixtures("eagerly")
 
@@ -60,17 +63,62 @@ def test_programs_run(tmp_path, monkeypatch):
 def test_commands_are_those_of_the_command_line():
     from absl import flags
 
-    import keras_simclr_cli as cli
-
     commands = re.findall(
         r"^keras-simclr (.*)$", README.read_text(), re.MULTILINE
     )
-    assert len(commands) == 20
+    assert len(commands) == 28
     for line in commands:
         command, *arguments = line.split()
         values = flags.FlagValues()
         cli.define_flags(command, values)
         assert values([command, *arguments]) == [command]
+
+
+def write_bands(directory, files):
+    """Arrays of four channels."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (len(files), 16, 12, 4), "uint8")
+    labels = np.array([class_of(name) for name in files])
+    np.savez(directory / "bands.npz", images=images, labels=labels)
+    return str(directory / "bands.npz")
+
+
+FORMATS = {".tif": "TIFF", ".avif": "AVIF", ".png": "PNG", ".jpg": "JPEG"}
+FEWER = {
+    "plan": ["--batch_size=6"],
+    "pretrain": ["--epochs=1", "--batch_size=6", "--image_size=8"],
+    "evaluate": ["--labels=2,all", "--draws=2", "--probes=knn"],
+}
+
+
+@pytest.mark.parametrize("kind", [*SOURCES, "bands"])
+def test_commands_take_all_kinds_of_data(kind, tmp_path, monkeypatch):
+    standins.use(monkeypatch)
+    monkeypatch.setattr(finetuning, "_FEWEST_STEPS", 1)
+    monkeypatch.setattr(planning, "_choose_on", lambda *_: "A plan.")
+    monkeypatch.chdir(tmp_path)
+    files = {}
+    for number in range(18):
+        name = f"{CLASSES[number % 3]}/{number:02}{[*FORMATS][number % 4]}"
+        image = picture(*numbers_of(name))
+        if number % 8 == 0:
+            image = image.convert("L").convert("I;16")
+        files[name] = encoded(image, FORMATS[name[6:]])
+    data = {**SOURCES, "bands": write_bands}[kind](tmp_path, files)
+    lines = re.findall(
+        r"^keras-simclr (.*/data.*|.*=data)$", README.read_text(), re.MULTILINE
+    )
+    assert len(lines) == 8
+    for line in lines:
+        command, *arguments = line.split()
+        if "--data=data" in arguments:
+            arguments[arguments.index("--data=data")] = f"--data={data}"
+        assert cli.main([command, *arguments, *FEWER.get(command, ())]) == 0
+    table = (tmp_path / "classes/data/predictions.csv").read_text()
+    assert len(table.splitlines()) == 19
+    with np.load("embeddings/data/embeddings.npz") as table:
+        assert len(table["embeddings"]) == 18
+    assert (tmp_path / "encoders/data/saved_model").is_dir()
 
 
 def test_augmentations_of_ones_own_are_shown_as_they_work():

@@ -8,7 +8,8 @@ import tensorflow as tf
 from helpers import standins
 
 import keras_simclr as simclr
-from keras_simclr import replicas
+from keras_simclr import devices, replicas
+from keras_simclr.architectures import ARCHITECTURES
 from keras_simclr.recipe import Data, Recipe, as_flags, from_text, read_flags
 
 FIELDS = [
@@ -111,14 +112,17 @@ def test_images_of_any_size_get_views_of_one():
 @pytest.mark.parametrize(
     ("name", "wrong", "rule"),
     [
-        ("width_multiplier", 0, "a positive number"),
+        ("width_multiplier", 0, "a positive number of at most 100"),
         ("image_size", -5, "an integer of at least 1"),
         ("epochs", 0, "an integer of at least 1"),
-        ("batch_size", 0, "an integer of at least 1"),
+        ("batch_size", 1, "an integer of at least 2"),
         ("temperature", -1.0, "a positive number"),
         ("smallest_crop", 0.0, "above 0 and at most 1"),
         ("flip_rate", 1.5, "a probability between 0 and 1"),
-        ("seed", -1, "an integer of at least 0"),
+        ("seed", 2**32, "an integer of at least 0 and at most 4294967295"),
+        ("weight_decay", float("nan"), "a number of at least 0"),
+        ("strength", 3.0, "between 0 and 2.5"),
+        ("stem", "x", "one of 'auto', 'cifar', 'imagenet'"),
         ("micro_batch_size", "few", "a positive integer or auto"),
     ],
 )
@@ -130,6 +134,27 @@ def test_wrong_values_are_refused_by_name(name, wrong, rule):
     )
 
 
+def test_warm_up_ends_before_the_training():
+    with pytest.raises(ValueError) as error:
+        Recipe(epochs=3, warmup_epochs=3.0)
+    assert str(error.value) == (
+        "`warmup_epochs` must be below `epochs`. Received: warmup_epochs=3.0, "
+        "epochs=3"
+    )
+
+
+def test_choices_are_what_the_library_takes():
+    choices = {
+        x.name: x.metadata["rule"][1].get("choices")
+        for x in FIELDS
+        if x.metadata["rule"]
+    }
+    assert choices["depth"] == tuple(ARCHITECTURES)
+    assert set(choices["strategy"]) == set(devices._STRATEGIES)
+    for precision in choices["precision"][1:]:
+        keras.DTypePolicy(precision)
+
+
 def test_limit_of_unreadable_files_is_a_share():
     with pytest.raises(ValueError) as error:
         Data(data="photos", unreadable_limit=2.0)
@@ -137,6 +162,18 @@ def test_limit_of_unreadable_files_is_a_share():
         "`unreadable_limit` must be a probability between 0 and 1. Received: "
         "unreadable_limit=2.0"
     )
+
+
+def test_channels_and_bits_are_checked():
+    for name, wrong, rule in (
+        ("channels", 0, "an integer of at least 1"),
+        ("bits", 12, "one of 8, 16"),
+    ):
+        with pytest.raises(ValueError) as error:
+            Data(data="photos", **{name: wrong})
+        assert str(error.value) == (
+            f"`{name}` must be {rule}. Received: {name}={wrong}"
+        )
 
 
 def test_images_without_channels_are_refused_with_the_cure():

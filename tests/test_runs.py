@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -191,6 +192,34 @@ def test_run_goes_on_with_its_own_flags_only(tmp_path, dataset):
     )
 
 
+def test_channels_of_an_unfinished_run_stay(tmp_path, dataset):
+    model = tiny_model()
+    interrupt(model, after=3)
+    run = tmp_path / "run"
+    flags = "--bits=16\n--channels=1\n--data=a\n"
+    runs.pretrain(model, dataset, run, epochs=5, flags=flags)
+    runs.check_can_run(run, "--channels=1\n--data=b\n", True)
+    with pytest.raises(FileExistsError, match="Received: no flag for"):
+        runs.check_can_run(run, "--bits=16\n--data=a\n", True)
+
+
+def test_data_are_as_the_encoder_saw_them(tmp_path):
+    (tmp_path / "flags.txt").write_text("--bits=16\n")
+    data = recipe.Data(data="photos")
+    seen = runs.as_seen(data, tmp_path, 1)
+    assert (seen.channels, seen.bits) == (1, 16)
+    assert runs.as_seen(seen, tmp_path, 1) == seen
+    assert runs.as_seen(data, tmp_path / "other", 3).bits == 8
+    with pytest.raises(ValueError) as error:
+        runs.as_seen(dataclasses.replace(data, channels=3), tmp_path, 1)
+    assert str(error.value) == (
+        "`channels` must be what the encoder saw in training. Received: "
+        "channels=3, where it saw 1. Leave out --channels"
+    )
+    with pytest.raises(ValueError, match="bits=8, where it saw 16"):
+        runs.as_seen(dataclasses.replace(data, bits=8), tmp_path, 1)
+
+
 def test_two_processes_do_not_train_in_one_directory(tmp_path, dataset):
     """They would write over each other's files."""
     model, run_dir = tiny_model(), tmp_path / "run"
@@ -227,7 +256,8 @@ def test_finished_run_is_left_alone(tmp_path, dataset):
         runs.pretrain(tiny_model(), dataset, tmp_path / "run", epochs=1)
     assert str(error.value) == (
         "The output directory must be new, empty, or hold an unfinished run. "
-        f"Received: {str(tmp_path / 'run')!r}, whose run is finished"
+        f"Received: {str(tmp_path / 'run')!r}, whose run is finished. "
+        "--more_epochs=N goes on with it"
     )
 
 
@@ -441,8 +471,12 @@ def test_evaluation_that_ends_after_more_training_is_of_its_weights(
 
 @pytest.fixture
 def start(tmp_path, monkeypatch):
-    """Function that starts or resumes a run of the command line's kind."""
+    """Function that starts or resumes a run of the command line's kind.
+
+    It `stops` before the second epoch, or the one that is given, from 0.
+    """
     standins.use(monkeypatch)
+    stop = {}
     path = tmp_path / "images.npz"
     images = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 1), "uint8")
     np.savez(path, images=images)
@@ -451,6 +485,7 @@ def start(tmp_path, monkeypatch):
     def start(
         stops=False,
         accept_changed_data=False,
+        more_epochs=None,
         report=lambda text: None,
         **changes,
     ):
@@ -458,6 +493,7 @@ def start(tmp_path, monkeypatch):
         where = {"data": str(path), "split": "train"}
         where |= {k: values.pop(k) for k in where if k in values}
         output_dir = values.pop("output_dir", tmp_path / "run")
+        stop["epoch"] = int(stops)
         with monkeypatch.context() as patch:
             if stops:
                 patch.setattr(
@@ -470,11 +506,12 @@ def start(tmp_path, monkeypatch):
                 given=["data", "output_dir", *(x for x in values if values[x])]
                 + ["split"] * (where["split"] != "train"),
                 accept_changed_data=accept_changed_data,
+                more_epochs=more_epochs,
                 report=report,
             )
 
     def ctrl_c(self, epoch, logs=None):
-        if epoch == 1:
+        if epoch == stop["epoch"]:
             raise KeyboardInterrupt
 
     return start
@@ -853,3 +890,73 @@ def test_too_few_steps_are_told_with_the_cure(start):
         "800 an encoder may be worth less than raw pixels. Cure: "
         "--epochs=400, or no --epochs."
     ) in told
+
+
+def rates_of(run):
+    """Learning rates of all steps of a run."""
+    optimizer = run.model.optimizer
+    steps = range(int(optimizer.iterations) + 1)
+    return [float(optimizer.optimizer._learning_rate(step)) for step in steps]
+
+
+def test_finished_run_goes_on_for_more_epochs(start, tmp_path):
+    run_dir, told = tmp_path / "run", []
+    first = start()
+    flags = flags_of(run_dir)
+    assert (first.epochs, first.all_epochs) == (2, 2)
+    evaluate(run_dir)
+    run = start(more_epochs=2, report=told.append)
+    assert (run.epochs, run.all_epochs) == (4, 4)
+    assert "Epochs that are added: 2." in told
+    assert flags_of(run_dir) == flags
+    summary = summary_of(run_dir)
+    assert summary["more_epochs"] == [2]
+    assert summary["epochs_trained"] == 4
+    assert summary["finished"]
+    assert "rows" not in summary
+    assert len(summary["earlier_evaluations"]) == 1
+    rates = rates_of(run)  # Of two steps an epoch.
+    assert rates[:5] == [*rates_of(first)[:4], pytest.approx(0.3 * max(rates))]
+    assert rates[4] > rates[5] > rates[6] > rates[7] > rates[8] == 0.0
+    again = start(more_epochs=1)
+    assert (again.epochs, summary_of(run_dir)["more_epochs"]) == (5, [2, 1])
+    assert rates_of(again)[:8] == rates[:8]
+    log = (run_dir / "log.csv").read_text().splitlines()
+    epochs = [line.split(",")[0] for line in log]
+    assert epochs == ["epoch", *map(str, range(5))]
+    assert int(runs.load_model(run_dir).optimizer.iterations) == 10
+    assert runs.about(run_dir)["more_epochs"] == [2, 1]
+
+
+def test_interrupted_addition_goes_on(start, tmp_path):
+    start()
+    assert start(more_epochs=2, stops=3).epochs == 3
+    assert not summary_of(tmp_path / "run")["finished"]
+    with pytest.raises(FileExistsError, match="without --more_epochs goes on"):
+        start(more_epochs=2)
+    run = start()
+    assert (run.epochs, run.all_epochs) == (4, 4)
+    weights = run.model.get_weights()
+    start(output_dir=tmp_path / "whole")
+    whole = start(output_dir=tmp_path / "whole", more_epochs=2)
+    for ours, right in zip(weights, whole.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, right)
+
+
+def test_more_epochs_need_a_finished_run(start, tmp_path):
+    with pytest.raises(FileNotFoundError, match="which holds no run"):
+        start(more_epochs=1)
+    assert not (tmp_path / "run").exists()
+    start(stops=True)
+    with pytest.raises(FileExistsError, match="whose run is not finished"):
+        start(more_epochs=1)
+    start()
+    with pytest.raises(ValueError, match="`more_epochs` must be an integer"):
+        start(more_epochs=0)
+    for path in (tmp_path / "run").glob("epoch-*"):
+        path.unlink()
+    before = (tmp_path / "run" / "model.keras").read_bytes()
+    with pytest.raises(ValueError, match="which has none any more"):
+        start(more_epochs=1)
+    assert (tmp_path / "run" / "model.keras").read_bytes() == before
+    assert summary_of(tmp_path / "run")["finished"]

@@ -1,18 +1,28 @@
+import functools
 import os
 import pathlib
 import struct
+import sys
 import warnings
 import zlib
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers.pictures import JPEG, PNG, encoded, picture, refuse, write
+import tensorflow as tf
+from helpers.pictures import (
+    JPEG,
+    PNG,
+    encoded,
+    picture,
+    refuse,
+    tiff,
+    write,
+)
 from PIL import Image
 from sklearn import datasets
 
-from keras_simclr import decoding, scanning
+from keras_simclr import decoding, folders, scanning
 
 
 def png_that_claims(width, height):
@@ -75,12 +85,34 @@ PROBLEMS = {
     "line.png": (encoded(picture(6, 1, 300), "PNG"), "too small: 1x300 pixels"),
     "large.png": (png_that_claims(10_000, 9_000), "too large: 10000x9000 pix"),
     "bomb.png": (png_that_claims(16_000, 16_000), "too large: more than twice"),
-    "photo.tif": (encoded(picture(7), "TIFF"), "unsupported format: TIFF"),
-    "phone.jpg": (
-        b"\0\0\0\x18ftypheic" + bytes(30),
-        "unsupported format: HEIC",
+    "floats.tif": (
+        tiff(np.full((9, 9, 1), 300, "float32")),
+        "unsupported format: TIFF of floats from 300 to 300, not in [0, 1]",
     ),
+    "cut.tif": (encoded(picture(7), "TIFF")[:-900], "truncated: "),
+    "phone.heic": (
+        b"\0\0\0\x18ftypheic" + bytes(30),
+        "no plug-in: HEIF. Install it with: pip install 'keras_simclr[f",
+    ),
+    "layers.jpg": (b"8BPS" + bytes(30), "unsupported format: PSD"),
 }
+
+
+def with_chunks(data, *chunks):
+    """A PNG with these chunks behind its header."""
+    return (
+        data[:33]
+        + b"".join(
+            struct.pack(">I", len(x)) + kind + x + crc
+            for kind, x, *crc in chunks
+            for crc in [*crc, struct.pack(">I", zlib.crc32(kind + x))][:1]
+        )
+        + data[33:]
+    )
+
+
+LONG = zlib.compress(bytes(2 << 20))
+NOISE_16 = np.random.default_rng(0).integers(0, 65536, (9, 10, 5), "uint16")
 
 
 # File: content, remarks, channels and size.
@@ -90,6 +122,55 @@ REMARKS = {
     "plain.bmp": (encoded(picture(10), "BMP"), None, 3, (48, 32)),
     "plain.webp": (encoded(picture(11), "WEBP"), None, 3, (48, 32)),
     "plain.gif": (encoded(picture(12), "GIF"), None, 3, (48, 32)),
+    "text.png": (
+        with_chunks(encoded(picture(31), "PNG"), (b"zTXt", b"a\0\0" + LONG)),
+        None,
+    ),
+    "texts.png": (
+        with_chunks(
+            encoded(picture(32), "PNG"),
+            (b"tEXt", b"a\0" + b"b" * (2 << 20)),
+            (b"iTXt", b"a\0\1\0\0\0" + LONG),
+        ),
+        None,
+    ),
+    "profile.png": (
+        with_chunks(encoded(picture(33), "PNG"), (b"iCCP", b"a\0\0" + LONG)),
+        None,
+    ),
+    "notes.png": (
+        with_chunks(encoded(picture(34), "PNG"), (b"tEXt", b"a", b"none")),
+        None,
+    ),
+    "profile.jpg": (
+        encoded(picture(35), "JPEG", icc_profile=bytes(2 << 20)),
+        None,
+    ),
+    "moving.png": (encoded(picture(36), "PNG", **FRAMES), "animated"),
+    "plain.tiff": (encoded(picture(37), "TIFF"), None, 3, (48, 32)),
+    "pages.tif": (encoded(picture(38), "TIFF", **FRAMES), "animated"),
+    "deep.tif": (tiff(NOISE_16[..., :3]), "16-bit", 3, (10, 9)),
+    "bands.tif": (
+        tiff(NOISE_16[::-1], extra=0),
+        "more channels: 5; 16-bit",
+        5,
+        (10, 9),
+    ),
+    "turned.tif": (
+        tiff(np.asarray(picture(39)), orientation=6),
+        "EXIF rotation",
+        3,
+        (32, 48),
+    ),
+    "clear.tif": (
+        encoded(picture(40).convert("RGBA"), "TIFF"),
+        "transparency",
+        4,
+        (48, 32),
+    ),
+    "plain.avif": (encoded(picture(41), "AVIF"), None, 3, (48, 32)),
+    "plain.jp2": (encoded(picture(42), "JPEG2000"), None, 3, (48, 32)),
+    "plain.jfif": (encoded(picture(43), "JPEG"), None, 3, (48, 32)),
     "smallest.png": (encoded(picture(13, 8, 8), "PNG"), None, 3, (8, 8)),
     "grey.jpg": (encoded(picture(14).convert("L"), "JPEG"), None, 1, (48, 32)),
     "bits.png": (encoded(picture(15).convert("1"), "PNG"), None, 1, (48, 32)),
@@ -175,21 +256,22 @@ def scanned(tmp_path_factory):
     os.mkfifo(directory / "fifo")
     (directory / "link.jpg").symlink_to("nowhere")
     manifest = tmp_path_factory.mktemp("out") / "new" / "manifest.parquet"
-    with warnings.catch_warnings():
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        patch.setitem(sys.modules, "pillow_heif", None)
         warnings.simplefilter("error")
-        return rows_of(directory, manifest)
+        return directory, *rows_of(directory, manifest)
 
 
 @pytest.mark.parametrize("path", PROBLEMS)
 def test_scan_says_why_a_file_is_unusable(path, scanned):
-    row = scanned[1][path]
+    row = scanned[2][path]
     assert row["problem"].startswith(PROBLEMS[path][1])
     assert not row["usable"]
 
 
 @pytest.mark.parametrize("path", REMARKS)
 def test_scan_says_what_is_special_about_an_image(path, scanned):
-    row = scanned[1][path]
+    row = scanned[2][path]
     _, remark, *rest = REMARKS[path]
     assert row["problem"] == remark
     assert row["usable"]
@@ -198,8 +280,35 @@ def test_scan_says_what_is_special_about_an_image(path, scanned):
         assert found == tuple(rest)
 
 
+def test_what_scan_calls_usable_is_found_and_read_and_nothing_else(
+    scanned, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    directory, _, rows = scanned
+    found = folders.find_images(directory)
+    listed = {path for path, row in rows.items() if row["format"]}
+    assert listed <= {*found} <= rows.keys()
+    for path in found:
+        row, contents = rows[path], (directory / path).read_bytes()
+        channels = row["channels"] if path == "bands.tif" else 3
+        try:
+            shape = decoding.decode(contents, 512, channels).shape
+        except Exception:
+            assert not row["usable"], path
+        else:
+            assert row["usable"], path
+            assert shape == (row["height"], row["width"], channels)
+            opened = functools.partial((directory / path).open, "rb")
+            assert scanning.examine(path, opened, channels).usable
+    with pytest.raises((tf.errors.OpError, ValueError), match="where 3 are"):
+        decoding.decode((directory / "bands.tif").read_bytes(), 512)
+    opened = functools.partial((directory / "bands.tif").open, "rb")
+    row = scanning.examine("bands.tif", opened, 3)
+    assert row.problem == "other channels: 5, where 3 are asked for"
+
+
 def test_scan_opens_no_fifo_and_follows_no_link_to_nothing(scanned):
-    _, rows = scanned
+    *_, rows = scanned
     assert rows["fifo.jpg"]["problem"] == "not a regular file"
     assert rows["link.jpg"]["problem"] == (
         "broken link: No such file or directory"
@@ -207,15 +316,15 @@ def test_scan_opens_no_fifo_and_follows_no_link_to_nothing(scanned):
 
 
 def test_manifest_has_a_row_per_candidate_sorted(scanned):
-    _, rows = scanned
+    *_, rows = scanned
     expected = {*PROBLEMS, *REMARKS, "fifo.jpg", "link.jpg"}
     assert list(rows) == sorted(expected)
 
 
 def test_manifest_tells_formats_and_orientations(scanned):
-    _, rows = scanned
+    *_, rows = scanned
     formats = {rows[path]["format"] for path in REMARKS}
-    assert formats == {"BMP", "GIF", "JPEG", "PNG", "WEBP"}
+    assert formats == {*decoding.FORMATS} - {"HEIF"}
     assert rows["turned.jpg"]["orientation"] == 6
     assert rows["nonsense.jpg"]["orientation"] == 1
     assert rows["damaged_exif.jpg"]["orientation"] == 1
@@ -223,7 +332,7 @@ def test_manifest_tells_formats_and_orientations(scanned):
 
 
 def test_different_images_and_unusable_files_are_in_no_group(scanned):
-    report, rows = scanned
+    _, report, rows = scanned
     groups = [row["group"] for row in rows.values()]
     assert len(set(groups)) == len(groups)
     assert report.duplicate_groups == 0
@@ -257,8 +366,10 @@ def test_report_is_what_a_person_can_act_on(tmp_path):
 
 
 def test_report_gives_advice_on_every_kind(scanned):
-    text = str(scanned[0])
-    for kind in {*scanning._ADVICE} - {"unreadable", "unreadable folder"}:
+    text = str(scanned[1])
+    others = {"unreadable", "unreadable folder", "other channels"}
+    others |= {"NaN or infinity", "out of range", "one value"}  # Of arrays.
+    for kind in {*scanning._ADVICE} - others:
         assert f"  {kind}: " in text
 
 
@@ -405,42 +516,3 @@ def test_scan_lists_what_it_may_not_read(tmp_path, monkeypatch):
         "b.jpg": "unreadable: Permission denied",
         "secret": "unreadable folder: Permission denied",
     }
-
-
-def test_read_manifest_returns_the_usable_images(tmp_path):
-    files = {
-        "b.jpg": encoded(picture(0), "JPEG", exif=exif(8)),
-        "a.png": PNG,
-        "c.png": PNG,
-        "d.jpg": b"",
-    }
-    path = tmp_path / "manifest.parquet"
-    scanning.scan(write(tmp_path, files), path)
-    manifest = scanning.read_manifest(path)
-    assert manifest.paths == ["a.png", "b.jpg", "c.png"]
-    assert manifest.widths.tolist() == [300, 32, 300]
-    assert manifest.heights.tolist() == [200, 48, 200]
-    assert manifest.problems == {"d.jpg": "empty"}
-    assert manifest.groups.dtype == "int64"
-    first, second, third = manifest.groups
-    assert first == third != second
-
-
-def test_read_manifest_refuses_other_files(tmp_path):
-    absent, text = tmp_path / "absent", tmp_path / "text"
-    text.write_text("no Parquet")
-    other = tmp_path / "other.parquet"
-    pq.write_table(pa.table({"x": [1]}), other)
-    with pytest.raises(FileNotFoundError) as raised:
-        scanning.read_manifest(absent)
-    assert str(raised.value) == (
-        f"`path` must be a manifest. Received: path={str(absent)!r}, which is "
-        "no file. Write one with keras-simclr scan"
-    )
-    for path in (text, other):
-        with pytest.raises(ValueError) as raised:
-            scanning.read_manifest(path)
-        assert str(raised.value).startswith(
-            "`path` must be a manifest that keras-simclr scan wrote. "
-            f"Received: path={str(path)!r} ("
-        )

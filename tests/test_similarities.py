@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import oracles
 
 from keras_simclr import similarities
 
@@ -30,52 +31,66 @@ def test_each_pair_of_blocks_is_met_once(blocks, shares):
     np.testing.assert_array_equal(met, np.triu(np.ones_like(met)))
 
 
-def dense(rows, scale, groups=None):
-    """In float64, from the whole matrix."""
-    count = len(rows)
-    similarities = rows @ rows.T
-    partner = (np.arange(count) + count // 2) % count
-    counts = ~np.eye(count, dtype=bool)
-    if groups is not None:
-        counts &= groups[:, None] != groups
-        counts[np.arange(count), partner] = True
-    to_partner = similarities[np.arange(count), partner]
-    terms = np.exp(scale * (similarities - to_partner[:, None]))
-    candidates = np.where(counts, similarities, -np.inf)
-    return np.log((terms * counts).sum(axis=1)), candidates.argmax(axis=1) == (
-        partner
+def dense(rows, scale, groups):
+    """In float64, from the whole matrix: logs, and the largest."""
+    similarities = np.where(groups[:, None] != groups, rows @ rows.T, -np.inf)
+    largest = similarities.max(axis=1)
+    terms = np.exp(scale * (similarities - largest[:, None]))
+    return np.log(terms.sum(axis=1)), largest
+
+
+def relative_to_largest(rows, scale, groups, **kwargs):
+    return similarities.log_sum_exp(
+        tf.constant(rows), scale, tf.constant(groups[:, None]), **kwargs
     )
 
 
-@pytest.mark.parametrize("has_groups", [False, True])
+GROUPS = {
+    "each": np.arange(22),
+    "pairs": np.tile(np.arange(11), 2),
+    "triples": np.arange(22) % 3,
+}
+
+
+@pytest.mark.parametrize("kind", GROUPS)
 @pytest.mark.parametrize("block_size", [None, 4, 5, 30])
-def test_sums_are_those_of_the_whole_matrix(block_size, has_groups):
-    rows = unit_rows(22)
-    groups = np.tile(np.arange(11) // 2, 2) if has_groups else None
-    logs, found = similarities.log_sum_exp(
-        tf.constant(rows),
-        3.0,
-        groups=None if groups is None else tf.constant(groups[:, None]),
-        block_size=block_size,
-    )
-    expected, nearest = dense(rows, 3.0, groups)
-    np.testing.assert_allclose(logs, expected, rtol=1e-12)
-    np.testing.assert_array_equal(found, nearest)
+def test_sums_are_those_of_the_whole_matrix(block_size, kind):
+    rows, groups = unit_rows(22), GROUPS[kind]
+    found = relative_to_largest(rows, 3.0, groups, block_size=block_size)
+    np.testing.assert_allclose(found, dense(rows, 3.0, groups), rtol=1e-12)
 
 
-def test_gradient_is_that_of_the_whole_matrix():
-    rows = tf.constant(unit_rows(10))
-    weights = tf.constant(np.random.default_rng(1).normal(size=10))
+@pytest.mark.parametrize("block_size", [None, 2])
+def test_rows_without_others_have_no_sum_and_no_gradient(block_size):
+    rows = tf.constant(unit_rows(5))
     with tf.GradientTape() as tape:
         tape.watch(rows)
-        logs, _ = similarities.log_sum_exp(rows, 2.0, block_size=4)
+        logs, largest = relative_to_largest(
+            rows, 3.0, np.zeros(5, int), block_size=block_size
+        )
+        loss = tf.nn.softplus(logs)
+    assert np.isneginf(logs).all()
+    assert np.all(largest < -1)
+    np.testing.assert_array_equal(tape.gradient(loss, rows), np.zeros((5, 6)))
+
+
+@pytest.mark.parametrize("block_size", [None, 4])
+def test_gradient_is_that_of_the_whole_matrix(block_size):
+    rows = tf.constant(unit_rows(10))
+    groups = GROUPS["triples"][:10]
+    weights = np.random.default_rng(1).normal(size=10)
+    with tf.GradientTape() as tape:
+        tape.watch(rows)
+        logs, _ = relative_to_largest(rows, 2.0, groups, block_size=block_size)
         total = tf.reduce_sum(weights * logs)
-    gradient = tape.gradient(total, rows).numpy()
-    for place in np.ndindex(10, 6):
-        values = []
-        for step in (1e-6, -1e-6):
-            moved = rows.numpy()
-            moved[place] += step
-            values.append(float(weights.numpy() @ dense(moved, 2.0)[0]))
-        slope = (values[0] - values[1]) / 2e-6
-        assert gradient[place] == pytest.approx(slope, rel=1e-5, abs=1e-7)
+
+    def expected(rows):
+        logs, largest = dense(rows, 2.0, groups)
+        return weights @ (logs + 2 * largest)
+
+    np.testing.assert_allclose(
+        tape.gradient(total, rows),
+        oracles.central_differences(expected, rows.numpy()),
+        rtol=1e-5,
+        atol=1e-7,
+    )

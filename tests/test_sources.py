@@ -1,11 +1,15 @@
+import socket
+import sys
+import types
+
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
-from helpers.pictures import PNG, write
+from helpers.pictures import PNG, tiff, write
 
 import keras_simclr as simclr
-from keras_simclr import folders, sources
+from keras_simclr import fingerprints, fit_data, folders, recipe, sources
 
 
 class TinyDigits(tfds.core.GeneratorBasedBuilder):
@@ -270,6 +274,53 @@ def test_tfds_images_of_many_sizes_come_on_a_canvas(data_dir):
         assert not images[:, :, 8].any()
 
 
+@pytest.mark.parametrize("name", ["tiny_unlabeled", "tiny_any_size"])
+def test_tfds_comes_in_the_channels_and_bits_asked_for(data_dir, name):
+    options = {"data_dir": data_dir, "batch_size": 5, "canvas_size": 8}
+    dataset = simclr.sources.open_dataset(
+        f"tfds:{name}", "test", channels=1, bits=16, **options
+    )
+    images = simclr.elements.unpack(dataset.element_spec)["images"]
+    assert images == tf.TensorSpec((5, 8, 8, 1), tf.float32)
+    with pytest.raises(ValueError, match="channels=4, and images with 3"):
+        simclr.sources.open_dataset(
+            f"tfds:{name}", "test", channels=4, **options
+        )
+
+
+def test_arrays_and_folders_come_in_the_channels_and_bits_asked_for(tmp_path):
+    images = numbered_images()
+    np.savez(tmp_path / "a.npz", images=images, labels=np.arange(10))
+    options = {"batch_size": 5, "shuffle": False}
+    source = str(tmp_path / "a.npz")
+    dataset = simclr.sources.open_dataset(
+        source, channels=3, bits=16, **options
+    )
+    assert dataset.element_spec[0] == tf.TensorSpec((5, 8, 8, 3), tf.float32)
+    found, _ = next(iter(dataset))
+    np.testing.assert_allclose(found, np.tile(images[:5] / 255, 3))
+    with pytest.raises(ValueError, match="channels=4, and images with 1"):
+        simclr.sources.open_dataset(source, channels=4, **options)
+    bands = np.arange(9 * 8 * 4).reshape(9, 8, 4).astype("uint16")
+    for number in range(4):
+        (tmp_path / f"{number}.tif").write_bytes(tiff(bands, extra=2))
+    (tmp_path / "4.png").write_bytes(PNG)
+    folder = simclr.folders.ImageFolder(tmp_path, unreadable_limit=0.2)
+    options = {"canvas_size": 9, "batch_size": 4, "shuffle": False}
+    dataset = simclr.sources.open_dataset(
+        folder, channels=4, bits=16, **options
+    )
+    element = next(iter(dataset))
+    expected = np.pad(bands / 1023, [(0, 0), (0, 1), (0, 0)])
+    np.testing.assert_allclose(element["images"][0], expected, atol=1e-7)
+    assert folder.skipped == {
+        "4.png": "other channels: 3, where 4 are asked for"
+    }
+    for wrong in ({"channels": 0}, {"bits": 12}):
+        with pytest.raises(ValueError, match=f"`{next(iter(wrong))}` must be"):
+            simclr.dataset_from_directory(folder, **wrong)
+
+
 def test_tfds_without_images_is_refused(data_dir):
     with pytest.raises(ValueError) as error:
         simclr.dataset_from_tfds("tiny_text", "train", data_dir=data_dir)
@@ -290,9 +341,9 @@ def test_source_is_told_in_words(data_dir, tmp_path):
     sources.open_dataset("tfds:tiny_unlabeled", data_dir=data_dir, batch_size=2)
     assert words("tfds:tiny_unlabeled", "test") == "5 images, no classes"
     path = str(tmp_path / "a.npz")
-    images = np.zeros((1200, 4, 4), "uint8")
-    np.savez(path, images=images)
-    assert words(path) == "1,200 images, no classes"
+    images = np.zeros((1200, 8, 8, 3), "uint8")
+    np.savez(path, images=images[..., 0])
+    assert words(path) == "1,200 grey images, no classes"
     for labels in (
         np.repeat([-1, 0, 7], [100, 1050, 50]),
         np.repeat([-1.0, 0, 7], [100, 1050, 50])[:, None],
@@ -319,7 +370,7 @@ def test_folder_is_told_in_words(tmp_path):
         return sources.in_words(folders.ImageFolder(tmp_path, split=split))
 
     assert words("a.png", "b/c.png") == "2 images, no classes"
-    assert words("b/c.png") == "1 image, no classes"
+    assert words("b/c.png") == "1 image of 1 class: b (1)"
     assert words("dog/a.png", "cat/b.png", "cat/d/c.png") == (
         "3 images of 2 classes: cat (2), dog (1)"
     )
@@ -330,20 +381,21 @@ def test_folder_is_told_in_words(tmp_path):
         paths = [f"{part}/{x}/1.png" for part in parts for x in ("cat", "dog")]
         assert words(*paths) == (
             f"{len(paths)} images in {', '.join(parts)}: parts of a data set, "
-            f"no classes. Take one, such as {tmp_path / parts[0]}"
+            "no classes. All are taken; for the images and classes of one, "
+            f"name it: {tmp_path / parts[0]}"
         )
         folder = folders.ImageFolder(tmp_path)
         assert (folder.labels, folder.class_names) == (None, ())
 
 
 def test_fingerprint_is_that_of_the_source(data_dir, tmp_path):
-    found = sources.fingerprint("tfds:tiny_digits", data_dir=data_dir)
+    found = fingerprints.fingerprint("tfds:tiny_digits", data_dir=data_dir)
     assert found["source"] == "tfds:tiny_digits/1.0.0"
-    again = sources.fingerprint("tfds:tiny_digits", data_dir=data_dir)
+    again = fingerprints.fingerprint("tfds:tiny_digits", data_dir=data_dir)
     assert again == found
     path = tmp_path / "a.npz"
     path.write_bytes(b"abc")  # The example of FIPS 180-4.
-    assert sources.fingerprint(str(path)) == {
+    assert fingerprints.fingerprint(str(path)) == {
         "source": str(path),
         "sha256": "ba7816bf8f01cfea414140de5dae2223"
         "b00361a396177a9cb410ff61f20015ad",
@@ -352,7 +404,7 @@ def test_fingerprint_is_that_of_the_source(data_dir, tmp_path):
 
 def test_fingerprint_of_a_folder_changes_with_any_file(tmp_path):
     def fingerprint():
-        return sources.fingerprint(folders.ImageFolder(tmp_path))["sha256"]
+        return fingerprints.fingerprint(folders.ImageFolder(tmp_path))["sha256"]
 
     (tmp_path / "a.png").write_bytes(b"one")
     (tmp_path / "b.png").write_bytes(b"two")
@@ -368,15 +420,97 @@ def test_fingerprint_of_a_small_folder_is_of_its_content_too(
     tmp_path, monkeypatch
 ):
     def fingerprint():
-        return sources.fingerprint(folders.ImageFolder(tmp_path))
+        return fingerprints.fingerprint(folders.ImageFolder(tmp_path))
 
     (tmp_path / "a.png").write_bytes(b"one")
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
     before = fingerprint()
     assert before["files"] == 1
+    assert before["source"] == str(tmp_path)
+    assert folders.ImageFolder(f"{tmp_path}/").source == str(tmp_path)
     (tmp_path / "a.png").write_bytes(b"eno")
     after = fingerprint()
     assert before["sha256"] == after["sha256"]
     assert before["content"] != after["content"]
     monkeypatch.setattr(sources, "_MOST_READ", 2)
     assert "content" not in fingerprint()
+
+
+def test_nothing_but_tfds_needs_tfds(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    write(tmp_path, {f"{x}/{n}.png": PNG for x in "ab" for n in range(9)})
+    np.savez(tmp_path / "a.npz", images=np.zeros((9, 8, 8, 3), "uint8"))
+    for name in (".", "a.npz"):
+        data = recipe.Data(data=str(tmp_path / name), split="train[:90%]")
+        source, _ = data.open_in_order(8)
+        assert "image" in data.in_words(source)
+        assert sources.own_test_split(data.data) is None
+        assert fingerprints.fingerprint(source)["sha256"]
+
+
+def test_downloads_out_of_reach_are_refused_at_once(tmp_path, monkeypatch):
+    def refuse(address, patience):
+        raise socket.gaierror(-2, f"{address[0]} is not known")
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setattr(sources.urllib.request, "getproxies", dict)
+    builder = types.SimpleNamespace(
+        data_dir=tmp_path / "mnist/3.0.1",
+        data_dir_root=tmp_path,
+        url_infos={"https://example.org/a.gz": None},
+    )
+    with pytest.raises(OSError) as info:
+        sources._check_can_prepare(builder, "mnist")
+    assert str(info.value) == (
+        "A dataset of TFDS must be prepared already, or there must be a "
+        "network to download it. Received: 'mnist', which is not in "
+        f"'{tmp_path}/mnist/3.0.1', and example.org does not answer ([Errno "
+        "-2] example.org is not known). Where there is a network, do: python "
+        '-c "import tensorflow_datasets as tfds; '
+        "tfds.builder('mnist').download_and_prepare()\", and copy the "
+        "directory that it tells here, or name it in --data_dir"
+    )
+    write(tmp_path, {"mnist/3.0.1/dataset_info.json": b""})
+    sources._check_can_prepare(builder, "mnist")
+
+
+@pytest.mark.parametrize("name", ["tiny_digits/zzz", "tiny_digits:9.9.9", ""])
+def test_what_tfds_cannot_open_is_refused(data_dir, name):
+    with pytest.raises(ValueError, match=r"^`name` must be a dataset of Tens"):
+        sources.in_words(f"tfds:{name}", data_dir=data_dir)
+
+
+@pytest.mark.parametrize(
+    ("data", "hint"),
+    [("a.tar", ". Write tar:a.tar"), ("a.jpg", ""), ("zip:a", "")],
+)
+def test_data_of_no_known_kind_are_refused(data, hint):
+    with pytest.raises(ValueError) as info:
+        sources.find_source(data)
+    assert str(info.value) == (
+        "`data` must be an existing folder of images, PATH.npz, PATH.npy, "
+        "PATH.csv, tar:PATTERN, parquet:PATTERN or tfds:NAME[/CONFIG]. "
+        f"Received: data={data!r}{hint}"
+    )
+
+
+def test_data_to_test_on_have_options_of_their_own():
+    def options(data, test_data):
+        given = recipe.Data(data=data, data_dir="d", manifest="m")
+        return [
+            (part.data, part.data_dir, part.manifest)
+            for part in given.and_test(test_data)
+        ]
+
+    assert options("a", None) == [("a", "d", "m")] * 2
+    assert options("a", "b") == [("a", "d", "m"), ("b", "d", None)]
+    assert options("a", "tfds:b") == [("a", None, "m"), ("tfds:b", "d", None)]
+    assert options("tfds:a", "b") == [("tfds:a", "d", "m"), ("b", None, None)]
+
+
+def test_labels_may_be_a_list():
+    images = numbered_images(4)
+    (batch,) = fit_data.in_order((images, [3, 1, 0, 2]))
+    np.testing.assert_array_equal(batch[1], [3, 1, 0, 2])
+    with pytest.raises(ValueError, match="arrays of length 3 and 4"):
+        fit_data.in_order((images, [3, 1, 0]))

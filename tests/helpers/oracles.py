@@ -38,8 +38,28 @@ def anchor_losses(z_1, z_2, temperature, groups=None):
         return math.log(total) + largest - s[i][j] / temperature
 
     pairs = [(2 * k, 2 * k + 1) for k in range(size // 2)]
-    # `per_anchor` lists the anchors of the first view, then of the second.
+    # In the order of `per_positive`: the first views, then the second.
     return [loss(i, j) for i, j in pairs] + [loss(j, i) for i, j in pairs]
+
+
+def of_views(z, temperature, groups=None, decoupled=False):
+    """Losses of anchor (v, n) and positive (v + k, n) at [k - 1, v, n]."""
+    views, count, _ = np.shape(z)
+    groups = range(count) if groups is None else groups
+    losses = np.zeros((views - 1, views, count))
+    for k, v, n in np.ndindex(losses.shape):
+        negatives = [
+            math.exp(cosine(z[v][n], z[w][m]) / temperature)
+            for w in range(views)
+            for m in range(count)
+            if groups[m] != groups[n]
+        ]
+        positive = cosine(z[v][n], z[(v + k + 1) % views][n]) / temperature
+        if decoupled:
+            losses[k, v, n] = math.log(sum(negatives)) - positive
+        else:
+            losses[k, v, n] = math.log1p(sum(negatives) / math.exp(positive))
+    return losses
 
 
 def nt_xent(z_1, z_2, temperature, groups=None):

@@ -57,6 +57,8 @@ def train(
     micro_batch_size=None,
     batch_size=32,
     others=None,
+    loss=None,
+    views=2,
 ):
     if dtype == "float64":
         keras.config.set_floatx("float64")
@@ -67,6 +69,7 @@ def train(
             encoder(),
             head and head(),
             augmentation=augmentation(),
+            views=views,
             micro_batch_size=micro_batch_size,
             seed=3,
         )
@@ -74,7 +77,7 @@ def train(
         # is rounded otherwise, within the tolerance.
         is_alone = replicas == 1 and micro_batch_size is None
         is_eager = is_alone and dtype == "float32"
-        model.compile(optimizer(), run_eagerly=is_eager)
+        model.compile(optimizer(), loss, run_eagerly=is_eager)
     size = 4 * batch_size if dtype == "float64" else batch_size
     arrays = {"images": IMAGES, **(others or {})}
     history = model.fit(

@@ -1,0 +1,183 @@
+"""What the command line owes to terminals, signals and those who report."""
+
+import contextlib
+import dis
+import io
+import os
+import pathlib
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+
+# Of a shell that ends (Ctrl-C, a terminal that closes) and of all else.
+_SIGNALS = ("SIGINT", "SIGHUP", "SIGTERM")
+_PAUSE = 5.0  # Seconds between lines of progress, at least.
+
+
+class Output:
+    """A stream for print: its troubles are noted, and the work goes on."""
+
+    def __init__(self, stream):
+        self._stream, self.error = stream or io.StringIO(), None
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+    def write(self, text):
+        encoding = getattr(self._stream, "encoding", None) or "utf-8"
+        shown = text.encode(encoding, "backslashreplace").decode(encoding)
+        self._noting(lambda: self._stream.write(shown))
+        if "\n" in text:  # Who follows a log sees each line when it is told.
+            self.flush()
+        return len(text)
+
+    def flush(self):
+        self._noting(self._stream.flush)
+
+    def _noting(self, act):
+        try:
+            act()
+        except (OSError, ValueError) as error:  # Of a closed one.
+            self.error = self.error or error
+
+
+def progress(unit, report=print):
+    """A function of what is done and of all there is, that shows how far it is.
+
+    A bar on a terminal; elsewhere `report` is told now and then, in words. What
+    is done begins anew with each piece of work. All there is may be None, where
+    it is not known.
+    """
+    show = _bar(unit) if is_terminal() else _line(unit, report)
+    last, is_done = 0, True
+
+    def tell(done, total):
+        nonlocal last, is_done
+        show(done, total, is_done or done < last)
+        last, is_done = done, done == total
+
+    return tell
+
+
+def _bar(unit):
+    import keras
+
+    bar = None
+
+    def show(done, total, is_new):
+        nonlocal bar
+        if is_new:
+            bar = keras.utils.Progbar(total, unit_name=unit)
+        bar.target = total
+        bar.update(done)
+
+    return show
+
+
+def _line(unit, report):
+    start = told = 0.0
+
+    def show(done, total, is_new):
+        nonlocal start, told
+        now = time.monotonic()
+        if is_new:
+            start = told = now
+        if now - told > max(_PAUSE, (told - start) / 4):
+            of = f" of {total:,}" if total else ""
+            report(f"{done:,}{of} {unit}s.")
+            told = now
+
+    return show
+
+
+def is_terminal():
+    """Whether somebody sees the output at once, and lines can be redrawn."""
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
+@contextlib.contextmanager
+def interruptible():
+    """Context in which all requests to end come as Ctrl-C does.
+
+    Yields a list of the signals that came. Those that are ignored, as nohup
+    asks for, stay so.
+    """
+    came, earlier = [], {}
+
+    def stop(number, frame):
+        came.append(number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        defaults = (signal.SIG_DFL, signal.default_int_handler)
+        numbers = [getattr(signal, x) for x in _SIGNALS if hasattr(signal, x)]
+        for number in numbers:
+            if signal.getsignal(number) in defaults:
+                earlier[number] = signal.signal(number, stop)
+    try:
+        yield came
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+
+def import_quietly():
+    """Imports TensorFlow without what it says before it can be told not to."""
+    with tempfile.TemporaryFile() as said:
+        try:
+            stderr = os.dup(2)
+        except OSError:  # There is none.
+            return
+        os.dup2(said.fileno(), 2)
+        try:
+            import keras_simclr  # noqa: F401
+        except Exception:
+            said.seek(0)
+            os.write(stderr, said.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+
+
+def is_refusal(error):
+    """Whether a check raised an error on purpose, or the system did.
+
+    On purpose means by a `raise` of our own; what Python or a library finds
+    wrong with our code is a fault, whatever its type.
+    """
+    if isinstance(error, (OSError, MemoryError, ImportError)):
+        return True
+    *_, last = _frames(error.__traceback__)
+    name = last.tb_frame.f_globals.get("__name__", "")
+    code = last.tb_frame.f_code.co_code
+    return name.startswith("keras_simclr") and (
+        dis.opname[code[last.tb_lasti]] == "RAISE_VARARGS"
+    )
+
+
+def _frames(trace):
+    while trace is not None:
+        yield trace
+        trace = trace.tb_next
+
+
+def report_fault(error, *lines):
+    """Keeps the traceback of a fault of the program; returns where, in words.
+
+    `lines`: what else helps to find it.
+    """
+    lines = [*lines, *traceback.format_exception(error)]
+    try:
+        handle, path = tempfile.mkstemp(".log", "keras-simclr-", text=True)
+        os.close(handle)
+        pathlib.Path(path).write_text(
+            "\n".join(lines), "utf-8", "backslashreplace"
+        )
+    except OSError:
+        traceback.print_exception(error)
+        return "the lines above"
+    return path

@@ -1,0 +1,135 @@
+"""Orders in which examples are read: functions of a seed and the epoch."""
+
+import weakref
+
+import numpy as np
+import tensorflow as tf
+
+from keras_simclr import _checks
+
+# What counts the passes over our datasets.
+_passes = weakref.WeakKeyDictionary()
+
+
+class _Passes:
+    """Counts the passes over a dataset of ours."""
+
+    number = 0
+
+    def __call__(self, _):
+        self.number += 1
+        return np.int64(self.number - 1)
+
+
+def orders(size, shuffle, seed):
+    """Dataset of an order of `size` places: a function of seed and pass.
+
+    A pass is an epoch: the first one that is read has the number 0, and `fit`
+    says where it goes on.
+    """
+    # A few bytes per place; `Dataset.shuffle` takes some hundred.
+    if not shuffle:
+        return tf.data.Dataset.from_tensors(tf.range(size, dtype=tf.int64))
+    passes = _Passes()
+
+    def order(number):
+        bits = tf.random.stateless_uniform(
+            [size], tf.stack([seed, number]), None, None, tf.int64, alg="philox"
+        )
+        return tf.cast(tf.argsort(bits, stable=True), tf.int64)
+
+    numbers = tf.data.Dataset.from_tensors(0).map(calling(passes))
+    _passes[numbers] = passes
+    return numbers.map(order)
+
+
+def calling(function):
+    """What has `Dataset.map` call a function for an integer."""
+
+    def number(element):
+        number = tf.numpy_function(
+            function, [element], tf.int64, stateful=False
+        )
+        return tf.ensure_shape(number, ())
+
+    return number
+
+
+def passes_of(dataset):
+    """The counters of those of our datasets that one was made of."""
+    if dataset in _passes:
+        return [_passes[dataset]]
+    inputs = getattr(dataset, "_inputs", list)()
+    return [passes for each in inputs for passes in passes_of(each)]
+
+
+def is_shuffled(dataset):
+    """Whether somebody shuffles what comes from a dataset of ours."""
+    if "Shuffle" in type(dataset).__name__:
+        return True
+    return any(map(is_shuffled, getattr(dataset, "_inputs", list)()))
+
+
+def batches_of(arrays, batch_size, *, shuffle, seed, drop_remainder):
+    """The dataset of `dataset_from_arrays`, of arrays in any structure."""
+    _checks.integer("batch_size", batch_size, minimum=1)
+    _checks.seed("seed", seed)
+    if isinstance(arrays, tuple):
+        arrays = tuple(
+            np.array(array) if isinstance(array, list) else array
+            for array in arrays
+            if array is not None
+        )
+        arrays = arrays[0] if len(arrays) == 1 else arrays
+    arrays = tf.nest.map_structure(_as_tensor_if_writeable, arrays)
+    sizes = {array.shape[0] for array in tf.nest.flatten(arrays)}
+    if len(sizes) > 1:
+        raise ValueError(
+            "All arrays must have the same length. Received: arrays of length "
+            + " and ".join(map(str, sorted(sizes)))
+        )
+    size = sizes.pop()
+    check_fills_a_batch(size, batch_size, drop_remainder, "images")
+    places = orders(size, shuffle, seed).flat_map(
+        lambda order: tf.data.Dataset.from_tensor_slices(order).batch(
+            batch_size, drop_remainder=drop_remainder
+        )
+    )
+    count = size // batch_size if drop_remainder else -(-size // batch_size)
+    places = places.apply(tf.data.experimental.assert_cardinality(count))
+    return places.map(
+        lambda batch: tf.nest.map_structure(
+            lambda array: _gathered(array, batch), arrays
+        ),
+        num_parallel_calls=tf.data.AUTOTUNE,
+    ).prefetch(tf.data.AUTOTUNE)
+
+
+def _as_tensor_if_writeable(array):
+    """An array as a tensor, or as it is: what cannot change is not copied."""
+    is_fixed = isinstance(array, np.ndarray) and not array.flags.writeable
+    if is_fixed and array.dtype.kind in "buif":  # Numbers, perhaps in a file.
+        return array
+    return tf.convert_to_tensor(array)
+
+
+def _gathered(array, batch):
+    if isinstance(array, tf.Tensor):
+        return tf.gather(array, batch)
+    dtype = array.dtype.newbyteorder("=")
+    rows = tf.numpy_function(
+        lambda batch: array[batch].astype(dtype, copy=False),
+        [batch],
+        dtype,
+        stateful=False,
+    )
+    return tf.ensure_shape(rows, (*batch.shape, *array.shape[1:]))
+
+
+def check_fills_a_batch(size, batch_size, drop_remainder, what):
+    """Refuses images that make no batch at all."""
+    if (size < batch_size and drop_remainder) or size == 0:
+        raise ValueError(
+            "The images must fill at least one batch. Received: "
+            f"{size} {what}, batch_size={batch_size}. Use a smaller batch."
+        )

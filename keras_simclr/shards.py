@@ -1,0 +1,480 @@
+"""Images in shards: tar files as of WebDataset, Parquet as of Hugging Face."""
+
+import functools
+import glob
+import io
+import json
+import logging
+import os
+import pathlib
+import re
+import shutil
+import tarfile
+import tempfile
+import weakref
+
+import numpy as np
+import tensorflow as tf
+
+from keras_simclr import _files
+from keras_simclr.decoding import promised_format
+from keras_simclr.folders import EncodedImages, numbered_labels
+
+_logger = logging.getLogger("keras_simclr")
+
+_SHOWN = 10  # Files that an error message lists.
+_LONGEST_LABEL = 4096  # Bytes.
+_AT_A_TIME = 1 << 22  # Bytes of a Parquet file that are unpacked at a time.
+_COMPRESSED = {
+    b"\x1f\x8b": "gunzip",
+    b"BZh": "bunzip2",
+    b"\xfd7zXZ": "unxz",
+    b"\x28\xb5\x2f\xfd": "unzstd",
+}
+_BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
+
+
+def matching_files(pattern):
+    """Lists the files of a pattern.
+
+    Args:
+        pattern: Path, with `*`, `?` and `[...]` as in a shell, and with ranges
+            `{000..009}` and lists `{a,b}`, of which every one must be there.
+
+    Returns:
+        Sorted list of paths.
+
+    Raises:
+        FileNotFoundError: If a file, or all of them, are missing.
+
+    Example:
+
+    ```python
+    matching_files("train-{000000..000009}.tar")
+    ```
+    """
+    found, missing = set(), []
+    pattern = str(pathlib.Path(pattern).expanduser())
+    for path in [pattern] if os.path.exists(pattern) else _unbraced(pattern):  # noqa: PTH110
+        hits = [path] if os.path.exists(path) else glob.glob(path)  # noqa: PTH110, PTH207
+        hits = [hit for hit in hits if pathlib.Path(hit).is_file()]
+        found.update(hits)
+        missing += [] if hits else [path]
+        if len(missing) > _SHOWN:
+            break
+    if missing:
+        more = ", ..." * (len(missing) > _SHOWN)
+        raise FileNotFoundError(
+            "The pattern of the shards must be one of files, such as "
+            f"train-{{000..009}}.tar or folder/*.tar. Received: {pattern!r}, "
+            f"without any {', '.join(missing[:_SHOWN])}{more}"
+        )
+    return sorted(found)
+
+
+def _unbraced(pattern):
+    match = _BRACES.search(pattern)
+    if not match:
+        yield pattern
+        return
+    first, last, names = match.groups()
+    if names is None:
+        width = len(first) * (first[0] == "0")
+        names = (f"{x:0{width}}" for x in range(int(first), int(last) + 1))
+    else:
+        names = names.split(",")
+    for name in names:
+        yield from _unbraced(
+            f"{pattern[: match.start()]}{name}{pattern[match.end() :]}"
+        )
+
+
+class _Shards(EncodedImages):
+    """Images that are parts of files: a kind lists where they begin."""
+
+    kind = None  # What stands before the pattern.
+
+    def __init__(self, pattern, **kwargs):
+        super().__init__(f"{self.kind}:{os.fsdecode(pattern)}", **kwargs)
+
+    @property
+    def files(self):
+        return self._names
+
+    def _find(self, wanted):
+        self._shards = matching_files(self.source.partition(":")[2])
+        folders = [pathlib.Path(path).parent for path in self._shards]
+        self.directory = pathlib.Path(os.path.commonpath(folders))
+        self._names = [
+            pathlib.Path(path).relative_to(self.directory).as_posix()
+            for path in self._shards
+        ]
+        names, spans, self._classes = self._index(wanted)
+        if not names:
+            others = sum(self.not_read.values())
+            raise ValueError(
+                f"The shards must hold images. Received: {self.source!r} with "
+                f"{others} other files in {len(self._shards)} shards"
+            )
+        order = sorted(range(len(names)), key=names.__getitem__)
+        self._spans = np.array(spans, "int64")[order]
+        self._classes = [self._classes[place] for place in order]
+        return [names[place] for place in order]
+
+    def _index(self, wanted):
+        """Lists of names, of (file, first byte, bytes), and of classes."""
+        raise NotImplementedError
+
+    def _read(self, file, first, size):
+        """Bytes of a file."""
+        raise NotImplementedError
+
+    def _labels(self):
+        names = getattr(self, "_class_names", ())
+        classes = [self._classes[number] for number in self._numbers]
+        return numbered_labels(classes, names)
+
+    def contents(self, place):
+        """The bytes of the image at a place in `paths`."""
+        file, first, size = self._spans[self._numbers[place]].tolist()
+        contents = self._read(file, first, size)
+        if len(contents) < size:
+            raise OSError("its shard has been truncated")
+        return contents
+
+    def open_image(self, place):
+        return io.BytesIO(self.contents(place))
+
+    def _reader(self):
+        def contents(place):
+            text = tf.numpy_function(
+                self.contents, [place], tf.string, stateful=False
+            )
+            return tf.ensure_shape(text, ())
+
+        return contents
+
+
+class TarShards(_Shards):
+    """Images in tar files, in WebDataset's layout.
+
+    Members whose names agree up to the first dot behind the last slash are an
+    example: `KEY.jpg`, and perhaps `KEY.cls` with its class, an integer or a
+    text. All files named like images are taken, hidden ones left out. The
+    headers are read once; then an image is read at its place, in any order.
+
+    Args:
+        pattern: As `matching_files`.
+        **kwargs: `manifest`, `split`, `unreadable_limit`: as `EncodedImages`.
+
+    Attributes:
+        paths: As in `EncodedImages`: `SHARD/KEY.EXTENSION`.
+        labels: As in `EncodedImages`: the numbers in `.cls`, or the places of
+            texts in `class_names`.
+
+    Raises:
+        OSError: If a shard is missing, or may not be read.
+        ValueError: As `EncodedImages`; if a shard is compressed or broken.
+
+    Example:
+
+    ```python
+    shards = simclr.shards.TarShards("train-{000000..000009}.tar")
+    dataset = simclr.dataset_from_directory(shards)
+    ```
+    """
+
+    kind = "tar"
+
+    def _index(self, wanted):
+        images, classes, others, wanted = {}, {}, [], set(wanted)
+        twice = 0
+        for number, path in enumerate(self._shards):
+            for member, file in _members(path):
+                name = pathlib.PurePosixPath(member.name).as_posix()
+                if any(part.startswith(".") for part in _named(name)):
+                    continue
+                name = f"{self._names[number]}/{name}"
+                key, extension = _key(name)
+                if extension == "cls":
+                    classes[key] = _class_in(file, member)
+                elif not (promised_format(name) or name in wanted):
+                    others.append(name)
+                elif not member.isreg() or member.issparse():
+                    self.left_out[name] = "not a regular file"
+                else:
+                    twice += name in images
+                    images[name] = number, member.offset_data, member.size
+        self._note_others(others)
+        if twice:
+            _logger.warning(
+                "%d members of %s have the name of another one in their "
+                "shard: the last of them counts",
+                twice,
+                self.source,
+            )
+        classes = _as_numbers([classes.get(_key(name)[0]) for name in images])
+        return list(images), list(images.values()), classes
+
+    def _read(self, file, first, size):
+        with pathlib.Path(self._shards[file]).open("rb", buffering=0) as shard:
+            return os.pread(shard.fileno(), size, first)
+
+
+def _named(name):
+    """Parts of a path, without what only leads elsewhere."""
+    return [part for part in name.split("/") if part != ".."]
+
+
+def _key(name):
+    """Name of a member up to the first dot, and what it ends in."""
+    folder, _, file = name.rpartition("/")
+    key, _, extension = file.partition(".")
+    return f"{folder}/{key}", extension.lower()
+
+
+def _members(path):
+    """Yields the members of a tar file that are no folders, and the file."""
+    with pathlib.Path(path).open("rb") as file:
+        head = file.read(6)
+        for start, tool in _COMPRESSED.items():
+            if head.startswith(start):
+                _refuse_shard(
+                    path,
+                    f"is compressed, and cannot be read in any order. Unpack "
+                    f"it: {tool} {path}",
+                )
+        file.seek(0)
+        try:
+            with tarfile.open(fileobj=file, mode="r:") as archive:
+                while (member := archive.next()) is not None:
+                    archive.members.clear()  # Many: they would take room.
+                    if not member.isdir():
+                        yield member, file
+                end = archive.offset
+        except (tarfile.TarError, ValueError, OverflowError) as error:
+            _refuse_shard(path, f"is broken ({error}). Copy it again")
+        file.seek(end)
+        if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
+            _refuse_shard(path, f"is broken at byte {end:,}. Copy it again")
+
+
+def _refuse_shard(path, what):
+    raise ValueError(
+        f"A shard must be a whole, readable file. Received: {path!r}, which "
+        f"{what}"
+    ) from None
+
+
+def _class_in(file, member):
+    text = os.pread(
+        file.fileno(), min(member.size, _LONGEST_LABEL), member.offset_data
+    )
+    return text.decode("utf-8", "replace").strip() or None
+
+
+def _as_numbers(classes):
+    """Texts as integers, if all of them are."""
+    known = [text for text in classes if text is not None]
+    if all(re.fullmatch(r"-?\d{1,18}", text) for text in known):
+        return [None if text is None else int(text) for text in classes]
+    return classes
+
+
+class ParquetShards(_Shards):
+    """Images in Parquet files, in Hugging Face's layout.
+
+    The column `image` holds the bytes of encoded files, or structures of them
+    (`bytes`) and their names (`path`); or another one does, if it is the only
+    such column. The column `label`, if there is one, holds integers, whose
+    names may stand in the metadata, or texts.
+
+    A row cannot be read without those stored with it. So the bytes are unpacked
+    once, a few megabytes at a time, into a temporary file (in the directory
+    that the environment variable `TMPDIR` names), from which they are read in
+    any order; it goes when the process ends.
+
+    Args:
+        pattern: As `matching_files`.
+        **kwargs: `manifest`, `split`, `unreadable_limit`: as `EncodedImages`.
+
+    Attributes:
+        paths: As in `EncodedImages`: `SHARD/PATH`, with the row in place of
+            `PATH` where these do not tell the images of a shard apart.
+        labels: As in `EncodedImages`.
+
+    Raises:
+        OSError: If a shard is missing or may not be read, or there is no room
+            to unpack them.
+        ValueError: As `EncodedImages`; if a shard is broken, or has no column
+            of images.
+
+    Example:
+
+    ```python
+    shards = simclr.shards.ParquetShards("data/train-*.parquet")
+    dataset = simclr.dataset_from_directory(shards)
+    ```
+    """
+
+    kind = "parquet"
+
+    def _index(self, wanted):
+        names, classes, found, known = [], [], [], None
+        for path, shard in zip(self._shards, self._names, strict=True):
+            with _parquet(path) as file:
+                if not file.metadata.num_rows:  # And perhaps no types.
+                    continue
+                column = _image_column(path, file.schema_arrow)
+                found.append((path, column, _files.state(path)))
+                paths, labels = _names_and_labels(file, column)
+                class_names = _class_names(file.schema_arrow)
+            known = class_names if known is None else known
+            if class_names != known:
+                _refuse_shard(path, "names other classes than the first one")
+            names += [f"{shard}/{name}" for name in paths]
+            classes += labels
+        self._class_names = known
+        self._unpacked, spans = _unpacked(tuple(found))
+        return names, spans, classes
+
+    def _read(self, file, first, size):
+        return self._unpacked.read(first, size)
+
+
+def _parquet(path):
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    try:
+        # Without `pre_buffer` a group of rows is not read as a whole.
+        return pyarrow.parquet.ParquetFile(
+            path, buffer_size=1 << 20, pre_buffer=False
+        )
+    except (pa.ArrowException, OSError) as error:
+        if getattr(error, "errno", None):
+            raise
+        _refuse_shard(path, f"is no Parquet file or broken ({error})")
+
+
+def _image_column(path, schema):
+    """Path of the column of bytes, such as `image.bytes`."""
+    import pyarrow as pa
+
+    def is_bytes(kind):
+        return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+    found = {}
+    for field in schema:
+        if is_bytes(field.type):
+            found[field.name] = field.name
+        elif pa.types.is_struct(field.type):
+            place = field.type.get_field_index("bytes")
+            if place >= 0 and is_bytes(field.type.field(place).type):
+                found[field.name] = f"{field.name}.bytes"
+    if "image" not in found and len(found) != 1:
+        columns = ", ".join(f"{x.name} ({x.type})" for x in schema)
+        _refuse_shard(
+            path,
+            "has no column `image` of encoded images (bytes, or a structure of "
+            f"bytes and path), but {columns or 'none'}. Rename yours, for "
+            "example with rename_column of Hugging Face's datasets",
+        )
+    return found.get("image") or next(iter(found.values()))
+
+
+def _names_and_labels(file, column):
+    """What tells the images of a shard apart, and their labels or None."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    column, _, is_struct = column.partition(".")
+    schema, names = file.schema_arrow, []
+    if is_struct and schema.field(column).type.get_field_index("path") >= 0:
+        paths = file.read([f"{column}.path"]).column(column)
+        names = pc.struct_field(paths, "path").to_pylist()
+    if None in names or len(set(names)) < file.metadata.num_rows:
+        names = [f"{row:08}" for row in range(file.metadata.num_rows)]
+    labels = [None] * len(names)
+    if "label" in schema.names:
+        kind = schema.field("label").type
+        labels = file.read(["label"]).column("label")
+        if pa.types.is_floating(kind):  # Integers with gaps, from pandas.
+            labels = labels.cast(pa.int64(), safe=True)
+        labels = labels.to_pylist()
+    return [name.lstrip("/") for name in names], labels
+
+
+def _class_names(schema):
+    """Names of the classes of `label`, as Hugging Face notes them."""
+    try:
+        notes = json.loads((schema.metadata or {})[b"huggingface"])
+        names = notes["info"]["features"]["label"]["names"]
+        return tuple(map(str, names))
+    except (KeyError, TypeError, ValueError):
+        return ()
+
+
+class _Unpacked:
+    """A temporary file, which is gone when nobody needs it."""
+
+    def __init__(self):
+        self.file = tempfile.TemporaryFile()
+        weakref.finalize(self, self.file.close)
+
+    def read(self, first, size):
+        return os.pread(self.file.fileno(), size, first)
+
+
+@functools.lru_cache(maxsize=2)
+def _unpacked(shards):
+    """A temporary file of all images one after the other, and their spans.
+
+    Takes paths, columns and states of the shards: to learn from and to test on,
+    these are unpacked once.
+    """
+    import pyarrow as pa
+
+    unpacked, spans, end = _Unpacked(), [], 0
+    for number, (path, column, _) in enumerate(shards):
+        with _parquet(path) as file:
+            size = _unpacked_size(file, column)
+            _check_room(path, size)
+            rows = max(file.metadata.num_rows, 1)
+            at_a_time = max(_AT_A_TIME * rows // max(size, 1), 1)
+            try:
+                for batch in file.iter_batches(
+                    min(at_a_time, rows), columns=[column], use_threads=False
+                ):
+                    values = batch.column(0)
+                    if "." in column:
+                        values = values.field("bytes")
+                    for value in values:
+                        contents = value.as_py() or b""
+                        unpacked.file.write(contents)
+                        spans.append((number, end, len(contents)))
+                        end += len(contents)
+            except (pa.ArrowException, OSError) as error:
+                _refuse_shard(path, f"could not be unpacked ({error})")
+    unpacked.file.flush()
+    return unpacked, spans
+
+
+def _unpacked_size(file, column):
+    metadata = file.metadata
+    return sum(
+        group.column(place).total_uncompressed_size
+        for group in map(metadata.row_group, range(metadata.num_row_groups))
+        for place in range(group.num_columns)
+        if group.column(place).path_in_schema == column
+    )
+
+
+def _check_room(path, size):
+    directory = tempfile.gettempdir()
+    if size > shutil.disk_usage(directory).free:
+        raise OSError(
+            f"There must be room for what is in a shard. Received: {path!r}, "
+            f"which needs {size / 1e9:.1f} GB in {directory!r}. Set the "
+            "environment variable TMPDIR to another directory"
+        )

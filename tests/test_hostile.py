@@ -1,0 +1,218 @@
+"""Wrong values of every flag of every command.
+
+A flag without an entry in `VALUES` or `PLACES` fails the first test here.
+"""
+
+import pathlib
+
+import pytest
+
+import keras_simclr_cli as cli
+
+COUNTS = ["0", "-5", "1.5", "x", "nan", "", "9" * 5000]
+POSITIVE = ["0", "-1", "nan", "inf", "-inf", "x", ""]
+AT_LEAST_0 = ["-1", "nan", "inf", "x", ""]
+SHARES = ["-0.1", "1.5", "2", "nan", "inf", "x", ""]
+NAMES = ["", "x", "None", "AUTO", " auto", "a" * 5000]
+
+# Values that are wrong in themselves.
+VALUES = {
+    "accept_changed_data": ["maybe", "2", ""],
+    "batch_size": [*COUNTS, "1"],
+    "bits": [*COUNTS, "7", "32"],
+    "blur_rate": SHARES,
+    "channels": COUNTS,
+    "color_rate": SHARES,
+    "data": [""],
+    "data_dir": [""],
+    "decoupled": ["maybe", "2", ""],
+    "depth": [*COUNTS, "7"],
+    "draws": COUNTS,
+    "encoders": ["", ",", "a.keras,a.keras"],
+    "epochs": COUNTS,
+    "flip_rate": SHARES,
+    "format": [*NAMES, "npz,csv", ".csv"],
+    "formats": [*NAMES, ",", "keras,", "keras,keras", "keras,x"],
+    "grayscale_rate": SHARES,
+    "image_size": COUNTS,
+    "labels": ["", "0", "-1", "x", "0%", "101%", "100%", "5%%", "5,5", "5,x"],
+    "learning_rate": POSITIVE,
+    "manifest": [""],
+    "micro_batch_size": ["0", "-1", "x", "1.5", "²", ""],
+    "minutes_per_epoch": POSITIVE,
+    "model": [""],
+    "more_epochs": COUNTS,
+    "output_dir": ["", "~nobody-of-that-name/out"],
+    "path": [""],
+    "precision": [*NAMES, "float13"],
+    "probes": [*NAMES, "linear,linear", "linear,x"],
+    "projection_layer": ["-1", "1.5", "x", ""],
+    "projection_layers": ["-1", "9", "1.5", "x", ""],
+    "run_dir": [""],
+    "seed": ["-1", str(2**32), str(2**63), "1.5", "x", ""],
+    "smallest_crop": [*POSITIVE, "1.5"],
+    "split": [""],
+    "stem": NAMES,
+    "strategy": NAMES,
+    "strength": [*AT_LEAST_0, "3"],
+    "temperature": POSITIVE,
+    "test_data": [""],
+    "test_split": [""],
+    "trust_coefficient": POSITIVE,
+    "unreadable_limit": SHARES,
+    "views": [*COUNTS, "1"],
+    "warmup_epochs": AT_LEAST_0,
+    "weight_decay": AT_LEAST_0,
+    "width_multiplier": [*POSITIVE, "1e300"],
+}
+ABSENT = ["absent", "absent/below", "notes.txt/below", "x" * 300, "link"]
+# Values that could be right, but for what is there.
+PLACES = {
+    "data": [*ABSENT, "cifar10", "absent.npz"],
+    "data_dir": [*ABSENT, "notes.txt"],
+    "encoders": [*ABSENT, "full", "notes.txt,absent.keras"],
+    "manifest": [*ABSENT, "full"],
+    "model": [*ABSENT, "notes.txt", "full"],
+    "output_dir": ["full", "notes.txt", "notes.txt/below", "x" * 300, "link"],
+    "path": ABSENT,
+    "run_dir": [*ABSENT, "notes.txt", "full"],
+    "test_data": [*ABSENT, "cifar10"],
+}
+RIGHT = {
+    "data": "right",
+    "model": "right",
+    "output_dir": "out",
+    "path": "right",
+    "run_dir": "right",
+}
+FLAGS = {(c, name) for c, (_, table) in cli._COMMANDS.items() for name in table}
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
+    """A directory of what flags may name; no command comes to its work."""
+    for name in ("model.keras", "class_names.json"):
+        (tmp_path / "right").mkdir(exist_ok=True)
+        (tmp_path / "right" / name).write_text("")
+    (tmp_path / "full").mkdir()
+    for name in ("full/mine.txt", "notes.txt"):
+        (tmp_path / name).write_text("mine")
+    (tmp_path / "link").symlink_to("nowhere")
+    monkeypatch.chdir(tmp_path)
+    for name in [x for x in vars(cli) if x[1:] in _names(cli._COMMANDS)]:
+        monkeypatch.setattr(cli, name, None)
+
+
+def _names(commands):
+    return {name.replace("-", "_") for name in commands}
+
+
+def listing():
+    return sorted(
+        (str(path), path.lstat().st_size, path.lstat().st_mtime_ns)
+        for path in pathlib.Path().rglob("*")
+    )
+
+
+def right(command):
+    _, table = cli._COMMANDS[command]
+    return [f"--{k}={v}" for k, v in RIGHT.items() if k in table]
+
+
+def refused(arguments, capsys, code, *words):
+    """What is said of wrong arguments, of which nothing must remain."""
+    before = listing()
+    assert cli.main(arguments) == code
+    assert listing() == before
+    text = capsys.readouterr()
+    assert text.out == ""
+    assert text.err.startswith(f"keras-simclr: {arguments[0]}: ")
+    assert text.err.count("\n") == 1
+    assert "Traceback" not in text.err
+    for word in words:
+        assert word in text.err
+
+
+def test_every_flag_has_wrong_values():
+    names = {name for _, name in FLAGS}
+    assert names == VALUES.keys() | PLACES.keys()
+    placed = {
+        name
+        for _, table in cli._COMMANDS.values()
+        for name, flag in table.items()
+        if flag.place
+    }
+    assert placed == PLACES.keys()
+
+
+@pytest.mark.parametrize(("command", "name"), sorted(FLAGS))
+def test_wrong_values_are_refused_by_the_flags_name(command, name, capsys):
+    for code, table in ((2, VALUES), (1, PLACES)):
+        for wrong in table.get(name, ()):
+            arguments = [command, *right(command), f"--{name}={wrong}"]
+            refused(arguments, capsys, code, name)
+
+
+@pytest.mark.parametrize("command", cli._COMMANDS)
+def test_wrong_usage_is_refused(command, capsys):
+    arguments = [command, *right(command)]
+    (pathlib.Path("unknown.txt")).write_text("--nonsense=1\n")
+    (pathlib.Path("binary.txt")).write_bytes(b"--output_dir=\xff\n")
+    for wrong, word in {
+        "--nonsense=1": "'nonsense'",
+        "--nononsense": "'nononsense'",
+        "--helpfull": "'helpfull'",
+        "--flagfile=absent": "flagfile",
+        "--flagfile=full": "flagfile",
+        "--flagfile=binary.txt": "flagfile",
+        "--flagfile=unknown.txt": "'nonsense'",
+        "--flagfile": "flagfile",
+        "\udcff": "--flag=value",
+        "--\udcff=1": "Unknown command line flag",
+    }.items():
+        refused([*arguments, wrong], capsys, 2, word)
+    for name, flag in cli._COMMANDS[command][1].items():
+        if flag.kind != "boolean":
+            refused([*arguments, f"--no{name}"], capsys, 2, f"no{name}")
+            refused([*arguments, f"--{name}"], capsys, 2, f"--{name}")
+        if flag.is_required:
+            others = [x for x in arguments if not x.startswith(f"--{name}=")]
+            refused(others, capsys, 2, f"--{name}")
+        misspelt = f"--{name[:-1]}{name[-1].swapcase()}z=1"
+        refused([*arguments, misspelt], capsys, 2, "Did you mean", name)
+
+
+@pytest.mark.parametrize(
+    ("command", "other", "own"),
+    [
+        ("pretrain", "projection_layer", "projection_layers"),
+        ("evaluate", "projection_layers", "projection_layer"),
+    ],
+)
+def test_flags_that_sound_alike_are_told_apart(command, other, own, capsys):
+    arguments = [command, *right(command), f"--{other}=1"]
+    refused(arguments, capsys, 2, f"'{other}'. Did you mean: {own} ?")
+
+
+def test_the_last_of_several_counts_and_spaces_do(monkeypatch):
+    seen = []
+    monkeypatch.setattr(cli, "_demo", seen.append)
+    pathlib.Path("flags.txt").write_text("--seed=1\n")
+    for arguments, seed in {
+        ("--seed=1", "--seed=2"): 2,
+        ("--seed", "3"): 3,
+        ("--flagfile=flags.txt",): 1,
+        ("--flagfile=flags.txt", "--seed=4"): 4,
+    }.items():
+        assert cli.main(["demo", "--output_dir=out", *arguments]) == 0
+        assert seen.pop().seed == seed
+
+
+def test_home_is_found_in_lists(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.keras").write_text("")
+    seen = []
+    monkeypatch.setattr(cli, "_evaluate", seen.append)
+    arguments = ["evaluate", *right("evaluate"), "--encoders=~/a.keras"]
+    assert cli.main(arguments) == 0
+    assert seen[0].encoders == [str(tmp_path / "a.keras")]
