@@ -348,8 +348,7 @@ class EncodedImages:
             if path not in self.skipped:
                 opened = functools.partial(self.open_image, place)
                 row = examine(path, opened, channels)
-                reason = "no image" if row is None else row.problem or "broken"
-                self.skipped[path] = reason
+                self.skipped[path] = reason = row.problem or "broken"
                 _logger.warning("Skipped %r: %s", path, reason)
             if len(self.skipped) > self.unreadable_limit * len(self.paths):
                 fail(self._complaint())

@@ -330,6 +330,23 @@ def test_rows_name_images_that_paths_do_not_tell_apart(tmp_path, path):
     assert source.paths[:2] == ["a.parquet/00000000", "a.parquet/00000001"]
 
 
+def test_rows_without_an_image_are_known_as_such(tmp_path):
+    """Where names have no extension, and a split compares the images."""
+    images = [None, b"text", *FILES.values()]
+    source = parquet(tmp_path, pa.table({"image": images}))
+    report = scanning.scan_images(source, tmp_path / "manifest.parquet")
+    assert (report.images, report.others) == (12, 0)
+    assert {kind: x[0] for kind, x in report.problems.items()} == {
+        "empty": 1,
+        "not an image": 1,
+    }
+    first, second = (
+        shards.ParquetShards(tmp_path / "a.parquet", split=split).paths
+        for split in ("train[:50%]", "train[50%:]")
+    )
+    assert sorted(first + second) == source.paths
+
+
 def test_parquet_without_images_names_its_columns(tmp_path):
     with pytest.raises(ValueError, match=r"but x \(int64\), y \(string\)\. Re"):
         parquet(tmp_path, pa.table({"x": [1], "y": ["a"]}))
