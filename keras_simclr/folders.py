@@ -388,7 +388,7 @@ def numbered_labels(classes, class_names=()):
         class_names = tuple(sorted(set(known)))
         numbers = {name: place for place, name in enumerate(class_names)}
         labels = [numbers.get(x, -1) for x in classes]
-    elif all(isinstance(x, int) for x in known):
+    elif all(isinstance(x, int) and x < 2**63 for x in known):
         labels = [-1 if x is None else max(x, -1) for x in classes]
         if class_names and max(labels) >= len(class_names):
             raise ValueError(
@@ -398,7 +398,8 @@ def numbered_labels(classes, class_names=()):
     else:
         kinds = {type(x): x for x in known}
         raise ValueError(
-            "Labels must be integers, or all of them texts. Received: "
+            "Labels must be integers of 64 bits, or all of them texts. "
+            "Received: "
             f"{', '.join(repr(x)[:40] for x in kinds.values())}"
         )
     return (np.array(labels, "int64"), class_names) if known else (None, ())

@@ -320,6 +320,8 @@ class ParquetShards(_Shards):
     kind = "parquet"
 
     def _index(self, wanted):
+        import pyarrow as pa
+
         names, classes, found, known = [], [], [], None
         for path, shard in zip(self._shards, self._names, strict=True):
             with _parquet(path) as file:
@@ -327,7 +329,11 @@ class ParquetShards(_Shards):
                     continue
                 column = _image_column(path, file.schema_arrow)
                 found.append((path, column, _files.state(path)))
-                paths, labels = _names_and_labels(file, column)
+                try:
+                    paths, labels = _names_and_labels(file, column)
+                except (pa.ArrowException, OSError) as error:
+                    text = " ".join(str(error).split())
+                    _refuse_shard(path, f"is broken ({text}). Copy it again")
                 class_names = _class_names(file.schema_arrow)
             known = class_names if known is None else known
             if class_names != known:
@@ -336,6 +342,13 @@ class ParquetShards(_Shards):
             classes += labels
         self._class_names = known
         self._unpacked, spans = _unpacked(tuple(found))
+        if spans and not any(size for *_, size in spans):
+            _refuse_shard(
+                self._shards[0],
+                "names images, but holds none of their bytes. Save it anew "
+                "with them, for example with push_to_hub of Hugging Face's "
+                "datasets",
+            )
         return names, spans, classes
 
     def _read(self, file, first, size):
@@ -388,21 +401,28 @@ def _names_and_labels(file, column):
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    column, _, is_struct = column.partition(".")
     schema, names = file.schema_arrow, []
-    if is_struct and schema.field(column).type.get_field_index("path") >= 0:
+    if column not in schema.names:
+        column = column.removesuffix(".bytes")
+    kind = schema.field(column).type
+    if pa.types.is_struct(kind) and kind.get_field_index("path") >= 0:
         paths = file.read([f"{column}.path"]).column(column)
         names = pc.struct_field(paths, "path").to_pylist()
     if None in names or len(set(names)) < file.metadata.num_rows:
         names = [f"{row:08}" for row in range(file.metadata.num_rows)]
     labels = [None] * len(names)
     if "label" in schema.names:
-        kind = schema.field("label").type
-        labels = file.read(["label"]).column("label")
-        if pa.types.is_floating(kind):  # Integers with gaps, from pandas.
-            labels = labels.cast(pa.int64(), safe=True)
-        labels = labels.to_pylist()
+        labels = file.read(["label"]).column("label").to_pylist()
+        if pa.types.is_floating(schema.field("label").type):
+            labels = [_integer(label) for label in labels]
     return [name.lstrip("/") for name in names], labels
+
+
+def _integer(label):
+    """Integers with gaps are floats in pandas: NaN is none, others stay."""
+    if label is None or label != label:
+        return None
+    return int(label) if label.is_integer() else label
 
 
 def _class_names(schema):
@@ -447,7 +467,7 @@ def _unpacked(shards):
                     min(at_a_time, rows), columns=[column], use_threads=False
                 ):
                     values = batch.column(0)
-                    if "." in column:
+                    if pa.types.is_struct(values.type):
                         values = values.field("bytes")
                     for value in values:
                         contents = value.as_py() or b""

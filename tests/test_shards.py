@@ -310,6 +310,7 @@ def test_parquet_may_hold_bytes_alone(tmp_path, kind):
         ([None, *[2] * 11], [-1, *[2] * 11], CLASSES),
         ([-1, *[0] * 11], [-1, *[0] * 11], CLASSES),
         ([1.0, None, *[2.0] * 10], [1, -1, *[2] * 10], CLASSES),
+        ([1.0, float("nan"), *[2.0] * 10], [1, -1, *[2] * 10], CLASSES),
         (["b", None, *"a" * 10], [1, -1, *[0] * 10], ("a", "b")),
         (None, None, ()),
     ],
@@ -354,8 +355,23 @@ def test_parquet_without_images_names_its_columns(tmp_path):
         parquet(tmp_path, pa.table({"a": [b"1"], "b": [b"2"]}))
     with pytest.raises(ValueError, match="places in the 3 names of classes"):
         parquet(tmp_path, table_of(FILES, label=[3] * 12))
-    with pytest.raises(ValueError, match="Labels must be integers, or all of"):
-        parquet(tmp_path, table_of(FILES, label=[[1]] * 12))
+    for label in ([1], 0.5, np.uint64(2**63)):
+        with pytest.raises(ValueError, match="Labels must be integers of 64 b"):
+            parquet(tmp_path, table_of(FILES, label=[label] * 12))
+    images = pa.array(
+        [{"bytes": None, "path": "/a.png"}],
+        pa.struct({"bytes": pa.binary(), "path": pa.string()}),
+    )
+    with pytest.raises(ValueError, match="names images, but holds none of the"):
+        parquet(tmp_path, pa.table({"image": images}))
+
+
+@pytest.mark.parametrize("name", ["a.b", "a.bytes"])
+def test_names_of_columns_may_have_dots(tmp_path, name):
+    pairs = [{"bytes": x, "path": key(path)} for path, x in FILES.items()]
+    for images in (pairs, list(FILES.values())):
+        source = parquet(tmp_path, pa.table({name: images}))
+        assert source.contents(3) == FILES["cat/03.png"]
 
 
 def test_broken_parquet_is_refused(tmp_path):
@@ -366,6 +382,10 @@ def test_broken_parquet_is_refused(tmp_path):
         path.write_bytes(wrong)
         with pytest.raises(ValueError, match="is no Parquet file or broken"):
             shards.ParquetShards(path)
+    footer = int.from_bytes(contents[-8:-4], "little") + 8
+    path.write_bytes(b"PAR1".ljust(len(contents) - footer) + contents[-footer:])
+    with pytest.raises(ValueError, match=r"which is broken \(.*Copy it again"):
+        shards.ParquetShards(path)
 
 
 def test_parquet_is_unpacked_little_by_little(tmp_path, monkeypatch):
