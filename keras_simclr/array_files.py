@@ -29,7 +29,7 @@ _CURES = {
 
 def is_array_file(path):
     """Whether a path is named like a file of arrays."""
-    return str(path).endswith((".npy", ".npz"))
+    return str(path).lower().endswith((".npy", ".npz"))
 
 
 def load_arrays(path):
@@ -57,7 +57,7 @@ def load_arrays(path):
     arrays = load_arrays("flowers.npz")
     ```
     """
-    if str(path).endswith(".npy"):
+    if str(path).lower().endswith(".npy"):
         with _explaining(path), pathlib.Path(path).open("rb") as file:
             arrays = {"images": _array_at(path, "images", file, 0)}
     else:

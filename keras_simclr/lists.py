@@ -66,7 +66,7 @@ class ImageList(EncodedImages):
         missing = [
             path
             for path in self._known
-            if not pathlib.Path(self.directory, path).is_file()
+            if not os.path.isfile(os.path.join(self.directory, path))  # noqa: PTH113, PTH118
         ]
         if missing:
             more = ", ..." * (len(missing) > _SHOWN)
@@ -105,7 +105,7 @@ class ImageList(EncodedImages):
                 f"{len(row)} in line {line}, {len(columns)} in the first",
             )
         values = dict(zip(columns, row, strict=False))
-        if not values["path"].strip():
+        if not values.get("path", "").strip():
             self._refuse("a path in each line", f"none in line {line}")
         return line, values["path"], values.get("label", "").strip() or None
 

@@ -24,7 +24,7 @@ _logger = logging.getLogger("keras_simclr")
 
 _SHOWN = 10  # Files that an error message lists.
 _LONGEST_LABEL = 4096  # Bytes.
-_AT_A_TIME = 1 << 22  # Bytes of a Parquet file that are unpacked at a time.
+_AT_A_TIME = 1 << 22  # Bytes that are read or unpacked at a time.
 _COMPRESSED = {
     b"\x1f\x8b": "gunzip",
     b"BZh": "bunzip2",
@@ -80,7 +80,8 @@ def _unbraced(pattern):
     first, last, names = match.groups()
     if names is None:
         width = len(first) * (first[0] == "0")
-        names = (f"{x:0{width}}" for x in range(int(first), int(last) + 1))
+        first, last = sorted((int(first), int(last)))
+        names = (f"{x:0{width}}" for x in range(first, last + 1))
     else:
         names = names.split(",")
     for name in names:
@@ -257,6 +258,13 @@ def _members(path):
         file.seek(end)
         if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
             _refuse_shard(path, f"is broken at byte {end:,}. Copy it again")
+        while rest := file.read(_AT_A_TIME):
+            if rest.strip(b"\0"):
+                _refuse_shard(
+                    path,
+                    f"goes on behind its end at byte {end:,}. Name tar files "
+                    "one by one instead of joining them",
+                )
 
 
 def _refuse_shard(path, what):

@@ -377,7 +377,7 @@ def find_source(
     }
     if pathlib.Path(data).is_dir():
         return ImageFolder(data, **options)
-    if data.endswith(".csv"):
+    if data.lower().endswith(".csv"):
         return ImageList(data, **options)
     if kind in _SHARDS:
         return _SHARDS[kind](pattern, **options)
@@ -497,17 +497,15 @@ def scan_source(data, manifest, *, progress=None):
     """
     if pathlib.Path(data).is_dir():
         return scanning.scan(data, manifest, progress=progress)
-    if array_files.is_array_file(data):
-        return array_files.scan_arrays(data, manifest, progress=progress)
-    if data.endswith(".csv") or data.partition(":")[0] in _SHARDS:
-        images = find_source(data)
-        return scanning.scan_images(images, manifest, progress=progress)
-    if data.startswith("tfds:"):
+    source = find_source(data)
+    if isinstance(source, EncodedImages):
+        return scanning.scan_images(source, manifest, progress=progress)
+    if source.startswith("tfds:"):
         raise ValueError(
             "`data` must be files: what TFDS prepared was read then. "
             f"Received: data={data!r}"
         )
-    return scanning.scan(data, manifest, progress=progress)
+    return array_files.scan_arrays(source, manifest, progress=progress)
 
 
 def in_words(source, split="train", *, data_dir=None):

@@ -1,4 +1,5 @@
 import io
+import pathlib
 import pickle
 import zipfile
 
@@ -46,6 +47,7 @@ def test_arrays_come_as_they_were_saved(tmp_path, name, order):
 
 def test_arrays_of_other_byte_orders_are_read(tmp_path):
     path = save(tmp_path / "a.npy", (PIXELS / 255).astype(">f4"))
+    path = str(pathlib.Path(path).rename(tmp_path / "A.NPY"))
     (batch,) = sources.open_dataset(path, batch_size=12, shuffle=False)
     np.testing.assert_allclose(batch, PIXELS / 255, rtol=1e-6)
 

@@ -228,6 +228,7 @@ def test_classes_of_a_tar_are_integers_or_texts(tmp_path):
         (lambda x: b"", "is broken (empty file). Copy it again"),
         (lambda x: b"no tar" * 200, "is broken ("),
         (gzip.compress, "Unpack it: gunzip "),
+        (lambda x: x + x, "goes on behind its end at byte "),
         (
             lambda x: x[:1536] + b"x" * 512 + x[2048:],
             "is broken at byte 1,536. Copy it again",
@@ -264,6 +265,7 @@ def test_patterns_name_files(tmp_path):
         return [os.path.relpath(path, tmp_path) for path in paths]
 
     assert found("a-{0..1}.tar") == ["a-0.tar", "a-1.tar"]
+    assert found("a-{1..0}.tar") == ["a-0.tar", "a-1.tar"]
     assert found("{a-0,b-{10..10}}.tar") == [
         "a-0.tar",
         "b-10.tar",
@@ -431,3 +433,12 @@ def test_examined_names_are_those_of_the_manifest(tmp_path):
     scanning.scan_images(source, tmp_path / "m.parquet")
     listed = manifests.read_manifest(tmp_path / "m.parquet")
     assert listed.paths == source.paths
+
+
+@pytest.mark.parametrize(
+    "look", [sources.find_source, lambda x: sources.scan_source(x, "m.parquet")]
+)
+def test_shards_without_their_prefix_are_told_it(tmp_path, look):
+    path = write_tar(tmp_path / "a.tar", {"0.png": PNG})
+    with pytest.raises(ValueError, match=rf"^`data` must .* Write tar:{path}$"):
+        look(str(path))
