@@ -73,6 +73,12 @@ def load_arrays(path):
             "as many labels as images",
             f"labels of shape {labels.shape} for {len(images)} images",
         )
+    if labels.dtype.kind not in "buifSU":
+        _refuse(
+            path,
+            "labels that are numbers or texts",
+            f"`labels` of dtype {labels.dtype}",
+        )
     return {"images": images, "labels": labels}
 
 

@@ -24,6 +24,8 @@ from keras_simclr.splits import rows_of_split
 _SHUFFLE_BUFFER = 16_384
 _SHOWN = 10  # Classes that are listed.
 _PATIENCE = 10  # Seconds that the host of a download has to answer.
+# Without it, errors become excerpts of our source code.
+_plainly = tf.autograph.experimental.do_not_convert
 
 
 def dataset_from_arrays(
@@ -153,7 +155,7 @@ def dataset_from_tfds(
             element["labels"] = example["label"]
         return element
 
-    dataset = dataset.map(decode, num_parallel_calls=tf.data.AUTOTUNE)
+    dataset = dataset.map(_plainly(decode), num_parallel_calls=tf.data.AUTOTUNE)
     if isinstance(dataset.element_spec, dict):
         dataset = _on_canvases(dataset, canvas_size, batch_size, drop_remainder)
     else:
@@ -464,7 +466,9 @@ def open_dataset(
     dataset = dataset_from_arrays(**arrays, **kwargs)
     if channels is None and bits == 8:
         return dataset
-    return dataset.map(lambda *parts: _converted(parts, channels, bits))
+    return dataset.map(
+        _plainly(lambda *parts: _converted(parts, channels, bits))
+    )
 
 
 def _converted(parts, channels, bits):

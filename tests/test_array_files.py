@@ -242,3 +242,16 @@ def test_headers_of_the_second_version_are_read(tmp_path):
     (tmp_path / "a.npy").write_bytes(file.getvalue())
     arrays = array_files.load_arrays(tmp_path / "a.npy")
     np.testing.assert_array_equal(arrays["images"], PIXELS)
+
+
+def test_other_channels_are_refused_in_a_sentence(tmp_path):
+    path = save(tmp_path / "a.npz", PIXELS)
+    with pytest.raises(ValueError, match=r"^`channels` must be those of the i"):
+        sources.open_dataset(path, channels=3, batch_size=4)
+
+
+@pytest.mark.parametrize("dtype", ["M8[D]", "c8"])
+def test_labels_that_are_no_classes_are_refused(tmp_path, dtype):
+    path = save(tmp_path / "a.npz", PIXELS, np.arange(12).astype(dtype))
+    with pytest.raises(ValueError, match="labels that are numbers or texts"):
+        array_files.load_arrays(path)
