@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import numbers
 import warnings
 import weakref
 
@@ -43,8 +44,17 @@ _drawn = weakref.WeakKeyDictionary()
 
 
 def arguments_of(method, args, kwargs):
-    """Dictionary of the arguments of a call, by name."""
-    call = inspect.signature(method).bind(*args, **kwargs).arguments
+    """Dictionary of the arguments of a call, by name.
+
+    Without those that are None where that is the default.
+    """
+    signature = inspect.signature(method)
+    call = signature.bind(*args, **kwargs).arguments
+    call = {
+        name: value
+        for name, value in call.items()
+        if value is not None or signature.parameters[name].default is not None
+    }
     call.update(call.pop("kwargs", {}))
     return call
 
@@ -119,6 +129,11 @@ def _checked_numbers(call):
             rule="a share of at least 0 and less than 1",
         )
         found["validation_split"] = share
+    # Keras takes a list of epochs, too.
+    if isinstance(call.get("validation_freq"), (numbers.Number, str)):
+        found["validation_freq"] = _checks.integer(
+            "validation_freq", call["validation_freq"], minimum=1
+        )
     return found
 
 

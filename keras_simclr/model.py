@@ -26,7 +26,7 @@ from keras_simclr.networks import (
     check_projection_head,
     check_trainable,
 )
-from keras_simclr.optimizers import default_optimizer
+from keras_simclr.optimizers import built, default_optimizer
 from keras_simclr.replicas import (
     ForwardPass,
     check_execution,
@@ -315,9 +315,9 @@ class SimCLRModel(keras.Model):
 
     def build_optimizer(self):
         """Makes the optimizer's variables, unless they are there."""
-        if self.compiled and not self.optimizer.built:
+        if self.compiled:
             with self.distribute_strategy.scope():
-                self.optimizer.build(self.trainable_variables)
+                self.optimizer = built(self.optimizer, self.trainable_variables)
 
     @functools.wraps(keras.Model.save)
     def save(self, *args, **kwargs):

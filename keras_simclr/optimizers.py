@@ -371,6 +371,19 @@ def default_optimizer():
     return LARS(inner, trust_coefficient=0.02, warmup_steps=50)
 
 
+def built(optimizer, variables):
+    """The optimizer with its variables for these, made unless they are there.
+
+    Keras builds that of a file of Keras 2's format (.h5) for no variables: it
+    cannot be built again, and a new one takes its place.
+    """
+    if optimizer.built and variables and not optimizer._trainable_variables:
+        optimizer = type(optimizer).from_config(optimizer.get_config())
+    if not optimizer.built:
+        optimizer.build(variables)
+    return optimizer
+
+
 _SETTERS = (
     keras.callbacks.LearningRateScheduler,
     keras.callbacks.ReduceLROnPlateau,

@@ -1308,6 +1308,9 @@ def test_files_of_keras_2_bring_a_model_back(bare_model, tmp_path, said):
     copy = keras.models.load_model(tmp_path / "model.h5")
     np.testing.assert_array_equal(copy(images), bare_model(images))
     assert isinstance(copy.optimizer, simclr.LARS)
+    copy.build_optimizer()
+    copy.train_step(images)
+    assert int(copy.optimizer.iterations.numpy()) == 1
     bare_model.save_weights(tmp_path / "model.weights.h5")
     copy = simclr.SimCLRModel(tiny_encoder())
     copy.load_weights(tmp_path / "model.weights.h5")
