@@ -148,10 +148,11 @@ def refuse_weights(call):
 
 
 def _validation_dataset(data, batch_size, steps, check, value_checks):
-    """Checks the values of one batch, or of all if their sizes are not known.
+    """Checks the values of arrays, and of the first batch of a dataset.
 
-    A last batch may be too small, which is known too late after an epoch.
+    Of all its batches if their sizes are not known: the last may be too small.
     """
+    is_whole = _is_arrays(data)
     try:
         if is_read_once(data):
             raise TypeError(
@@ -165,8 +166,8 @@ def _validation_dataset(data, batch_size, steps, check, value_checks):
         check_length(data, steps, "validation_steps")
         data = data if steps is None else data.take(steps)
         shapes = [x.shape for x in tf.nest.flatten(data.element_spec)]
-        is_ragged = any(shape[:1] == [None] for shape in shapes)
-        for _ in _checked(data if is_ragged else data.take(1), value_checks):
+        is_whole |= any(shape[:1] == [None] for shape in shapes)
+        for _ in _checked(data if is_whole else data.take(1), value_checks):
             pass
     except (TypeError, ValueError) as error:
         raise type(error)(f"In `validation_data`: {error}") from None
@@ -186,6 +187,13 @@ def evaluate_arguments(call, *, check):
     if call.get("steps") is not None:  # With `steps_per_execution`, too.
         call["x"] = call["x"].take(call["steps"])
     return call
+
+
+def evaluation_in_words(call):
+    """Context of `evaluate`, with these arguments, as `failures_in_words`."""
+    # Keras has `fit` say so.
+    where = " (in `validation_data`)" * ("_use_cached_eval_dataset" in call)
+    return failures_in_words(lambda: where)
 
 
 def predict_arguments(call):

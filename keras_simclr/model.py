@@ -355,7 +355,7 @@ class SimCLRModel(keras.Model):
     def evaluate(self, *args, **kwargs):
         call = fit_data.arguments_of(super().evaluate, args, kwargs)
         call = fit_data.evaluate_arguments(call, check=self._check_replicas)
-        with elements.failures_in_words():
+        with fit_data.evaluation_in_words(call):
             return super().evaluate(**call)
 
     @functools.wraps(keras.Model.predict)
