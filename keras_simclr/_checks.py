@@ -62,6 +62,15 @@ def integer(name, value, *, minimum, maximum=math.inf):
     return int(value)
 
 
+def boolean(name, value):
+    """Returns `value` if it is True or False; raises if not."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(
+            f"`{name}` must be True or False. Received: {name}={value!r}"
+        )
+    return bool(value)
+
+
 def matching(name, value, *, pattern, rule):
     """Returns `value` if a regular expression matches its text; or raises."""
     if not re.fullmatch(pattern, str(value)):

@@ -363,7 +363,7 @@ class NTXent(ContrastiveLoss):
     ):
         super().__init__(name=name)
         self.temperature = check_temperature(temperature)
-        self.decoupled = _checks.choice("decoupled", decoupled, (False, True))
+        self.decoupled = _checks.boolean("decoupled", decoupled)
         self.block_size = check_block_size(block_size)
 
     def contrast(self, z, groups=None):
