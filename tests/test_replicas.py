@@ -460,11 +460,14 @@ def test_unknown_batch_size_is_refused_on_replicas():
         model.compile()
     message = (
         "Several replicas need batches of one size that their number divides: "
-        "build them with batch(..., drop_remainder=True). Received: `images` "
-        "of shape (None, 8, 8, 3) for 2 replicas"
+        "build them with batch(..., drop_remainder=True), or those of a "
+        "generator with tf.data.Dataset.from_generator(..., "
+        "output_signature=...). Received: `images` of shape (None, 8, 8, 3) "
+        "for 2 replicas"
     )
-    with pytest.raises(ValueError, match=re.escape(message)):
-        model.fit(dataset)
+    for data in (dataset, iter(dataset)):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            model.fit(data)
 
 
 def test_asynchronous_replicas_are_refused():
