@@ -7,6 +7,8 @@ import re
 
 import numpy as np
 
+_SHOWN = 10  # Of what an error message lists.
+
 
 def real_number(name, value, *, low=-math.inf, high=math.inf, rule):
     """Returns `value` if it is a number in [low, high]; raises if not."""
@@ -79,6 +81,16 @@ def seed(name, value):
             f"`{name}` must be an integer below 2**63. Received: {name}={value}"
         )
     return int(value)
+
+
+def listing(items):
+    """The first few of a list, in words.
+
+    >>> listing(range(12))
+    '0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ...'
+    """
+    more = ", ..." * (len(items) > _SHOWN)
+    return ", ".join(map(str, items[:_SHOWN])) + more
 
 
 def finite_rows(what, rows, names=()):

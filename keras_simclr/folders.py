@@ -26,7 +26,6 @@ from keras_simclr.splits import places_of_split, rows_of_split
 
 _logger = logging.getLogger("keras_simclr")
 
-_SHOWN = 10  # Files that an error message lists.
 _END = -1  # In place of a place, after all others.
 # Files that are compared when a folder without a manifest is split: half a
 # minute for photographs of 500 pixels on two cores.
@@ -223,13 +222,11 @@ class EncodedImages:
         if outside or len(missing) > self.unreadable_limit * len(listed.paths):
             what = "lead out of it" if outside else "are not there"
             shown = outside or missing
-            more = ", ..." * (len(shown) > _SHOWN)
             raise ValueError(
                 "`manifest` must be that of these images. Received: "
                 f"manifest={os.fsdecode(manifest)!r}, of whose "
                 f"{len(listed.paths)} images {len(shown)} {what}, for "
-                f"{self.source!r}: {', '.join(shown[:_SHOWN])}{more}. Scan it "
-                "anew"
+                f"{self.source!r}: {_checks.listing(shown)}. Scan it anew"
             )
         rows = [row for row, x in enumerate(listed.paths) if x in places]
         self.left_out |= listed.problems
@@ -356,12 +353,11 @@ class EncodedImages:
         return True
 
     def _complaint(self):
-        listing = [f"{p} ({why})" for p, why in self.skipped.items()]
-        more = ", ..." * (len(listing) > _SHOWN)
+        skipped = [f"{p} ({why})" for p, why in self.skipped.items()]
         return (
             f"At most {self.unreadable_limit:.2%} of the files may be "
-            f"unreadable. Received: {len(listing)} of {len(self.paths)} so "
-            f"far: {', '.join(listing[:_SHOWN])}{more}. Scan the folder and "
+            f"unreadable. Received: {len(skipped)} of {len(self.paths)} so "
+            f"far: {_checks.listing(skipped)}. Scan the folder and "
             "use its manifest, or raise `unreadable_limit`"
         )
 

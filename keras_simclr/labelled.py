@@ -7,13 +7,13 @@ import numpy as np
 import tensorflow as tf
 
 from keras_simclr import _files
+from keras_simclr._checks import listing
 from keras_simclr.elements import unpack
 from keras_simclr.fit_data import check_length, checked_elements, in_order
 
 _logger = logging.getLogger("keras_simclr")
 
 _BATCH_SIZE = 256
-_SHOWN = 10  # Classes that a message lists.
 
 
 def in_order_with_labels(name, images):
@@ -263,15 +263,15 @@ def compare_classes(labels, test_labels):
     if (classes.dtype.kind == "U") != (test_classes.dtype.kind == "U"):
         raise ValueError(
             "`train` and `test` must both have names of classes, or both "
-            f"numbers. Received: {_listing(classes)} in `train` and "
-            f"{_listing(test_classes)} in `test`. Set dataset.class_names, or "
+            f"numbers. Received: {listing(classes)} in `train` and "
+            f"{listing(test_classes)} in `test`. Set dataset.class_names, or "
             "pass the names themselves as labels"
         )
     is_new = ~np.isin(test_classes, classes)
     if is_new.all():
         raise ValueError(
             "`test` must hold classes of `train`. Received: "
-            f"{_listing(test_classes)} in `test` and {_listing(classes)} in "
+            f"{listing(test_classes)} in `test` and {listing(classes)} in "
             "`train`"
         )
     sentences = []
@@ -279,11 +279,11 @@ def compare_classes(labels, test_labels):
         sentences.append(
             f"{counts[is_new].sum()} of {counts.sum()} images to test on are "
             "of classes without images to learn from, and count as wrong: "
-            f"{_listing(test_classes[is_new])}."
+            f"{listing(test_classes[is_new])}."
         )
     missing = np.setdiff1d(classes, test_classes)
     if len(missing):
-        sentences.append(f"No image to test on is of {_listing(missing)}.")
+        sentences.append(f"No image to test on is of {listing(missing)}.")
     return sentences
 
 
@@ -291,11 +291,6 @@ def warn_of_classes(labels, test_labels):
     """Logs what `compare_classes` finds, with the same arguments and errors."""
     for sentence in compare_classes(labels, test_labels):
         _logger.warning(sentence)
-
-
-def _listing(classes):
-    more = ", ..." * (len(classes) > _SHOWN)
-    return ", ".join(map(str, classes[:_SHOWN])) + more
 
 
 def one_per_row(labels):

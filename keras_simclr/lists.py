@@ -6,9 +6,8 @@ import pathlib
 
 import tensorflow as tf
 
+from keras_simclr._checks import listing
 from keras_simclr.folders import EncodedImages, numbered_labels
-
-_SHOWN = 10  # Files that an error message lists.
 
 
 class ImageList(EncodedImages):
@@ -69,11 +68,10 @@ class ImageList(EncodedImages):
             if not pathlib.Path(self.directory, path).is_file()
         ]
         if missing:
-            more = ", ..." * (len(missing) > _SHOWN)
             self._refuse(
                 "paths of files, relative to its own folder or absolute",
                 f"{len(missing)} of {len(self._known)} that are not there: "
-                f"{', '.join(missing[:_SHOWN])}{more}",
+                f"{listing(missing)}",
             )
         if rows > len(self._known):
             self.not_read["named twice"] = rows - len(self._known)

@@ -17,12 +17,13 @@ import numpy as np
 import tensorflow as tf
 
 from keras_simclr import _files
+from keras_simclr._checks import listing
 from keras_simclr.decoding import promised_format
 from keras_simclr.folders import EncodedImages, numbered_labels
 
 _logger = logging.getLogger("keras_simclr")
 
-_SHOWN = 10  # Files that an error message lists.
+_MOST_MISSING = 10  # Patterns that are looked for in vain.
 _LONGEST_LABEL = 4096  # Bytes.
 _AT_A_TIME = 1 << 22  # Bytes of a Parquet file that are unpacked at a time.
 _COMPRESSED = {
@@ -60,14 +61,13 @@ def matching_files(pattern):
         hits = [hit for hit in hits if pathlib.Path(hit).is_file()]
         found.update(hits)
         missing += [] if hits else [path]
-        if len(missing) > _SHOWN:
+        if len(missing) > _MOST_MISSING:
             break
     if missing:
-        more = ", ..." * (len(missing) > _SHOWN)
         raise FileNotFoundError(
             "The pattern of the shards must be one of files, such as "
             f"train-{{000..009}}.tar or folder/*.tar. Received: {pattern!r}, "
-            f"without any {', '.join(missing[:_SHOWN])}{more}"
+            f"without any {listing(missing)}"
         )
     return sorted(found)
 

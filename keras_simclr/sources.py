@@ -22,7 +22,6 @@ from keras_simclr.splits import rows_of_split
 
 # Examples that wait, still encoded, to be drawn in random order.
 _SHUFFLE_BUFFER = 16_384
-_SHOWN = 10  # Classes that are listed.
 _PATIENCE = 10  # Seconds that the host of a download has to answer.
 
 
@@ -572,10 +571,9 @@ def _not_read_in_words(kinds):
         return ""
     total = sum(kinds.values())
     files = "other files are" if total > 1 else "other file is"
-    shown = [f"{count:,} {kind}" for kind, count in kinds.items()][:_SHOWN]
-    more = ", ..." * (len(kinds) > _SHOWN)
+    shown = [f"{count:,} {kind}" for kind, count in kinds.items()]
     return (
-        f". {total:,} {files} not read: {', '.join(valid_names(shown))}{more}"
+        f". {total:,} {files} not read: {_checks.listing(valid_names(shown))}"
     )
 
 
@@ -596,10 +594,9 @@ def _classes_in_words(labels, names):
         ]
     if not found:
         return ", no classes"
-    more = ", ..." * (len(found) > _SHOWN)
-    listing = ", ".join(valid_names(found[:_SHOWN]))
+    listing = _checks.listing(valid_names(found))
     classes = "classes" if len(found) > 1 else "class"
-    return f" of {len(found):,} {classes}: {listing}{more}"
+    return f" of {len(found):,} {classes}: {listing}"
 
 
 def own_test_split(source, *, data_dir=None):
