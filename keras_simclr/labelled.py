@@ -2,6 +2,7 @@
 
 import collections
 import logging
+import os
 
 import numpy as np
 import tensorflow as tf
@@ -208,14 +209,17 @@ def known_labels(name, labels, class_names=()):
     labels = one_per_row(labels)
     if labels.ndim != 1:
         _refuse_labels_of(name, labels.shape)
-    if labels.dtype.kind == "O":  # TensorFlow gives bytes so, pandas anything.
+    # TensorFlow gives bytes as objects, pandas anything.
+    if labels.dtype.kind == "O" and not any(map(_is_text, labels)):
         labels = np.array(labels.tolist())
-    if labels.dtype.kind in "SU":
-        texts = [x.decode() if isinstance(x, bytes) else str(x) for x in labels]
-        return np.array(texts, "U"), np.arange(len(texts))
     wrong = labels if labels.dtype.kind not in "biu" else ()
     if labels.dtype.kind == "f":  # NaN equals nothing.
         wrong = labels[(labels != np.floor(labels)) | np.isinf(labels)]
+    if labels.dtype.kind in "OSTU":  # NaN between texts would be a class.
+        wrong = [label for label in labels if not _is_text(label)]
+        if not wrong:
+            texts = _files.valid_names(map(os.fsdecode, labels))
+            return np.array(texts, "U"), np.arange(len(texts))
     if len(wrong):
         raise ValueError(
             f"`{name}` must hold the class of each image: an integer or a "
@@ -232,6 +236,10 @@ def known_labels(name, labels, class_names=()):
             )
         labels = np.array(class_names)[labels.astype("int64")]
     return labels, rows
+
+
+def _is_text(label):
+    return isinstance(label, (bytes, str))
 
 
 def check_classes(name, labels):
