@@ -160,7 +160,7 @@ _COMMANDS = {
                 "integer",
                 None,
                 "Goes on with a finished run, for so many epochs.",
-                ("integer", {"minimum": 1}),
+                _COUNT,
             ),
         },
     ),
@@ -214,7 +214,10 @@ _COMMANDS = {
                 ("choice", {"choices": _PROBES}),
             ),
             "draws": _Flag(
-                "integer", 5, "Labelled sets drawn of each number.", _COUNT
+                "integer",
+                5,
+                "Labelled sets drawn of each number, at least 2.",
+                ("integer", {"minimum": 2}),
             ),
             "encoders": _Flag(
                 "list",
@@ -387,6 +390,8 @@ def _parsed(command, arguments):
     checks, files = _module("_checks"), _module("_files")
     for name, flag in _COMMANDS[command][1].items():
         if not values[name].present:
+            if flag.is_required:
+                raise ValueError(f"--{name} must be given. {flag.help}")
             continue
         items = _items(values[name])
         if flag.kind == "string":
@@ -440,8 +445,6 @@ def define_flags(command, values):
         define = getattr(flags, f"DEFINE_{flag.kind}")
         default = None if flag.is_required else flag.default
         define(name, default, flag.help, flag_values=values)
-        if flag.is_required:
-            flags.mark_flag_as_required(name, flag_values=values)
 
 
 def _overview():
