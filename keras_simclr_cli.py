@@ -87,6 +87,7 @@ def _written_by(command, name):
 _RECIPE, _terminal = _module("recipe"), _module("_terminal")
 _KINDS = {bool: "boolean", int: "integer", float: "float", str: "string"}
 _COUNT = ("integer", {"minimum": 1})
+_TWO = ("integer", {"minimum": 2})
 _PLACE = ("integer", {"minimum": 0})
 _PROBES = ("linear", "knn", "finetune")
 _FORMATS = ("keras", "saved_model", "onnx", "litert", "litert_int8", "hub")
@@ -214,10 +215,7 @@ _COMMANDS = {
                 ("choice", {"choices": _PROBES}),
             ),
             "draws": _Flag(
-                "integer",
-                5,
-                "Labelled sets drawn of each number, at least 2.",
-                ("integer", {"minimum": 2}),
+                "integer", 5, "Labelled sets of each number, 2 or more.", _TWO
             ),
             "encoders": _Flag(
                 "list",

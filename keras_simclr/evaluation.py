@@ -240,8 +240,7 @@ def evaluate(
         progress=progress,
     )
     examples, splits = _load(train, test, draws, seed, load, say)
-    remarks = _remarks(examples, splits)
-    for remark in remarks:
+    for remark in (remarks := _remarks(examples, splits)):
         _logger.warning(remark)
     jobs, left_out = sampling.plan_jobs(
         examples["labels"], splits, amounts, draws, seed

@@ -142,6 +142,8 @@ def dataset_from_tfds(
     if shuffle:
         dataset = dataset.shuffle(min(split_size, _SHUFFLE_BUFFER), seed=seed)
 
+    # Whose errors would be tracebacks.
+    @tf.autograph.experimental.do_not_convert
     def decode(example):
         image = features["image"].decode_example(example["image"])
         image = converted(image, channels, bits)
@@ -463,14 +465,14 @@ def open_dataset(
     dataset = dataset_from_arrays(**arrays, **kwargs)
     if channels is None and bits == 8:
         return dataset
-    return dataset.map(lambda *parts: _converted(parts, channels, bits))
 
+    @tf.autograph.experimental.do_not_convert
+    def convert(images, *labels):
+        if images.shape.rank == 4:
+            images = converted(images, channels, bits)
+        return (images, *labels) if labels else images
 
-def _converted(parts, channels, bits):
-    images, *labels = parts
-    if images.shape.rank == 4:
-        images = converted(images, channels, bits)
-    return (images, *labels) if labels else images
+    return dataset.map(convert)
 
 
 def scan_source(data, manifest, *, progress=None):

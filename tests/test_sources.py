@@ -514,3 +514,16 @@ def test_labels_may_be_a_list():
     np.testing.assert_array_equal(batch[1], [3, 1, 0, 2])
     with pytest.raises(ValueError, match="arrays of length 3 and 4"):
         fit_data.in_order((images, [3, 1, 0]))
+
+
+def test_arrays_of_other_channels_are_refused_in_one_sentence(tmp_path):
+    path = str(tmp_path / "four.npy")
+    np.save(path, np.zeros((2, 8, 8, 4), "uint8"))
+    with pytest.raises(ValueError) as error:
+        sources.open_dataset(
+            path, "train", channels=3, canvas_size=8, batch_size=2
+        )
+    assert str(error.value) == (
+        "`channels` must be those of the images, or 1 or 3, where they have 3 "
+        "or 1. Received: channels=3, and images with 4"
+    )
