@@ -87,6 +87,7 @@ def _written_by(command, name):
 _RECIPE, _terminal = _module("recipe"), _module("_terminal")
 _KINDS = {bool: "boolean", int: "integer", float: "float", str: "string"}
 _COUNT = ("integer", {"minimum": 1})
+_TWO = ("integer", {"minimum": 2})
 _PLACE = ("integer", {"minimum": 0})
 _PROBES = ("linear", "knn", "finetune")
 _FORMATS = ("keras", "saved_model", "onnx", "litert", "litert_int8", "hub")
@@ -160,7 +161,7 @@ _COMMANDS = {
                 "integer",
                 None,
                 "Goes on with a finished run, for so many epochs.",
-                ("integer", {"minimum": 1}),
+                _COUNT,
             ),
         },
     ),
@@ -214,7 +215,7 @@ _COMMANDS = {
                 ("choice", {"choices": _PROBES}),
             ),
             "draws": _Flag(
-                "integer", 5, "Labelled sets drawn of each number.", _COUNT
+                "integer", 5, "Labelled sets of each number, 2 or more.", _TWO
             ),
             "encoders": _Flag(
                 "list",
@@ -387,6 +388,8 @@ def _parsed(command, arguments):
     checks, files = _module("_checks"), _module("_files")
     for name, flag in _COMMANDS[command][1].items():
         if not values[name].present:
+            if flag.is_required:
+                raise ValueError(f"--{name} must be given. {flag.help}")
             continue
         items = _items(values[name])
         if flag.kind == "string":
@@ -440,8 +443,6 @@ def define_flags(command, values):
         define = getattr(flags, f"DEFINE_{flag.kind}")
         default = None if flag.is_required else flag.default
         define(name, default, flag.help, flag_values=values)
-        if flag.is_required:
-            flags.mark_flag_as_required(name, flag_values=values)
 
 
 def _overview():
@@ -565,12 +566,10 @@ def _evaluate(values):
     model = runs.load_model(values.run_dir)
     runs.read_summary(values.run_dir)  # It can be read, and written later.
     _files.check_can_write(values.run_dir)
-    side = max(model.encoder.input_shape[1:3])
-    data = runs.as_seen(
-        _data(values), values.run_dir, model.encoder.input_shape[-1]
-    )
+    *_, channels = shape = model.encoder.input_shape
+    data = runs.as_seen(_data(values), values.run_dir, channels)
     data, held_out = data.and_test(values.test_data)
-    source, train = data.open_in_order(side)
+    source, train = data.open_in_order(max(shape[1:3]))
     print(f"To learn from: {data.in_words(source)}.")
     test = None
     test_split = (
@@ -580,7 +579,7 @@ def _evaluate(values):
     )
     if test_split:
         held_out = dataclasses.replace(held_out, split=test_split)
-        test_source, test = held_out.open_in_order(side)
+        test_source, test = held_out.open_in_order(max(shape[1:3]))
         print(f"To test on: {held_out.in_words(test_source)}.")
     about = {
         "data": fingerprints.fingerprint(source, data_dir=data.data_dir),
@@ -595,9 +594,7 @@ def _evaluate(values):
         probes=values.probes,
         labels=labels,
         draws=values.draws,
-        encoders={
-            path: keras.models.load_model(path) for path in values.encoders
-        },
+        encoders={x: keras.models.load_model(x) for x in values.encoders},
         projection_layer=values.projection_layer,
         seed=values.seed,
         report=print,

@@ -1,4 +1,4 @@
-"""`python -m keras_simclr`, the same as `keras-simclr`."""
+"""`python -m keras_simclr`: as `keras-simclr`, which starts faster."""
 
 import sys
 

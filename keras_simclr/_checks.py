@@ -7,6 +7,8 @@ import re
 
 import numpy as np
 
+_SHOWN = 10  # Of what an error message lists.
+
 
 def real_number(name, value, *, low=-math.inf, high=math.inf, rule):
     """Returns `value` if it is a number in [low, high]; raises if not."""
@@ -62,6 +64,15 @@ def integer(name, value, *, minimum, maximum=math.inf):
     return int(value)
 
 
+def boolean(name, value):
+    """Returns `value` if it is True or False; raises if not."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(
+            f"`{name}` must be True or False. Received: {name}={value!r}"
+        )
+    return bool(value)
+
+
 def matching(name, value, *, pattern, rule):
     """Returns `value` if a regular expression matches its text; or raises."""
     if not re.fullmatch(pattern, str(value)):
@@ -79,6 +90,16 @@ def seed(name, value):
             f"`{name}` must be an integer below 2**63. Received: {name}={value}"
         )
     return int(value)
+
+
+def listing(items):
+    """The first few of a list, in words.
+
+    >>> listing(range(12))
+    '0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ...'
+    """
+    more = ", ..." * (len(items) > _SHOWN)
+    return ", ".join(map(str, items[:_SHOWN])) + more
 
 
 def finite_rows(what, rows, names=()):

@@ -29,7 +29,7 @@ _CURES = {
 
 def is_array_file(path):
     """Whether a path is named like a file of arrays."""
-    return str(path).endswith((".npy", ".npz"))
+    return str(path).lower().endswith((".npy", ".npz"))
 
 
 def load_arrays(path):
@@ -57,7 +57,7 @@ def load_arrays(path):
     arrays = load_arrays("flowers.npz")
     ```
     """
-    if str(path).endswith(".npy"):
+    if str(path).lower().endswith(".npy"):
         with _explaining(path), pathlib.Path(path).open("rb") as file:
             arrays = {"images": _array_at(path, "images", file, 0)}
     else:
@@ -72,6 +72,12 @@ def load_arrays(path):
             path,
             "as many labels as images",
             f"labels of shape {labels.shape} for {len(images)} images",
+        )
+    if labels.dtype.kind not in "buifSU":
+        _refuse(
+            path,
+            "labels that are numbers or texts",
+            f"`labels` of dtype {labels.dtype}",
         )
     return {"images": images, "labels": labels}
 

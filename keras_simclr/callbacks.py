@@ -362,7 +362,9 @@ class Measures(_Periodic):
         super().on_train_begin(logs)
         self._chance = None
         self.copy_weights()  # Copies cannot be made in a graph.
-        self._measured(self._elements[0], 0)  # What does not fit is refused.
+        # What does not fit is refused.
+        self._measured(self._elements[0], 0)
+        self.model.contrastive_loss.chance(2, self.model.number_of_views)
 
     def copy_weights(self):
         super().copy_weights()

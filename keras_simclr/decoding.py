@@ -184,7 +184,9 @@ def format_of(head):
     for name, known in FORMATS.items():
         parts = known.first_bytes.items()
         if all(head.startswith(part, start) for start, part in parts):
-            return name
+            # Where the first brand is a general one, the next ones tell.
+            is_avif = name == "HEIF" and b"avif" in head[16:HEAD]
+            return "AVIF" if is_avif else name
     return None
 
 

@@ -293,8 +293,10 @@ def check_shared_evenly(element, replicas):
             raise ValueError(
                 "Several replicas need batches of one size that their "
                 "number divides: build them with batch(..., "
-                f"drop_remainder=True). Received: `{name}` of shape "
-                f"{batch.shape} for {replicas} replicas"
+                "drop_remainder=True), or those of a generator with "
+                "tf.data.Dataset.from_generator(..., output_signature=...). "
+                f"Received: `{name}` of shape {batch.shape} for {replicas} "
+                "replicas"
             )
 
 

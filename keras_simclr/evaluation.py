@@ -228,6 +228,7 @@ def evaluate(
     for probe in probes or (probes,):
         _checks.choice("probes", probe, PROBES)
     _checks.integer("draws", draws, minimum=2)
+    _checks.seed("seed", seed)
     amounts = list(dict.fromkeys(map(sampling.checked_amount, labels)))
     encoders = _checked_encoders(encoders or {})
     start, say = time.perf_counter(), report or (lambda text: None)
@@ -239,8 +240,7 @@ def evaluate(
         progress=progress,
     )
     examples, splits = _load(train, test, draws, seed, load, say)
-    remarks = _remarks(examples, splits)
-    for remark in remarks:
+    for remark in (remarks := _remarks(examples, splits)):
         _logger.warning(remark)
     jobs, left_out = sampling.plan_jobs(
         examples["labels"], splits, amounts, draws, seed
@@ -370,6 +370,13 @@ def _joined(*sets):
         raise ValueError(
             "`train` and `test` must both lie on canvases, or neither. "
             "Received: `sizes` in one of them"
+        )
+    shapes = [each["images"].shape[1:] for each in sets]
+    if "sizes" not in sets[0] and len({*shapes}) > 1:
+        raise ValueError(
+            "`train` and `test` must hold images of one shape, or of `sizes` "
+            f"on canvases. Received: images of shape {shapes[0]} in `train` "
+            f"and {shapes[1]} in `test`. Resize one of them"
         )
     images = _images_end_to_end([each["images"] for each in sets])
     # Groups and places of two sources may be numbered alike.

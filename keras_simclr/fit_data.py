@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import numbers
 import warnings
 import weakref
 
@@ -43,8 +44,17 @@ _drawn = weakref.WeakKeyDictionary()
 
 
 def arguments_of(method, args, kwargs):
-    """Dictionary of the arguments of a call, by name."""
-    call = inspect.signature(method).bind(*args, **kwargs).arguments
+    """Dictionary of the arguments of a call, by name.
+
+    Without those that are None where that is the default.
+    """
+    signature = inspect.signature(method)
+    call = signature.bind(*args, **kwargs).arguments
+    call = {
+        name: value
+        for name, value in call.items()
+        if value is not None or signature.parameters[name].default is not None
+    }
     call.update(call.pop("kwargs", {}))
     return call
 
@@ -119,6 +129,11 @@ def _checked_numbers(call):
             rule="a share of at least 0 and less than 1",
         )
         found["validation_split"] = share
+    # Keras takes a list of epochs, too.
+    if isinstance(call.get("validation_freq"), (numbers.Number, str)):
+        found["validation_freq"] = _checks.integer(
+            "validation_freq", call["validation_freq"], minimum=1
+        )
     return found
 
 
@@ -133,10 +148,11 @@ def refuse_weights(call):
 
 
 def _validation_dataset(data, batch_size, steps, check, value_checks):
-    """Checks the values of one batch, or of all if their sizes are not known.
+    """Checks the values of arrays, and of the first batch of a dataset.
 
-    A last batch may be too small, which is known too late after an epoch.
+    Of all its batches if their sizes are not known: the last may be too small.
     """
+    is_whole = _is_arrays(data)
     try:
         if is_read_once(data):
             raise TypeError(
@@ -150,8 +166,8 @@ def _validation_dataset(data, batch_size, steps, check, value_checks):
         check_length(data, steps, "validation_steps")
         data = data if steps is None else data.take(steps)
         shapes = [x.shape for x in tf.nest.flatten(data.element_spec)]
-        is_ragged = any(shape[:1] == [None] for shape in shapes)
-        for _ in _checked(data if is_ragged else data.take(1), value_checks):
+        is_whole |= any(shape[:1] == [None] for shape in shapes)
+        for _ in _checked(data if is_whole else data.take(1), value_checks):
             pass
     except (TypeError, ValueError) as error:
         raise type(error)(f"In `validation_data`: {error}") from None
@@ -173,12 +189,24 @@ def evaluate_arguments(call, *, check):
     return call
 
 
-def predict_arguments(call):
-    """The arguments of `predict`, with a dataset for arrays, of all images."""
+def evaluation_in_words(call):
+    """Context of `evaluate`, with these arguments, as `failures_in_words`."""
+    # Keras has `fit` say so.
+    where = " (in `validation_data`)" * ("_use_cached_eval_dataset" in call)
+    return failures_in_words(lambda: where)
+
+
+def predict_arguments(call, check):
+    """The arguments of `predict`, with a dataset for arrays, of all images.
+
+    `check` is as `elements.Rules.check_at_rest`.
+    """
     call = dict(call)
-    size = call.pop("batch_size", None)
     call["x"] = as_dataset(
-        call.get("x"), batch_size=size, whole=False, check=None
+        call.get("x"),
+        batch_size=call.pop("batch_size", None),
+        whole=False,
+        check=lambda dataset: check(unpack(dataset.element_spec)),
     )
     _check_steps(call)
     return call
@@ -497,6 +525,10 @@ def in_order(images, *, batch_size=256):
     Takes an array, `(images, labels)`, a dictionary of arrays, a dataset of
     batches, which stay as they are, or what `batches_from` takes.
     """
+    if isinstance(images, tuple):  # Labels may be a list.
+        images = tuple(
+            np.array(x) if isinstance(x, list) else x for x in images
+        )
     if _is_arrays(images):
         images = batches_of(
             images, batch_size, shuffle=False, seed=0, drop_remainder=False

@@ -26,7 +26,6 @@ from keras_simclr.splits import places_of_split, rows_of_split
 
 _logger = logging.getLogger("keras_simclr")
 
-_SHOWN = 10  # Files that an error message lists.
 _END = -1  # In place of a place, after all others.
 # Files that are compared when a folder without a manifest is split: half a
 # minute for photographs of 500 pixels on two cores.
@@ -223,13 +222,11 @@ class EncodedImages:
         if outside or len(missing) > self.unreadable_limit * len(listed.paths):
             what = "lead out of it" if outside else "are not there"
             shown = outside or missing
-            more = ", ..." * (len(shown) > _SHOWN)
             raise ValueError(
                 "`manifest` must be that of these images. Received: "
                 f"manifest={os.fsdecode(manifest)!r}, of whose "
                 f"{len(listed.paths)} images {len(shown)} {what}, for "
-                f"{self.source!r}: {', '.join(shown[:_SHOWN])}{more}. Scan it "
-                "anew"
+                f"{self.source!r}: {_checks.listing(shown)}. Scan it anew"
             )
         rows = [row for row, x in enumerate(listed.paths) if x in places]
         self.left_out |= listed.problems
@@ -348,20 +345,18 @@ class EncodedImages:
             if path not in self.skipped:
                 opened = functools.partial(self.open_image, place)
                 row = examine(path, opened, channels)
-                reason = "no image" if row is None else row.problem or "broken"
-                self.skipped[path] = reason
+                self.skipped[path] = reason = row.problem or "broken"
                 _logger.warning("Skipped %r: %s", path, reason)
             if len(self.skipped) > self.unreadable_limit * len(self.paths):
                 fail(self._complaint())
         return True
 
     def _complaint(self):
-        listing = [f"{p} ({why})" for p, why in self.skipped.items()]
-        more = ", ..." * (len(listing) > _SHOWN)
+        skipped = [f"{p} ({why})" for p, why in self.skipped.items()]
         return (
             f"At most {self.unreadable_limit:.2%} of the files may be "
-            f"unreadable. Received: {len(listing)} of {len(self.paths)} so "
-            f"far: {', '.join(listing[:_SHOWN])}{more}. Scan the folder and "
+            f"unreadable. Received: {len(skipped)} of {len(self.paths)} so "
+            f"far: {_checks.listing(skipped)}. Scan the folder and "
             "use its manifest, or raise `unreadable_limit`"
         )
 
@@ -389,7 +384,7 @@ def numbered_labels(classes, class_names=()):
         class_names = tuple(sorted(set(known)))
         numbers = {name: place for place, name in enumerate(class_names)}
         labels = [numbers.get(x, -1) for x in classes]
-    elif all(isinstance(x, int) for x in known):
+    elif all(isinstance(x, int) and x < 2**63 for x in known):
         labels = [-1 if x is None else max(x, -1) for x in classes]
         if class_names and max(labels) >= len(class_names):
             raise ValueError(
@@ -399,7 +394,8 @@ def numbered_labels(classes, class_names=()):
     else:
         kinds = {type(x): x for x in known}
         raise ValueError(
-            "Labels must be integers, or all of them texts. Received: "
+            "Labels must be integers of 64 bits, or all of them texts. "
+            "Received: "
             f"{', '.join(repr(x)[:40] for x in kinds.values())}"
         )
     return (np.array(labels, "int64"), class_names) if known else (None, ())

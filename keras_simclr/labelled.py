@@ -2,18 +2,19 @@
 
 import collections
 import logging
+import os
 
 import numpy as np
 import tensorflow as tf
 
 from keras_simclr import _files
+from keras_simclr._checks import listing
 from keras_simclr.elements import unpack
 from keras_simclr.fit_data import check_length, checked_elements, in_order
 
 _logger = logging.getLogger("keras_simclr")
 
 _BATCH_SIZE = 256
-_SHOWN = 10  # Classes that a message lists.
 
 
 def in_order_with_labels(name, images):
@@ -208,14 +209,17 @@ def known_labels(name, labels, class_names=()):
     labels = one_per_row(labels)
     if labels.ndim != 1:
         _refuse_labels_of(name, labels.shape)
-    if labels.dtype.kind == "O":  # TensorFlow gives bytes so, pandas anything.
+    # TensorFlow gives bytes as objects, pandas anything.
+    if labels.dtype.kind == "O" and not any(map(_is_text, labels)):
         labels = np.array(labels.tolist())
-    if labels.dtype.kind in "SU":
-        texts = [x.decode() if isinstance(x, bytes) else str(x) for x in labels]
-        return np.array(texts, "U"), np.arange(len(texts))
     wrong = labels if labels.dtype.kind not in "biu" else ()
     if labels.dtype.kind == "f":  # NaN equals nothing.
         wrong = labels[(labels != np.floor(labels)) | np.isinf(labels)]
+    if labels.dtype.kind in "OSTU":  # NaN between texts would be a class.
+        wrong = [label for label in labels if not _is_text(label)]
+        if not wrong:
+            texts = _files.valid_names(map(os.fsdecode, labels))
+            return np.array(texts, "U"), np.arange(len(texts))
     if len(wrong):
         raise ValueError(
             f"`{name}` must hold the class of each image: an integer or a "
@@ -232,6 +236,10 @@ def known_labels(name, labels, class_names=()):
             )
         labels = np.array(class_names)[labels.astype("int64")]
     return labels, rows
+
+
+def _is_text(label):
+    return isinstance(label, (bytes, str))
 
 
 def check_classes(name, labels):
@@ -263,15 +271,15 @@ def compare_classes(labels, test_labels):
     if (classes.dtype.kind == "U") != (test_classes.dtype.kind == "U"):
         raise ValueError(
             "`train` and `test` must both have names of classes, or both "
-            f"numbers. Received: {_listing(classes)} in `train` and "
-            f"{_listing(test_classes)} in `test`. Set dataset.class_names, or "
+            f"numbers. Received: {listing(classes)} in `train` and "
+            f"{listing(test_classes)} in `test`. Set dataset.class_names, or "
             "pass the names themselves as labels"
         )
     is_new = ~np.isin(test_classes, classes)
     if is_new.all():
         raise ValueError(
             "`test` must hold classes of `train`. Received: "
-            f"{_listing(test_classes)} in `test` and {_listing(classes)} in "
+            f"{listing(test_classes)} in `test` and {listing(classes)} in "
             "`train`"
         )
     sentences = []
@@ -279,11 +287,11 @@ def compare_classes(labels, test_labels):
         sentences.append(
             f"{counts[is_new].sum()} of {counts.sum()} images to test on are "
             "of classes without images to learn from, and count as wrong: "
-            f"{_listing(test_classes[is_new])}."
+            f"{listing(test_classes[is_new])}."
         )
     missing = np.setdiff1d(classes, test_classes)
     if len(missing):
-        sentences.append(f"No image to test on is of {_listing(missing)}.")
+        sentences.append(f"No image to test on is of {listing(missing)}.")
     return sentences
 
 
@@ -291,11 +299,6 @@ def warn_of_classes(labels, test_labels):
     """Logs what `compare_classes` finds, with the same arguments and errors."""
     for sentence in compare_classes(labels, test_labels):
         _logger.warning(sentence)
-
-
-def _listing(classes):
-    more = ", ..." * (len(classes) > _SHOWN)
-    return ", ".join(map(str, classes[:_SHOWN])) + more
 
 
 def one_per_row(labels):

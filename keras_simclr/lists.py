@@ -6,9 +6,8 @@ import pathlib
 
 import tensorflow as tf
 
+from keras_simclr._checks import listing
 from keras_simclr.folders import EncodedImages, numbered_labels
-
-_SHOWN = 10  # Files that an error message lists.
 
 
 class ImageList(EncodedImages):
@@ -66,14 +65,13 @@ class ImageList(EncodedImages):
         missing = [
             path
             for path in self._known
-            if not pathlib.Path(self.directory, path).is_file()
+            if not os.path.isfile(os.path.join(self.directory, path))  # noqa: PTH113, PTH118
         ]
         if missing:
-            more = ", ..." * (len(missing) > _SHOWN)
             self._refuse(
                 "paths of files, relative to its own folder or absolute",
                 f"{len(missing)} of {len(self._known)} that are not there: "
-                f"{', '.join(missing[:_SHOWN])}{more}",
+                f"{listing(missing)}",
             )
         if rows > len(self._known):
             self.not_read["named twice"] = rows - len(self._known)
@@ -105,7 +103,7 @@ class ImageList(EncodedImages):
                 f"{len(row)} in line {line}, {len(columns)} in the first",
             )
         values = dict(zip(columns, row, strict=False))
-        if not values["path"].strip():
+        if not values.get("path", "").strip():
             self._refuse("a path in each line", f"none in line {line}")
         return line, values["path"], values.get("label", "").strip() or None
 

@@ -113,12 +113,11 @@ def contrast_of(loss, z, groups=None):
     The loss is a scalar of the projections' dtype; others are refused.
     """
     _, replicas = replica_and_number()
+    inputs = (z,) if groups is None else (z, groups)
     if replicas == 1:
-        value, found = loss.contrast(z, groups)
-    elif groups is None:
-        value, found = on_one_device(loss.contrast, z)
+        value, found = loss.contrast(*inputs)
     else:
-        value, found = on_one_device(loss.contrast, z, groups)
+        value, found = on_one_device(loss.contrast, *inputs)
     value = tf.convert_to_tensor(value)
     if value.shape.rank not in (0, None):
         raise ValueError(
@@ -335,8 +334,8 @@ class NTXent(ContrastiveLoss):
             takes them: the object itself has no place for them in Keras.
 
     Raises:
-        ValueError: If `temperature` is not a positive number, or `block_size`
-            is no integer of at least 1.
+        ValueError: If `temperature` is not a positive number, `block_size` is
+            no integer of at least 1, or `decoupled` no boolean.
 
     Example:
 
@@ -364,7 +363,7 @@ class NTXent(ContrastiveLoss):
     ):
         super().__init__(name=name)
         self.temperature = check_temperature(temperature)
-        self.decoupled = bool(decoupled)
+        self.decoupled = _checks.boolean("decoupled", decoupled)
         self.block_size = check_block_size(block_size)
 
     def contrast(self, z, groups=None):

@@ -26,7 +26,7 @@ from keras_simclr.networks import (
     check_projection_head,
     check_trainable,
 )
-from keras_simclr.optimizers import default_optimizer
+from keras_simclr.optimizers import built, default_optimizer
 from keras_simclr.replicas import (
     ForwardPass,
     check_execution,
@@ -102,10 +102,9 @@ class SimCLRModel(keras.Model):
     >>> model.predict(images, verbose=0).shape
     (64, 128)
 
-    Under a `tf.distribute` strategy, make the encoder and the model in its
-    scope. Negatives come from all replicas, batch norm is synchronized, and
-    the views depend on the image's place in the global batch: the result is
-    that of one device.
+    Under a `tf.distribute` strategy, make encoder and model in its scope.
+    Negatives come from all replicas, batch norm is synchronized, views depend
+    on the place in the global batch: the result is that of one device.
 
     Orders of arrays, and of this package's datasets, are functions of the seed
     and the epochs trained so far, unless `initial_epoch` is given. A step whose
@@ -315,9 +314,9 @@ class SimCLRModel(keras.Model):
 
     def build_optimizer(self):
         """Makes the optimizer's variables, unless they are there."""
-        if self.compiled and not self.optimizer.built:
+        if self.compiled:
             with self.distribute_strategy.scope():
-                self.optimizer.build(self.trainable_variables)
+                self.optimizer = built(self.optimizer, self.trainable_variables)
 
     @functools.wraps(keras.Model.save)
     def save(self, *args, **kwargs):
@@ -355,14 +354,15 @@ class SimCLRModel(keras.Model):
     def evaluate(self, *args, **kwargs):
         call = fit_data.arguments_of(super().evaluate, args, kwargs)
         call = fit_data.evaluate_arguments(call, check=self._check_replicas)
-        with elements.failures_in_words():
+        with fit_data.evaluation_in_words(call):
             return super().evaluate(**call)
 
     @functools.wraps(keras.Model.predict)
     def predict(self, *args, **kwargs):
         call = fit_data.arguments_of(super().predict, args, kwargs)
         with elements.failures_in_words():
-            return super().predict(**fit_data.predict_arguments(call))
+            check = self._rules.check_at_rest
+            return super().predict(**fit_data.predict_arguments(call, check))
 
     @functools.wraps(keras.Model.predict_on_batch)
     def predict_on_batch(self, *args, **kwargs):

@@ -371,6 +371,19 @@ def default_optimizer():
     return LARS(inner, trust_coefficient=0.02, warmup_steps=50)
 
 
+def built(optimizer, variables):
+    """The optimizer with its variables for these, made unless they are there.
+
+    Keras builds that of a file of Keras 2's format (.h5) for no variables: it
+    cannot be built again, and a new one takes its place.
+    """
+    if optimizer.built and variables and not optimizer._trainable_variables:
+        optimizer = type(optimizer).from_config(optimizer.get_config())
+    if not optimizer.built:
+        optimizer.build(variables)
+    return optimizer
+
+
 _SETTERS = (
     keras.callbacks.LearningRateScheduler,
     keras.callbacks.ReduceLROnPlateau,
@@ -418,8 +431,9 @@ def _warn_of_no_rate(optimizer, steps):
     )
     rates = [_rate_at(optimizer, place) for place in places]
     idle = len(rates) - np.max(np.flatnonzero(rates), initial=-1) - 1
+    is_over = _rate_at(optimizer, first + steps) == 0  # It may yet begin.
     # The last step may be the first without a rate.
-    if idle == len(rates) or idle > 1:
+    if is_over and (idle == len(rates) or idle > 1):
         begin = places[-idle]
         warnings.warn(
             f"The learning rate is 0 from about step {begin} to the end, step "

@@ -128,7 +128,8 @@ def knn_probe(
         # become 0.
         nearby = nearby.astype("float64")
         nearby -= nearby.max(axis=1, keepdims=True)
-        weights = np.exp(nearby / temperature)
+        with np.errstate(over="ignore"):  # Of small temperatures: to 0.
+            weights = np.exp(nearby / temperature)
         votes = np.zeros((len(test), len(classes)))
         rows = np.arange(len(test))[:, None]
         np.add.at(votes, (rows, places[nearest]), weights)
@@ -210,6 +211,7 @@ def linear_probe(
     from sklearn.preprocessing import StandardScaler
     from threadpoolctl import threadpool_limits
 
+    _checks.seed("seed", seed)
     labels, test_labels = _checked_labels(
         train_features, train_labels, test_features, test_labels
     )
@@ -310,18 +312,25 @@ def _as_keras(solver, scaler):
 
 def _checked_labels(train_features, train_labels, test_features, test_labels):
     """Labels to learn from and to test on; refuses what does not fit them."""
-    checked = []
+    checked, widths = [], []
     for name, features, given in (
         ("train", train_features, train_labels),
         ("test", test_features, test_labels),
     ):
         labels = one_per_row(given)
-        size = np.shape(features)[:1]
-        if np.ndim(features) != 2 or labels.shape[:1] != size:
+        size, *width = shape = np.shape(features) or (0,)
+        widths.append(width)
+        if len(width) != 1 or not width[0] or labels.shape[:1] != (size,):
             raise ValueError(
                 f"`{name}_features` must have the shape (N, D), with N labels. "
-                f"Received: {name}_features of shape {np.shape(features)}, "
+                f"Received: {name}_features of shape {shape}, "
                 f"{name}_labels of shape {np.shape(labels)}"
+            )
+        dtype = np.asarray(features[:1]).dtype
+        if dtype.kind in "OSUTcMm":
+            raise ValueError(
+                f"`{name}_features` must be real numbers. Received: "
+                f"{name}_features of dtype {dtype}"
             )
         if not all(np.isfinite(block).all() for block in _blocks(features)):
             raise ValueError(
@@ -336,6 +345,11 @@ def _checked_labels(train_features, train_labels, test_features, test_labels):
                 f"{name}_features[is_known], {name}_labels[is_known]"
             )
         checked.append(known)
+    if widths[0] != widths[1]:
+        raise ValueError(
+            "`test_features` must be as wide as `train_features`. Received: "
+            f"{widths[1][0]} features to test on, {widths[0][0]} to learn from"
+        )
     check_classes("train_labels", checked[0])
     compare_classes(*checked)  # Refuses others.
     return checked

@@ -83,7 +83,8 @@ def split_groups(labels, groups, seed, **sizes):
     _, firsts, counts = np.unique(groups, return_index=True, return_counts=True)
     order = np.argsort(groups, kind="stable")
     members = np.split(order, np.cumsum(counts)[:-1])
-    shuffle = StratifiedShuffleSplit(**sizes, random_state=seed)
+    # It takes no more bits.
+    shuffle = StratifiedShuffleSplit(**sizes, random_state=seed % 2**32)
     for sides in shuffle.split(firsts, labels[firsts]):
         yield [np.concatenate([members[x] for x in side]) for side in sides]
 

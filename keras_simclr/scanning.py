@@ -209,8 +209,11 @@ def scan(directory, manifest, *, progress=None):
     )
 
     def read(place):
-        is_read = paths[place] in problems or is_candidate(paths[place])
-        return read_file(place) if is_read else None
+        path = paths[place]
+        if path in problems:
+            return read_file(place)
+        row = read_file(place) if is_candidate(path) else None
+        return row if promised_format(path) or (row and row.format) else None
 
     return write_manifest(directory, len(paths), read, manifest, progress)
 
@@ -467,7 +470,7 @@ def examine(path, open_file, channels=None):
         channels: Channels that are asked for; None: any.
 
     Returns:
-        A `Row`; None if the file neither is an image nor named like one.
+        A `Row`.
 
     Example:
 
@@ -493,7 +496,7 @@ def examine(path, open_file, channels=None):
     row.usable = row.problem is None
     if row.usable:
         row.problem = "; ".join(row.remarks) or None
-    return row if row.format or promised_format(path) else None
+    return row
 
 
 def _foreign(row, head):

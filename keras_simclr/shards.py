@@ -17,14 +17,15 @@ import numpy as np
 import tensorflow as tf
 
 from keras_simclr import _files
+from keras_simclr._checks import listing
 from keras_simclr.decoding import promised_format
 from keras_simclr.folders import EncodedImages, numbered_labels
 
 _logger = logging.getLogger("keras_simclr")
 
-_SHOWN = 10  # Files that an error message lists.
+_MOST_MISSING = 10  # Patterns that are looked for in vain.
 _LONGEST_LABEL = 4096  # Bytes.
-_AT_A_TIME = 1 << 22  # Bytes of a Parquet file that are unpacked at a time.
+_AT_A_TIME = 1 << 22  # Bytes that are read or unpacked at a time.
 _COMPRESSED = {
     b"\x1f\x8b": "gunzip",
     b"BZh": "bunzip2",
@@ -60,14 +61,13 @@ def matching_files(pattern):
         hits = [hit for hit in hits if pathlib.Path(hit).is_file()]
         found.update(hits)
         missing += [] if hits else [path]
-        if len(missing) > _SHOWN:
+        if len(missing) > _MOST_MISSING:
             break
     if missing:
-        more = ", ..." * (len(missing) > _SHOWN)
         raise FileNotFoundError(
             "The pattern of the shards must be one of files, such as "
             f"train-{{000..009}}.tar or folder/*.tar. Received: {pattern!r}, "
-            f"without any {', '.join(missing[:_SHOWN])}{more}"
+            f"without any {listing(missing)}"
         )
     return sorted(found)
 
@@ -80,7 +80,8 @@ def _unbraced(pattern):
     first, last, names = match.groups()
     if names is None:
         width = len(first) * (first[0] == "0")
-        names = (f"{x:0{width}}" for x in range(int(first), int(last) + 1))
+        first, last = sorted((int(first), int(last)))
+        names = (f"{x:0{width}}" for x in range(first, last + 1))
     else:
         names = names.split(",")
     for name in names:
@@ -257,6 +258,13 @@ def _members(path):
         file.seek(end)
         if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
             _refuse_shard(path, f"is broken at byte {end:,}. Copy it again")
+        while rest := file.read(_AT_A_TIME):
+            if rest.strip(b"\0"):
+                _refuse_shard(
+                    path,
+                    f"goes on behind its end at byte {end:,}. Name tar files "
+                    "one by one instead of joining them",
+                )
 
 
 def _refuse_shard(path, what):
@@ -320,6 +328,8 @@ class ParquetShards(_Shards):
     kind = "parquet"
 
     def _index(self, wanted):
+        import pyarrow as pa
+
         names, classes, found, known = [], [], [], None
         for path, shard in zip(self._shards, self._names, strict=True):
             with _parquet(path) as file:
@@ -327,7 +337,11 @@ class ParquetShards(_Shards):
                     continue
                 column = _image_column(path, file.schema_arrow)
                 found.append((path, column, _files.state(path)))
-                paths, labels = _names_and_labels(file, column)
+                try:
+                    paths, labels = _names_and_labels(file, column)
+                except (pa.ArrowException, OSError) as error:
+                    text = " ".join(str(error).split())
+                    _refuse_shard(path, f"is broken ({text}). Copy it again")
                 class_names = _class_names(file.schema_arrow)
             known = class_names if known is None else known
             if class_names != known:
@@ -336,6 +350,13 @@ class ParquetShards(_Shards):
             classes += labels
         self._class_names = known
         self._unpacked, spans = _unpacked(tuple(found))
+        if spans and not any(size for *_, size in spans):
+            _refuse_shard(
+                self._shards[0],
+                "names images, but holds none of their bytes. Save it anew "
+                "with them, for example with push_to_hub of Hugging Face's "
+                "datasets",
+            )
         return names, spans, classes
 
     def _read(self, file, first, size):
@@ -388,21 +409,29 @@ def _names_and_labels(file, column):
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    column, _, is_struct = column.partition(".")
     schema, names = file.schema_arrow, []
-    if is_struct and schema.field(column).type.get_field_index("path") >= 0:
+    if column not in schema.names:
+        column = column.removesuffix(".bytes")
+    kind = schema.field(column).type
+    if pa.types.is_struct(kind) and kind.get_field_index("path") >= 0:
         paths = file.read([f"{column}.path"]).column(column)
         names = pc.struct_field(paths, "path").to_pylist()
-    if None in names or len(set(names)) < file.metadata.num_rows:
+        names = [name and name.lstrip("/") for name in names]
+    if not all(names) or len(set(names)) < file.metadata.num_rows:
         names = [f"{row:08}" for row in range(file.metadata.num_rows)]
     labels = [None] * len(names)
     if "label" in schema.names:
-        kind = schema.field("label").type
-        labels = file.read(["label"]).column("label")
-        if pa.types.is_floating(kind):  # Integers with gaps, from pandas.
-            labels = labels.cast(pa.int64(), safe=True)
-        labels = labels.to_pylist()
-    return [name.lstrip("/") for name in names], labels
+        labels = file.read(["label"]).column("label").to_pylist()
+        if pa.types.is_floating(schema.field("label").type):
+            labels = [_integer(label) for label in labels]
+    return names, labels
+
+
+def _integer(label):
+    """Integers with gaps are floats in pandas: NaN is none, others stay."""
+    if label is None or label != label:
+        return None
+    return int(label) if label.is_integer() else label
 
 
 def _class_names(schema):
@@ -447,7 +476,7 @@ def _unpacked(shards):
                     min(at_a_time, rows), columns=[column], use_threads=False
                 ):
                     values = batch.column(0)
-                    if "." in column:
+                    if pa.types.is_struct(values.type):
                         values = values.field("bytes")
                     for value in values:
                         contents = value.as_py() or b""

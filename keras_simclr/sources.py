@@ -22,8 +22,9 @@ from keras_simclr.splits import rows_of_split
 
 # Examples that wait, still encoded, to be drawn in random order.
 _SHUFFLE_BUFFER = 16_384
-_SHOWN = 10  # Classes that are listed.
 _PATIENCE = 10  # Seconds that the host of a download has to answer.
+# Without it, errors become excerpts of our source code.
+_plainly = tf.autograph.experimental.do_not_convert
 
 
 def dataset_from_arrays(
@@ -143,6 +144,8 @@ def dataset_from_tfds(
     if shuffle:
         dataset = dataset.shuffle(min(split_size, _SHUFFLE_BUFFER), seed=seed)
 
+    # Whose errors would be tracebacks.
+    @_plainly
     def decode(example):
         image = features["image"].decode_example(example["image"])
         image = converted(image, channels, bits)
@@ -377,7 +380,7 @@ def find_source(
     }
     if pathlib.Path(data).is_dir():
         return ImageFolder(data, **options)
-    if data.endswith(".csv"):
+    if data.lower().endswith(".csv"):
         return ImageList(data, **options)
     if kind in _SHARDS:
         return _SHARDS[kind](pattern, **options)
@@ -464,14 +467,14 @@ def open_dataset(
     dataset = dataset_from_arrays(**arrays, **kwargs)
     if channels is None and bits == 8:
         return dataset
-    return dataset.map(lambda *parts: _converted(parts, channels, bits))
 
+    @_plainly
+    def convert(images, *labels):
+        if images.shape.rank == 4:
+            images = converted(images, channels, bits)
+        return (images, *labels) if labels else images
 
-def _converted(parts, channels, bits):
-    images, *labels = parts
-    if images.shape.rank == 4:
-        images = converted(images, channels, bits)
-    return (images, *labels) if labels else images
+    return dataset.map(convert)
 
 
 def scan_source(data, manifest, *, progress=None):
@@ -497,17 +500,15 @@ def scan_source(data, manifest, *, progress=None):
     """
     if pathlib.Path(data).is_dir():
         return scanning.scan(data, manifest, progress=progress)
-    if array_files.is_array_file(data):
-        return array_files.scan_arrays(data, manifest, progress=progress)
-    if data.endswith(".csv") or data.partition(":")[0] in _SHARDS:
-        images = find_source(data)
-        return scanning.scan_images(images, manifest, progress=progress)
-    if data.startswith("tfds:"):
+    source = find_source(data)
+    if isinstance(source, EncodedImages):
+        return scanning.scan_images(source, manifest, progress=progress)
+    if source.startswith("tfds:"):
         raise ValueError(
             "`data` must be files: what TFDS prepared was read then. "
             f"Received: data={data!r}"
         )
-    return scanning.scan(data, manifest, progress=progress)
+    return array_files.scan_arrays(source, manifest, progress=progress)
 
 
 def in_words(source, split="train", *, data_dir=None):
@@ -572,10 +573,9 @@ def _not_read_in_words(kinds):
         return ""
     total = sum(kinds.values())
     files = "other files are" if total > 1 else "other file is"
-    shown = [f"{count:,} {kind}" for kind, count in kinds.items()][:_SHOWN]
-    more = ", ..." * (len(kinds) > _SHOWN)
+    shown = [f"{count:,} {kind}" for kind, count in kinds.items()]
     return (
-        f". {total:,} {files} not read: {', '.join(valid_names(shown))}{more}"
+        f". {total:,} {files} not read: {_checks.listing(valid_names(shown))}"
     )
 
 
@@ -596,10 +596,9 @@ def _classes_in_words(labels, names):
         ]
     if not found:
         return ", no classes"
-    more = ", ..." * (len(found) > _SHOWN)
-    listing = ", ".join(valid_names(found[:_SHOWN]))
+    listing = _checks.listing(valid_names(found))
     classes = "classes" if len(found) > 1 else "class"
-    return f" of {len(found):,} {classes}: {listing}{more}"
+    return f" of {len(found):,} {classes}: {listing}"
 
 
 def own_test_split(source, *, data_dir=None):

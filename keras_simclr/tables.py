@@ -47,10 +47,8 @@ def write_table(
     )
     ```
     """
-    is_folder, output_dir = (
-        not isinstance(source, str),
-        pathlib.Path(output_dir),
-    )
+    is_folder = not isinstance(source, str)
+    output_dir = pathlib.Path(output_dir)
     found = fingerprints.fingerprint(source, data_dir=data.data_dir)
     about = {
         "weights": copies.weights_digest(model),
@@ -58,16 +56,15 @@ def write_table(
         **cards.versions(),
     }
     with _files.staging(output_dir) as staged:
-        count = write(staged / name, source.paths if is_folder else None)
-        reasons = {**source.left_out, **source.skipped} if is_folder else {}
-        if not count:
-            shown = "".join(f", {p} ({why})" for p, why in reasons.items())
-            raise ValueError(
-                "`data` must hold an image that can be read. Received: "
-                f"data={data.data!r}, of which none can{shown[:500]}"
-            )
+        try:
+            count = write(staged / name, source.paths if is_folder else None)
+        except ValueError:
+            if is_folder and len(source.skipped) == len(source.paths):
+                raise _unreadable(data, source) from None
+            raise
         runs.update_summary(staged, about)
         if is_folder:
+            reasons = {**source.left_out, **source.skipped}
             rows = zip(
                 _files.valid_names(reasons), reasons.values(), strict=True
             )
@@ -77,5 +74,13 @@ def write_table(
                 csv.writer(file).writerows([("path", "reason"), *rows])
     report(f"{output_dir / name} holds {count} {what}.")
     if is_folder:
-        report(f"{output_dir / _SKIPPED} lists {len(reasons)} other files.")
+        report(f"{output_dir / _SKIPPED} lists {len(reasons)} without a row.")
     return count
+
+
+def _unreadable(data, source):
+    shown = "".join(f", {p} ({why})" for p, why in source.skipped.items())
+    return ValueError(
+        "`data` must hold an image that can be read. Received: "
+        f"data={data.data!r}, of which none can{shown[:500]}"
+    )

@@ -1,4 +1,5 @@
 import io
+import pathlib
 import pickle
 import zipfile
 
@@ -46,6 +47,7 @@ def test_arrays_come_as_they_were_saved(tmp_path, name, order):
 
 def test_arrays_of_other_byte_orders_are_read(tmp_path):
     path = save(tmp_path / "a.npy", (PIXELS / 255).astype(">f4"))
+    path = str(pathlib.Path(path).rename(tmp_path / "A.NPY"))
     (batch,) = sources.open_dataset(path, batch_size=12, shuffle=False)
     np.testing.assert_allclose(batch, PIXELS / 255, rtol=1e-6)
 
@@ -240,3 +242,16 @@ def test_headers_of_the_second_version_are_read(tmp_path):
     (tmp_path / "a.npy").write_bytes(file.getvalue())
     arrays = array_files.load_arrays(tmp_path / "a.npy")
     np.testing.assert_array_equal(arrays["images"], PIXELS)
+
+
+def test_other_channels_are_refused_in_a_sentence(tmp_path):
+    path = save(tmp_path / "a.npz", PIXELS)
+    with pytest.raises(ValueError, match=r"^`channels` must be those of the i"):
+        sources.open_dataset(path, channels=3, batch_size=4)
+
+
+@pytest.mark.parametrize("dtype", ["M8[D]", "c8"])
+def test_labels_that_are_no_classes_are_refused(tmp_path, dtype):
+    path = save(tmp_path / "a.npz", PIXELS, np.arange(12).astype(dtype))
+    with pytest.raises(ValueError, match="labels that are numbers or texts"):
+        array_files.load_arrays(path)

@@ -306,6 +306,9 @@ def test_wrong_probes_names_and_numbers_are_refused(model, images):
         "`probes` must be one of 'finetune', 'knn', 'linear'. Received: "
         "probes=[]"
     )
+    assert message(seed=-1) == (
+        "`seed` must be an integer of at least 0. Received: seed=-1"
+    )
     assert message(encoders={"pixels": model.encoder}) == (
         "`encoders` must have names other than 'pixels', 'untrained' and "
         "'simclr', which the table has already. Received: {'pixels'}"
@@ -323,6 +326,17 @@ def test_canvases_and_whole_images_are_not_joined():
     ]
     with pytest.raises(ValueError, match="must both lie on canvases"):
         evaluation._joined(*parts)
+
+
+def test_images_of_two_shapes_are_not_joined():
+    train, test = (np.zeros((4, side, side, 1), "uint8") for side in (8, 9))
+    with pytest.raises(ValueError) as error:
+        evaluation._joined({"images": train}, {"images": test})
+    assert str(error.value) == (
+        "`train` and `test` must hold images of one shape, or of `sizes` on "
+        "canvases. Received: images of shape (8, 8, 1) in `train` and "
+        "(9, 9, 1) in `test`. Resize one of them"
+    )
 
 
 def test_class_names_that_are_no_text_are_escaped(model, images):

@@ -289,6 +289,12 @@ def test_sizes_of_batches_and_lengths_of_python():
         (lambda: ROWS, {"epochs": None}, "`epochs` must be an integer"),
         (lambda: ROWS, {"batch_size": "2"}, "`batch_size` must be an integer"),
         (lambda: ROWS, {"validation_split": 1.0}, "and less than 1"),
+        (lambda: ROWS, {"validation_freq": 0}, "`validation_freq` must be an"),
+        (
+            lambda: iter([ROWS, ROWS]),
+            {"epochs": 2, "steps_per_epoch": None},
+            "only once: more than one",
+        ),
     ],
 )
 def test_data_that_fit_cannot_use_are_refused(data, arguments, text):

@@ -27,7 +27,7 @@ VALUES = {
     "data_dir": [""],
     "decoupled": ["maybe", "2", ""],
     "depth": [*COUNTS, "7"],
-    "draws": COUNTS,
+    "draws": [*COUNTS, "1"],
     "encoders": ["", ",", "a.keras,a.keras"],
     "epochs": COUNTS,
     "flip_rate": SHARES,

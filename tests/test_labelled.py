@@ -41,16 +41,28 @@ def test_images_without_a_label_are_left_out(labels, said):
         ([0.0, 1.0, 0.5, 1.0, 0.0, 1.0], "1 labels such as 0.5"),
         ([0.0, 1.0, np.nan, 1.0, np.nan, 1.0], "2 labels such as nan"),
         ([0.0, 1.0, np.inf, 1.0, -np.inf, 1.0], "2 labels such as inf"),
+        (["a", None, "b"], "1 labels such as None"),
+        (["a", np.nan, b"b"], "1 labels such as nan"),
+        ([None, np.nan, None], "3 labels such as None"),
     ],
 )
 def test_numbers_that_are_no_classes_are_refused(labels, received):
-    labels = np.array(labels)
+    is_real = all(isinstance(x, float) for x in labels)
+    labels = np.array(labels, "float64" if is_real else "O")
     with pytest.raises(ValueError) as error:
-        load(labels)
+        labelled.known_labels("train", labels)
     assert str(error.value) == (
         "`train` must hold the class of each image: an integer or a text, and "
         f"-1 where it is not known. Received: {received}"
     )
+
+
+@pytest.mark.parametrize("dtype", ["O", "S", np.dtypes.StringDType()])
+def test_texts_of_all_types_are_classes(dtype):
+    texts = ["a", "b"] if dtype != "S" else [b"a", b"caf\xe9"]
+    labels, rows = labelled.known_labels("train", np.array(texts, dtype))
+    assert labels.tolist() == ["a", "b" if dtype != "S" else r"caf\xe9"]
+    assert rows.tolist() == [0, 1]
 
 
 def test_lists_of_labels_are_as_good_as_arrays():

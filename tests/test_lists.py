@@ -1,3 +1,5 @@
+import pathlib
+
 import numpy as np
 import pytest
 from helpers.pictures import PNG, write
@@ -27,7 +29,7 @@ def test_lists_name_paths_and_labels(written, tmp_path, mark):
         f"\r\n,{tmp_path}/a.png,\r\n"
     )
     path = written(mark + text.encode())
-    source = lists.ImageList(path)
+    source = sources.find_source(pathlib.Path(path).rename(f"{path[:-3]}CSV"))
     assert source.paths == sorted([f"{tmp_path}/a.png", "b/c, d.png", "e"])
     labels = dict(zip(source.paths, source.labels.tolist(), strict=True))
     assert list(labels.values()) == [-1, 1, 0]
@@ -76,6 +78,8 @@ def test_paths_that_stand_there_twice_count_once(written):
         ("path,label\na.png,x\na.png,\n", "with 'a.png' as 'x', and in line 3"),
         ("path\nb/c, d.png\n", "2 in line 2, 1 in the first"),
         ("path,label\n,x\n", "none in line 2"),
+        ("label,path\nx\n", "none in line 2"),
+        (f"path\n{'x' * 300}\n", "1 of 1 that are not there: xxx"),
         (b"path\n\xe9.png\n", "can't decode byte"),
         ('path\n"a.png\n', "unexpected end of data"),
         (b"PK\x03\x04\x00\xff", "can't decode byte"),

@@ -551,6 +551,11 @@ def test_projections_of_unequal_or_wrong_shape_are_refused(first, second):
     )
 
 
+def test_decoupled_is_a_boolean():
+    with pytest.raises(ValueError, match="`decoupled` must be True or False"):
+        simclr.NTXent(decoupled="no")
+
+
 def test_one_image_is_refused():
     with pytest.raises(ValueError) as error:
         simclr.nt_xent(np.ones((1, 8)), np.ones((1, 8)))
@@ -642,6 +647,9 @@ def test_own_losses_can_be_used_as_functions():
     expected = float(called(*z))
     assert float(Own()(*z)) == pytest.approx(expected)
     assert losses.as_contrastive(Own()).chance(8) is None
+    without = losses.ContrastiveLoss()  # Whose method names no groups.
+    without.contrast = lambda z: (called(*tf.unstack(z)), None)
+    assert float(losses.contrast_of(without, tf.stack(z))[0]) == expected
     assert float(losses.as_contrastive(called).contrast(z)[0]) == expected
 
 

@@ -998,6 +998,11 @@ def test_divergence_under_xla_is_seen_after_the_epoch():
         (random_images(8, dtype="uint8").astype("int32"), "must be uint8"),
         (random_images(8, size=7), "at least 8 pixels a side"),
         (255 * random_images(8), r"must lie in \[0, 1\]"),
+        (
+            np.float32([0, 0, 0, 0, 0, 0, 0, np.nan])[:, None, None, None]
+            + random_images(8),
+            "must be finite",
+        ),
         ((random_images(8), np.ones(8), np.ones(8)), "a tuple of 3 parts"),
         (batches(random_images(8)).repeat(), "needs `validation_steps`"),
         (
@@ -1012,6 +1017,17 @@ def test_validation_data_are_checked_before_the_first_step(validation, message):
     with pytest.raises(ValueError, match=message):
         fit(model, batches(random_images(8)), validation_data=validation)
     assert int(model.optimizer.iterations) == 0
+
+
+def test_what_fails_in_validation_data_says_so():
+    model, images = tiny_model(), random_images(8)
+    images[7] = np.nan  # Of a dataset the first batch is looked at.
+    with pytest.raises(ValueError, match=r"`images` .* \(in `validation_data`"):
+        fit(
+            model,
+            batches(random_images(4)),
+            validation_data=batches(images),
+        )
 
 
 def test_callbacks_may_be_a_list_of_keras():
@@ -1308,6 +1324,9 @@ def test_files_of_keras_2_bring_a_model_back(bare_model, tmp_path, said):
     copy = keras.models.load_model(tmp_path / "model.h5")
     np.testing.assert_array_equal(copy(images), bare_model(images))
     assert isinstance(copy.optimizer, simclr.LARS)
+    copy.build_optimizer()
+    copy.train_step(images)
+    assert int(copy.optimizer.iterations.numpy()) == 1
     bare_model.save_weights(tmp_path / "model.weights.h5")
     copy = simclr.SimCLRModel(tiny_encoder())
     copy.load_weights(tmp_path / "model.weights.h5")

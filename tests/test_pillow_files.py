@@ -8,7 +8,7 @@ import PIL.ImageOps
 import pytest
 from helpers.pictures import encoded, picture, tiff
 
-from keras_simclr import pillow_files
+from keras_simclr import decoding, pillow_files
 from keras_simclr.pillow_files import Picture, UnusableError
 
 
@@ -119,6 +119,14 @@ def test_other_formats_are_turned_upright(name):
     assert pixels.shape == (48, 32, 3)
     upright = np.asarray(picture(1).transpose(PIL.Image.Transpose.ROTATE_270))
     assert abs(pixels.astype(int) - upright).mean() < 16
+
+
+def test_avif_may_begin_with_a_general_brand():
+    contents = encoded(picture(0), "AVIF")
+    general = contents[:8] + b"mif1" + contents[12:]
+    np.testing.assert_array_equal(
+        decoding.decode(general, 64), decoding.decode(contents, 64)
+    )
 
 
 def has_plug_in(name):

@@ -113,7 +113,7 @@ def test_knn_probe_does_not_depend_on_the_length_of_features(blobs, scale):
     assert result.predictions.tolist() == expected.predictions.tolist()
 
 
-@pytest.mark.parametrize("temperature", [1e-3, 1e-6])
+@pytest.mark.parametrize("temperature", [1e-3, 1e-6, 5e-324])
 def test_at_small_temperatures_the_nearest_decides(temperature):
     angles = np.radians([0, 40, 80, 120])
     train = np.stack([np.cos(angles), np.sin(angles)], axis=1)
@@ -213,6 +213,22 @@ def test_linear_probe_takes_a_class_too_rare_to_validate_on(monkeypatch):
     features[-2:] += 20
     result = simclr.linear_probe(features, labels, features, labels)
     assert result.accuracy == 1.0
+
+
+@pytest.mark.parametrize("probe", [simclr.knn_probe, simclr.linear_probe])
+@pytest.mark.parametrize(
+    ("features", "others", "text"),
+    [
+        (np.ones((4, 3)), np.ones((4, 2)), "2 features to test on, 3 to learn"),
+        (np.ones((4, 0)), np.ones((4, 0)), "of shape (4, 0)"),
+        (np.full((4, 2), "x"), np.ones((4, 2)), "of dtype <U1"),
+        (np.ones((4, 2)), np.full((4, 2), 1j), "of dtype complex128"),
+    ],
+)
+def test_features_that_are_none_are_refused(probe, features, others, text):
+    with pytest.raises(ValueError) as error:
+        probe(features, [0, 1, 0, 1], others, [0, 1, 0, 1])
+    assert text in str(error.value)
 
 
 @pytest.mark.parametrize("probe", [simclr.knn_probe, simclr.linear_probe])

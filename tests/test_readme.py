@@ -109,16 +109,21 @@ def test_commands_take_all_kinds_of_data(kind, tmp_path, monkeypatch):
         r"^keras-simclr (.*/data.*|.*=data)$", README.read_text(), re.MULTILINE
     )
     assert len(lines) == 8
+    # The others are of the same code, and take long.
+    everything = kind in ("folder", "bands")
     for line in lines:
         command, *arguments = line.split()
+        if command in ("finetune", "predict", "export") and not everything:
+            continue
         if "--data=data" in arguments:
             arguments[arguments.index("--data=data")] = f"--data={data}"
         assert cli.main([command, *arguments, *FEWER.get(command, ())]) == 0
-    table = (tmp_path / "classes/data/predictions.csv").read_text()
-    assert len(table.splitlines()) == 19
     with np.load("embeddings/data/embeddings.npz") as table:
-        assert len(table["embeddings"]) == 18
-    assert (tmp_path / "encoders/data/saved_model").is_dir()
+        assert len(table["representations"]) == 18
+    if everything:
+        table = (tmp_path / "classes/data/predictions.csv").read_text()
+        assert len(table.splitlines()) == 19
+        assert (tmp_path / "encoders/data/saved_model").is_dir()
 
 
 def test_augmentations_of_ones_own_are_shown_as_they_work():

@@ -873,7 +873,7 @@ def test_epochs_follow_from_the_number_of_images(start, tmp_path):
     told = []
     run = start(stops=True, epochs=None, report=told.append)
     assert run.recipe.epochs == 400  # Of two steps each.
-    assert any("; 16 an epoch, " in x for x in told)
+    assert any(" An epoch: 16 images, " in x for x in told)
     assert "Epochs: 400. Steps: 2 an epoch, 800 in all." in told
     assert flags_of(tmp_path / "run")["epochs"] == "400"
     # It goes on with the number of then, whatever is the default of now.

@@ -246,3 +246,9 @@ def test_intervals_are_not_much_wider_than_they_must_be():
             low, high = sampling.interval(scores, correction)
             widths.append(high - low)
         assert np.mean(widths) < widest * ideal
+
+
+def test_splits_take_all_seeds():
+    labels, groups = np.repeat([0, 1], 8), np.arange(16)
+    for seed in (2**32, 2**63 - 1):
+        assert len(sampling.random_splits(labels, groups, 2, seed)) == 2

@@ -228,6 +228,7 @@ def test_classes_of_a_tar_are_integers_or_texts(tmp_path):
         (lambda x: b"", "is broken (empty file). Copy it again"),
         (lambda x: b"no tar" * 200, "is broken ("),
         (gzip.compress, "Unpack it: gunzip "),
+        (lambda x: x + x, "goes on behind its end at byte "),
         (
             lambda x: x[:1536] + b"x" * 512 + x[2048:],
             "is broken at byte 1,536. Copy it again",
@@ -264,6 +265,7 @@ def test_patterns_name_files(tmp_path):
         return [os.path.relpath(path, tmp_path) for path in paths]
 
     assert found("a-{0..1}.tar") == ["a-0.tar", "a-1.tar"]
+    assert found("a-{1..0}.tar") == ["a-0.tar", "a-1.tar"]
     assert found("{a-0,b-{10..10}}.tar") == [
         "a-0.tar",
         "b-10.tar",
@@ -310,6 +312,7 @@ def test_parquet_may_hold_bytes_alone(tmp_path, kind):
         ([None, *[2] * 11], [-1, *[2] * 11], CLASSES),
         ([-1, *[0] * 11], [-1, *[0] * 11], CLASSES),
         ([1.0, None, *[2.0] * 10], [1, -1, *[2] * 10], CLASSES),
+        ([1.0, float("nan"), *[2.0] * 10], [1, -1, *[2] * 10], CLASSES),
         (["b", None, *"a" * 10], [1, -1, *[0] * 10], ("a", "b")),
         (None, None, ()),
     ],
@@ -330,6 +333,23 @@ def test_rows_name_images_that_paths_do_not_tell_apart(tmp_path, path):
     assert source.paths[:2] == ["a.parquet/00000000", "a.parquet/00000001"]
 
 
+def test_rows_without_an_image_are_known_as_such(tmp_path):
+    """Where names have no extension, and a split compares the images."""
+    images = [None, b"text", *FILES.values()]
+    source = parquet(tmp_path, pa.table({"image": images}))
+    report = scanning.scan_images(source, tmp_path / "manifest.parquet")
+    assert (report.images, report.others) == (12, 0)
+    assert {kind: x[0] for kind, x in report.problems.items()} == {
+        "empty": 1,
+        "not an image": 1,
+    }
+    first, second = (
+        shards.ParquetShards(tmp_path / "a.parquet", split=split).paths
+        for split in ("train[:50%]", "train[50%:]")
+    )
+    assert sorted(first + second) == source.paths
+
+
 def test_parquet_without_images_names_its_columns(tmp_path):
     with pytest.raises(ValueError, match=r"but x \(int64\), y \(string\)\. Re"):
         parquet(tmp_path, pa.table({"x": [1], "y": ["a"]}))
@@ -337,8 +357,23 @@ def test_parquet_without_images_names_its_columns(tmp_path):
         parquet(tmp_path, pa.table({"a": [b"1"], "b": [b"2"]}))
     with pytest.raises(ValueError, match="places in the 3 names of classes"):
         parquet(tmp_path, table_of(FILES, label=[3] * 12))
-    with pytest.raises(ValueError, match="Labels must be integers, or all of"):
-        parquet(tmp_path, table_of(FILES, label=[[1]] * 12))
+    for label in ([1], 0.5, np.uint64(2**63)):
+        with pytest.raises(ValueError, match="Labels must be integers of 64 b"):
+            parquet(tmp_path, table_of(FILES, label=[label] * 12))
+    images = pa.array(
+        [{"bytes": None, "path": "/a.png"}],
+        pa.struct({"bytes": pa.binary(), "path": pa.string()}),
+    )
+    with pytest.raises(ValueError, match="names images, but holds none of the"):
+        parquet(tmp_path, pa.table({"image": images}))
+
+
+@pytest.mark.parametrize("name", ["a.b", "a.bytes"])
+def test_names_of_columns_may_have_dots(tmp_path, name):
+    pairs = [{"bytes": x, "path": key(path)} for path, x in FILES.items()]
+    for images in (pairs, list(FILES.values())):
+        source = parquet(tmp_path, pa.table({name: images}))
+        assert source.contents(3) == FILES["cat/03.png"]
 
 
 def test_broken_parquet_is_refused(tmp_path):
@@ -349,6 +384,10 @@ def test_broken_parquet_is_refused(tmp_path):
         path.write_bytes(wrong)
         with pytest.raises(ValueError, match="is no Parquet file or broken"):
             shards.ParquetShards(path)
+    footer = int.from_bytes(contents[-8:-4], "little") + 8
+    path.write_bytes(b"PAR1".ljust(len(contents) - footer) + contents[-footer:])
+    with pytest.raises(ValueError, match=r"which is broken \(.*Copy it again"):
+        shards.ParquetShards(path)
 
 
 def test_parquet_is_unpacked_little_by_little(tmp_path, monkeypatch):
@@ -394,3 +433,12 @@ def test_examined_names_are_those_of_the_manifest(tmp_path):
     scanning.scan_images(source, tmp_path / "m.parquet")
     listed = manifests.read_manifest(tmp_path / "m.parquet")
     assert listed.paths == source.paths
+
+
+@pytest.mark.parametrize(
+    "look", [sources.find_source, lambda x: sources.scan_source(x, "m.parquet")]
+)
+def test_shards_without_their_prefix_are_told_it(tmp_path, look):
+    path = write_tar(tmp_path / "a.tar", {"0.png": PNG})
+    with pytest.raises(ValueError, match=rf"^`data` must .* Write tar:{path}$"):
+        look(str(path))

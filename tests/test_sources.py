@@ -304,7 +304,7 @@ def test_arrays_and_folders_come_in_the_channels_and_bits_asked_for(tmp_path):
     bands = np.arange(9 * 8 * 4).reshape(9, 8, 4).astype("uint16")
     for number in range(4):
         (tmp_path / f"{number}.tif").write_bytes(tiff(bands, extra=2))
-    (tmp_path / "4.png").write_bytes(PNG)
+    (tmp_path / "0.png").write_bytes(PNG)
     folder = simclr.folders.ImageFolder(tmp_path, unreadable_limit=0.2)
     options = {"canvas_size": 9, "batch_size": 4, "shuffle": False}
     dataset = simclr.sources.open_dataset(
@@ -314,7 +314,7 @@ def test_arrays_and_folders_come_in_the_channels_and_bits_asked_for(tmp_path):
     expected = np.pad(bands / 1023, [(0, 0), (0, 1), (0, 0)])
     np.testing.assert_allclose(element["images"][0], expected, atol=1e-7)
     assert folder.skipped == {
-        "4.png": "other channels: 3, where 4 are asked for"
+        "0.png": "other channels: 3, where 4 are asked for"
     }
     for wrong in ({"channels": 0}, {"bits": 12}):
         with pytest.raises(ValueError, match=f"`{next(iter(wrong))}` must be"):
@@ -432,7 +432,7 @@ def test_fingerprint_of_a_small_folder_is_of_its_content_too(
     after = fingerprint()
     assert before["sha256"] == after["sha256"]
     assert before["content"] != after["content"]
-    monkeypatch.setattr(sources, "_MOST_READ", 2)
+    monkeypatch.setattr(fingerprints, "_MOST_READ", 2)
     assert "content" not in fingerprint()
 
 
@@ -514,3 +514,16 @@ def test_labels_may_be_a_list():
     np.testing.assert_array_equal(batch[1], [3, 1, 0, 2])
     with pytest.raises(ValueError, match="arrays of length 3 and 4"):
         fit_data.in_order((images, [3, 1, 0]))
+
+
+def test_arrays_of_other_channels_are_refused_in_one_sentence(tmp_path):
+    path = str(tmp_path / "four.npy")
+    np.save(path, np.zeros((2, 8, 8, 4), "uint8"))
+    with pytest.raises(ValueError) as error:
+        sources.open_dataset(
+            path, "train", channels=3, canvas_size=8, batch_size=2
+        )
+    assert str(error.value) == (
+        "`channels` must be those of the images, or 1 or 3, where they have 3 "
+        "or 1. Received: channels=3, and images with 4"
+    )
