@@ -11,9 +11,7 @@ import tensorflow as tf
 from keras_simclr import fit_data
 from keras_simclr._checks import finite_rows
 from keras_simclr.augmentations import (
-    Augmentation,
     RandomResizedCrop,
-    as_list,
     to_float,
 )
 from keras_simclr.copies import check_finite, nested_layers, plain_copy
@@ -78,11 +76,11 @@ def check_fits(model, dataset):
     """Refuses, before long work, images that an encoder cannot take."""
     images, sizes = images_and_sizes(unpack(dataset.element_spec))
     if isinstance(model, SimCLRModel):
-        shape, layers = model.encoder.input_shape, as_list(model.augmentation)
-        sees_images = len(shape) == 4
-        is_known = all(isinstance(layer, Augmentation) for layer in layers)
-        channels = shape[3] if sees_images and is_known else None
-        rules = Rules(sees_images=sees_images, channels=channels)
+        rules = Rules.of(
+            model.encoder.input_shape,
+            model.augmentation,
+            model.second_augmentation,
+        )
         rules.check_at_rest({"images": images})
         return
     if sizes is not None:
