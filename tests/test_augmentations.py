@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 from helpers import reference
 from helpers.replicas import mirrored
+from helpers.standins import uncompiled
 from scipy import stats
 
 import keras_simclr as simclr
@@ -49,16 +50,6 @@ def policy():
     before = keras.config.dtype_policy()
     yield keras.config.set_dtype_policy
     keras.config.set_dtype_policy(before)
-
-
-@contextlib.contextmanager
-def uncompiled():
-    """Spares the time of compiling where compilation is not the question."""
-    tf.config.run_functions_eagerly(True)
-    try:
-        yield
-    finally:
-        tf.config.run_functions_eagerly(False)
 
 
 @pytest.fixture

@@ -1,4 +1,3 @@
-import contextlib
 import functools
 import gc
 import weakref
@@ -7,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.standins import uncompiled
 
 import keras_simclr as simclr
 from keras_simclr import augmentations, programs
@@ -28,15 +28,6 @@ every_layer = pytest.mark.parametrize("name", LAYERS)
 
 def random_images(*shape):
     return np.random.default_rng(0).random(shape, "float32")
-
-
-@contextlib.contextmanager
-def uncompiled():
-    tf.config.run_functions_eagerly(True)
-    try:
-        yield
-    finally:
-        tf.config.run_functions_eagerly(False)
 
 
 def expected(layer, images, **kwargs):

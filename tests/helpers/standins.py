@@ -1,9 +1,22 @@
 """Small stand-ins for what takes long to compile."""
 
+import contextlib
+
 import keras
 import numpy as np
+import tensorflow as tf
 
 import keras_simclr as simclr
+
+
+@contextlib.contextmanager
+def uncompiled():
+    """Spares the time of compiling where compilation is not the question."""
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(False)
 
 
 def encoder(*layers, filters=6, shape=(8, 8, 1)):
