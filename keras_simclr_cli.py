@@ -166,14 +166,14 @@ _COMMANDS = {
         },
     ),
     "plan": (
-        "Measures for a minute or two what this machine can do with images.",
+        "Measures this machine for a minute or two, and plans a training.",
         {
             **_DATA,
-            **_from_fields(_RECIPE.Recipe, "epochs", "batch_size"),
-            "minutes_per_epoch": _Flag(
+            **_from_fields(_RECIPE.Recipe, "batch_size"),
+            "hours": _Flag(
                 "float",
-                30.0,
-                "The largest encoder is chosen whose epoch takes no longer.",
+                0.5,
+                "To train for. Encoder, size of views and epochs follow.",
                 ("positive_number", {}),
             ),
             **_SEED,
@@ -552,7 +552,7 @@ def _plan(values):
     result = planning.plan(
         _fields(recipe.Recipe, values),
         _data(values),
-        minutes_per_epoch=values.minutes_per_epoch,
+        hours=values.hours,
     )
     print(result)
 

@@ -1,7 +1,7 @@
 """What this machine can do with these images, measured before training."""
 
 import dataclasses
-import itertools
+import math
 import shlex
 import tempfile
 import time
@@ -12,16 +12,19 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_simclr import _checks, devices, elements, replicas
-from keras_simclr.architectures import resnet_layers
+from keras_simclr import _checks, devices, elements, replicas, sources
+from keras_simclr.budgets import (
+    BASIS,
+    FEWEST_IMAGES,
+    LARGEST,
+    MOST_EPOCHS,
+    Budget,
+    Encoder,
+    candidates,
+)
 from keras_simclr.callbacks import Checkpoints
-from keras_simclr.networks import stem_for
 from keras_simclr.optimizers import scaled_learning_rate
 from keras_simclr.recipe import Recipe, as_arguments, defaults
-
-_DEPTHS = (10, 18, 50)
-_WIDTHS = (0.25, 0.5, 1.0)
-_SIZES = (32, 64, 96, 128, 224)
 
 _TRIES = 3  # Encoders that are measured, at most.
 _LONGEST = 75.0  # Seconds after which no further one is.
@@ -33,37 +36,26 @@ _SMALL_BATCH = 32  # Images in a batch, where its size does not matter.
 _MEMORY = 0.75  # Share of the free memory that a step may take.
 
 
-class Encoder(typing.NamedTuple):
-    """A ResNet and the size of its views: flags of `pretrain`.
+class Timing(typing.NamedTuple):
+    """What was measured of an encoder on this machine.
 
     Attributes:
-        depth: Depth of the ResNet.
-        width_multiplier: Every layer has this many times the usual channels.
-        image_size: Side of the views, pixels.
+        micro_batch_size: Images in memory at a time, or None: a batch fits.
+        seconds: Dictionary of seconds per image: `reading`, `augmentation`,
+            `encoder`, and `all`, which they add up to on a CPU; beside a GPU
+            images are read while it trains.
+        start_up: Seconds before the first step, once.
+        saving: Seconds after each epoch.
     """
 
-    depth: int
-    width_multiplier: float
-    image_size: int
+    micro_batch_size: int | None
+    seconds: dict
+    start_up: float
+    saving: float
 
-    def cost(self):
-        """Work and memory of one view.
-
-        Returns:
-            Array of two: multiply-adds of the convolutions, and numbers that
-            they put out.
-
-        Example:
-
-        >>> work, numbers = Encoder(50, 1.0, 224).cost()
-        >>> f"{work:.2e} {numbers:.2e}"
-        '4.09e+09 1.11e+07'
-        """
-        layers = resnet_layers(
-            self.depth, self.width_multiplier, stem_for(self.image_size)
-        )
-        costs = [layer.cost(self.image_size) for layer in layers.convolutions()]
-        return np.sum(costs, axis=0, dtype="float64")
+    def seconds_per_epoch(self, images):
+        """Seconds to train on so many images, and to save."""
+        return images * self.seconds["all"] + self.saving
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,33 +64,39 @@ class Plan:
 
     Attributes:
         flags: Dictionary of flags of `pretrain`: those that were given, and
-            `depth`, `width_multiplier`, `image_size`, `micro_batch_size` (None:
-            a batch fits into memory).
-        images: Images in an epoch.
+            `depth`, `width_multiplier`, `image_size`, `views`, `epochs`,
+            `micro_batch_size` (None: a batch fits into memory).
+        images: Images that there are.
         side: Shorter side of the images, pixels (median).
-        seconds: Dictionary of seconds per image: `reading`, `augmentation`,
-            `encoder`, and `all`, which they add up to on a CPU; beside a GPU
-            images are read while it trains.
-        start_up: Seconds before the first step, once.
-        saving: Seconds after each epoch.
-        minutes_per_epoch: What was allowed.
+        budget: `Budget`.
+        timing: `Timing` of the encoder.
+        twice: Dictionary: which of the flags twice the time would change.
     """
 
     flags: dict
     images: int
     side: int
-    seconds: dict
-    start_up: float
-    saving: float
-    minutes_per_epoch: float
+    budget: Budget
+    timing: Timing
+    twice: dict
+
+    @property
+    def encoder(self):
+        return _encoder_of(self.flags)
 
     @property
     def seconds_per_epoch(self):
-        return self.images * self.seconds["all"] + self.saving
+        return self.timing.seconds_per_epoch(self.budget.images)
+
+    @property
+    def seconds(self):
+        """Of the whole training."""
+        epochs = self.flags["epochs"]
+        return self.timing.start_up + epochs * self.seconds_per_epoch
 
     @property
     def bottleneck(self):
-        parts = {k: v for k, v in self.seconds.items() if k != "all"}
+        parts = {k: v for k, v in self.timing.seconds.items() if k != "all"}
         return max(parts, key=parts.get)
 
     @property
@@ -108,39 +106,82 @@ class Plan:
 
     def __str__(self):
         flags, epoch = self.flags, self.seconds_per_epoch
-        names = ("epochs", "batch_size", "learning_rate")
-        recipe = Recipe(**{name: flags[name] for name in names})
-        total = self.start_up + recipe.epochs * epoch
-        rate = scaled_learning_rate(recipe.learning_rate, recipe.batch_size)
-        share = min(self.seconds[self.bottleneck] / self.seconds["all"], 1)
-        limit = f"{self.minutes_per_epoch:g} minutes"
-        is_fast = epoch <= 60 * self.minutes_per_epoch
+        seconds = self.timing.seconds
+        epochs, batch_size = flags["epochs"], flags["batch_size"]
+        recipe = Recipe(epochs=epochs, batch_size=batch_size)
+        rate = scaled_learning_rate(flags["learning_rate"], batch_size)
+        share = min(seconds[self.bottleneck] / seconds["all"], 1)
         rows = {
-            "images": f"{self.images:,} an epoch, {self.side} pixels a side",
+            "images": f"{self.images:,}, {self.side} pixels a side"
+            + _TOO_FEW * (self.images < FEWEST_IMAGES),
             **{
-                name: f"{1 / max(seconds, 1e-9):,.0f} images a second"
-                for name, seconds in self.seconds.items()
+                name: f"{1 / max(each, 1e-9):,.0f} images a second"
+                for name, each in seconds.items()
             },
             "bottleneck": f"{self.bottleneck}, {share:.0%} of the time. Cure: "
             + _CURES[self.bottleneck],
-            "choice": f"ResNet-{flags['depth']}, width "
-            f"{flags['width_multiplier']:g}, views of {flags['image_size']} "
-            "pixels: "
-            + (
-                f"the largest whose epoch takes at most {limit}"
-                if is_fast
-                else f"the fastest found, yet an epoch takes more than {limit}"
-            ),
+            "choice": f"{self.encoder.in_words()}, {flags['views']} of each "
+            f"image: {self._reason()}",
+            **self._rule(),
             "micro-batch": flags["micro_batch_size"] or "none: a batch fits",
-            "learning rate": f"{rate:g} at a batch of {recipe.batch_size}",
+            "learning rate": f"{rate:g} at a batch of {batch_size}",
             "an epoch": f"{devices.duration(epoch)}: "
             f"{3600 / epoch:,.1f} an hour",
-            "steps": recipe.steps_in_words(self.images // recipe.batch_size),
-            f"{recipe.epochs} epochs": f"{devices.duration(total)}, of which "
-            f"{devices.duration(self.start_up)} to start",
+            "steps": recipe.steps_in_words(self.budget.images // batch_size),
+            f"{epochs:,} epochs": f"{devices.duration(self.seconds)}, of which "
+            f"{devices.duration(self.timing.start_up)} to start"
+            + _NO_MORE
+            * (self._fits() and epochs == MOST_EPOCHS),
+            "twice the time": self._twice(),
         }
         lines = [f"{name:16}{text}" for name, text in rows.items()]
         return "\n".join([*lines, "", self.command])
+
+    def _fits(self):
+        return self.seconds <= 3600 * self.budget.hours
+
+    def _reason(self):
+        """Why this encoder; if there is not enough time, a cure."""
+        limit = devices.duration(3600 * self.budget.hours)
+        if self._fits():
+            return f"the largest that sees enough in {limit}"
+        fewer = " or, with --split, fewer images" * (self.flags["epochs"] == 1)
+        return (
+            f"the one that needs the least time, yet {limit} are too short. "
+            f"Cure: --hours={math.ceil(self.seconds / 36) / 100:g}{fewer}"
+        )
+
+    def _rule(self):
+        """What the choice rests on: rows of the report."""
+        seen = self.flags["epochs"] * self.budget.images * self.flags["views"]
+        beyond = ", ".join(self.encoder.beyond(self.images, seen))
+        return {
+            "rule": "at least "
+            f"{self.encoder.least_views() / 1e6:,.2g} million views for an "
+            f"encoder of its size; it sees {seen / 1e6:,.2g} million",
+            "measured": f"its speed, here; the rule, on {BASIS}",
+            "extrapolated": f"the rule, to {beyond}" if beyond else "nothing",
+        }
+
+    def _twice(self):
+        """What twice the time would buy."""
+        if self.twice:
+            flags = {**self.flags, **self.twice}
+            other = _encoder_of(flags)
+            if other == self.encoder:
+                return f"{flags['epochs']:,} epochs of the same"
+            return (
+                f"{other.in_words()}, {flags['epochs']:,} epochs, if its speed "
+                "is as extrapolated"
+            )
+        if self._fits():
+            return "nothing more"
+        is_enough = self.seconds <= 2 * 3600 * self.budget.hours
+        return "enough for this" if is_enough else "too short, too"
+
+
+def _encoder_of(flags):
+    return Encoder(*(flags[name] for name in Encoder._fields))
 
 
 _CURES = {
@@ -148,61 +189,51 @@ _CURES = {
     "augmentation": "smaller views (--image_size), or a GPU",
     "encoder": "a GPU, or more of them; or a smaller encoder",
 }
+_TOO_FEW = (
+    f": too few to pretrain from scratch, which takes {FEWEST_IMAGES:,} or "
+    "more. Cure: start from weights (pretrain "
+    "--start_from=keras_applications:NAME), or take their frozen features "
+    "(evaluate --encoders=keras_applications:NAME)"
+)
+_NO_MORE = (
+    f". Less time is enough: the paper trains for {MOST_EPOCHS:,} epochs at "
+    "most"
+)
 
 
-def choose(seconds, most):
-    """The largest encoder that is fast enough.
-
-    Args:
-        seconds: Dictionary from encoders to seconds per epoch.
-        most: Seconds that an epoch may take.
-
-    Returns:
-        The `Encoder` of the most multiply-adds among those; the fastest if
-        there are none.
-
-    Example:
-
-    >>> small, large = Encoder(10, 0.25, 32), Encoder(18, 0.25, 32)
-    >>> choose({small: 100.0, large: 200.0}, 150.0)
-    Encoder(depth=10, width_multiplier=0.25, image_size=32)
-    """
-    fast = [encoder for encoder in seconds if seconds[encoder] <= most]
-    if not fast:
-        return min(seconds, key=seconds.get)
-    return max(fast, key=lambda encoder: tuple(encoder.cost()))
-
-
-def plan(recipe, data, *, minutes_per_epoch=30.0, report=print):
-    """Measures this machine, and finds the largest encoder it has time for.
+def plan(recipe, data, *, hours=0.5, report=print):
+    """Measures this machine, and finds the best use of some hours of it.
 
     For a minute or two it reads the images and trains: two small encoders,
     from which the seconds of all others are extrapolated, and then the one
     chosen, in the way that `runs.pretrain` does. If that takes other than
-    expected, it chooses again.
+    expected, it chooses again. Chosen is the largest encoder (`Budget.choose`)
+    that is trained on enough views for its size (`Encoder.least_views`).
 
     Args:
-        recipe: `recipe.Recipe`, of which encoder and size of views are chosen.
+        recipe: `recipe.Recipe`, of which encoder, size of views and epochs are
+            chosen.
         data: `recipe.Data`.
-        minutes_per_epoch: The most that an epoch may take.
+        hours: Hours to train for: a positive number.
         report: Function that is told, in words, what devices there are, and
             what is being measured.
 
     Returns:
-        A `Plan`.
+        A `Plan`. If even the least training takes longer than `hours`, it is
+        of that, and says so.
 
     Raises:
-        ValueError: If `minutes_per_epoch` is not positive, or the images do
-            not fill a batch.
+        ValueError: If `hours` is not positive, or the images do not fill a
+            batch.
 
     Example:
 
     ```python
     data = simclr.recipe.Data(data="photos")
-    print(plan(simclr.recipe.Recipe(), data, minutes_per_epoch=10))
+    print(plan(simclr.recipe.Recipe(), data, hours=2))
     ```
     """
-    _checks.positive_number("minutes_per_epoch", minutes_per_epoch)
+    _checks.positive_number("hours", hours)
     strategy = devices.make_strategy("auto")
     if replicas.has_workers(strategy):
         raise ValueError("A plan is for one machine. Unset TF_CONFIG.")
@@ -214,35 +245,55 @@ def plan(recipe, data, *, minutes_per_epoch=30.0, report=print):
     keras.config.set_dtype_policy(recipe.precision)
     with strategy.scope():
         machine = _Machine(recipe, data, strategy, report)
-        return _choose_on(machine, minutes_per_epoch, report)
+        return _choose_on(machine, hours, report)
 
 
-def _choose_on(machine, minutes_per_epoch, report):
+def _choose_on(machine, hours, report):
     """Measures what is chosen, and chooses again by what was measured."""
     report("Training two small encoders, from which others are guessed.")
-    start, most = time.perf_counter(), 60 * minutes_per_epoch
-    guesses = {
-        encoder: machine.images * seconds
-        for encoder, seconds in machine.extrapolate().items()
-    }
-    plans, found, seconds = {}, {}, guesses
+    start, images = time.perf_counter(), machine.epoch
+    recipe = machine.recipe
+    budget = Budget(hours, images, recipe.batch_size, recipe.views)
+    guesses, timings, found = machine.extrapolate(), {}, {}
+    seconds = {k: images * guess for k, guess in guesses.items()}
+    start_up = 0.0
     for _ in range(_TRIES):
-        choice = choose(seconds, most)
+        choice = budget.choose(seconds, start_up)
         is_late = time.perf_counter() - start > _LONGEST
-        is_done = any(each <= most for each in found.values())
-        if choice in plans or (is_late and is_done):
+        is_done = any(
+            budget.needs(k, x, start_up) <= 3600 * hours
+            for k, x in found.items()
+        )
+        if choice in found or (is_late and is_done):
             break
-        report(
-            f"Training a ResNet-{choice.depth} of width "
-            f"{choice.width_multiplier:g}, views of {choice.image_size} pixels."
-        )
-        plans[choice] = machine.measure(
-            choice, guesses[choice] / machine.images, minutes_per_epoch
-        )
-        found = {k: each.seconds_per_epoch for k, each in plans.items()}
-        scale = found[choice] / guesses[choice]
-        seconds = {k: scale * guess for k, guess in guesses.items()} | found
-    return plans[choose(found, most)]
+        report(f"Training {choice.in_words()}.")
+        timings[choice] = timing = machine.measure(choice, guesses[choice])
+        found[choice] = timing.seconds_per_epoch(images)
+        start_up = max(start_up, timing.start_up)
+        scale = timing.seconds["all"] / guesses[choice]
+        seconds = {
+            k: images * scale * guess + timing.saving
+            for k, guess in guesses.items()
+        } | found
+    flags = {**machine.flags(), **_proposal(budget, found, start_up)}
+    timing = timings[_encoder_of(flags)]
+    more = dataclasses.replace(budget, hours=2 * hours)
+    twice = _proposal(more, seconds, start_up)
+    return Plan(
+        {**flags, "micro_batch_size": timing.micro_batch_size},
+        machine.images,
+        machine.side,
+        budget,
+        timing,
+        {name: x for name, x in twice.items() if x != flags[name]},
+    )
+
+
+def _proposal(budget, seconds, start_up):
+    """Flags of what to train, and for how long."""
+    choice = budget.choose(seconds, start_up)
+    epochs = budget.epochs(choice, seconds[choice], start_up)
+    return {**choice._asdict(), "epochs": epochs}
 
 
 class _Machine:
@@ -250,16 +301,16 @@ class _Machine:
 
     def __init__(self, recipe, data, strategy, report):
         self.recipe, self.data, self.strategy = recipe, data, strategy
-        source, dataset = self._open(image_size=max(_SIZES))
+        source, dataset = self._open(image_size=LARGEST)
         report(f"To train on: {data.in_words(source)}.")
-        steps = int(dataset.cardinality())
-        self.recipe = dataclasses.replace(
-            recipe, epochs=recipe.epochs_for(steps)
+        self.images = sources.count_images(
+            source, data.split, data_dir=data.data_dir
         )
-        self.images = steps * recipe.batch_size
+        # Images of whole batches.
+        self.epoch = int(dataset.cardinality()) * recipe.batch_size
         self.has_canvas = "sizes" in elements.unpack(dataset.element_spec)
         self.side = _shorter_side(dataset)
-        self.sizes = [x for x in _SIZES if x <= self.side] or [self.side]
+        self.encoders = candidates(self.side)
         self._datasets = {}  # By size of views, if it matters, and of batches.
         self._reading = {}  # Seconds per image, by the shape of the images.
 
@@ -276,7 +327,7 @@ class _Machine:
 
     def extrapolate(self):
         """Seconds per image of all encoders, from those of two small ones."""
-        size = self.sizes[0]
+        size = self.encoders[0].image_size
         samples = [Encoder(10, width, size) for width in (0.25, 1.0)]
         dataset = self._smaller(size, _SMALL_BATCH)
         batch = next(iter(dataset))
@@ -295,17 +346,14 @@ class _Machine:
         rates = np.linalg.solve(costs, np.maximum(seconds, 0))
         rates = np.maximum(rates, 0)
         return {
-            encoder: self._read_seconds(image_size)
-            + augmenting * (image_size / size) ** 2
+            encoder: self._read_seconds(encoder.image_size)
+            + augmenting * (encoder.image_size / size) ** 2
             + float(rates @ encoder.cost())
-            for image_size in self.sizes
-            for encoder in itertools.starmap(
-                Encoder, itertools.product(_DEPTHS, _WIDTHS, [image_size])
-            )
+            for encoder in self.encoders
         }
 
-    def measure(self, encoder, guess, minutes_per_epoch):
-        """The plan with an encoder, measured as it would train."""
+    def measure(self, encoder, guess):
+        """The `Timing` of an encoder, measured as it would train."""
         start = time.perf_counter()
         dataset = self._smaller(encoder.image_size, _LONGEST_STEP / guess)
         micro_batch = self._micro_batch(encoder, dataset)
@@ -325,29 +373,18 @@ class _Machine:
         augmenting = _augmenting(model, next(iter(dataset)))
         devices.forget_models()
         beside = reading if devices.only_cpus() else 0
-        return Plan(
-            {
-                **self._flags(),
-                **encoder._asdict(),
-                "micro_batch_size": micro_batch,
-            },
-            self.images,
-            self.side,
-            {
-                "reading": reading,
-                "augmentation": augmenting,
-                "encoder": max(seconds - augmenting - beside, 0.0),
-                "all": seconds,
-            },
-            start_up,
-            saving,
-            minutes_per_epoch,
-        )
+        parts = {
+            "reading": reading,
+            "augmentation": augmenting,
+            "encoder": max(seconds - augmenting - beside, 0.0),
+            "all": seconds,
+        }
+        return Timing(micro_batch, parts, start_up, saving)
 
-    def _flags(self):
+    def flags(self):
         """Of the command: what is not as by default, and what is shown."""
         given, default = vars(self.data) | vars(self.recipe), defaults()
-        shown = ("epochs", "batch_size", "learning_rate", "precision")
+        shown = ("batch_size", "learning_rate", "views", "precision")
         changed = {
             name: value
             for name, value in given.items()
@@ -388,8 +425,8 @@ class _Machine:
             return found and int(found)
         dtype = tf.as_dtype(keras.config.dtype_policy().compute_dtype)
         _, numbers = encoder.cost()
-        # Two views; as they come, normalized and rectified, for the way back.
-        per_image = 2 * 3 * numbers * dtype.size
+        # As they come, normalized and rectified, for the way back.
+        per_image = self.recipe.views * 3 * numbers * dtype.size
         most = _MEMORY * psutil.virtual_memory().available / per_image
         if self.recipe.batch_size <= most:
             return None
@@ -422,7 +459,7 @@ def _reading(dataset):
 
 
 def _augmenting(model, batch):
-    """Seconds to make the two views of an image."""
+    """Seconds to make the views of an image."""
     images, sizes = elements.images_and_sizes(batch)
     seconds = []
     for step in range(4):

@@ -18,7 +18,7 @@ _PRECISIONS = (
 _IMAGE_SIZE = 64  # Of views of images that have no one size.
 # Of the default epochs. An encoder of 1,437 digits is better than raw pixels
 # after 400 steps, not always after 200; photographs differ more.
-_FEWEST_STEPS, _FEWEST_EPOCHS = 800, 8
+FEWEST_STEPS, _FEWEST_EPOCHS = 800, 8
 
 
 def _told(default, text, rule=None, place=None, **library):
@@ -225,7 +225,7 @@ class Recipe(_Checked):
     epochs: int | None = _told(
         None,
         "Passes over the images; by default 8, or as many as "
-        f"{_FEWEST_STEPS} steps take.",
+        f"{FEWEST_STEPS} steps take.",
         _COUNT,
     )
     batch_size: int = _told(
@@ -317,7 +317,7 @@ class Recipe(_Checked):
         """Passes over the images, for epochs of so many steps."""
         if self.epochs is not None:
             return self.epochs
-        return max(_FEWEST_EPOCHS, math.ceil(_FEWEST_STEPS / steps))
+        return max(_FEWEST_EPOCHS, math.ceil(FEWEST_STEPS / steps))
 
     def steps_in_words(self, steps):
         """How long it trains, in epochs of so many steps; if too short, a cure.
@@ -329,12 +329,12 @@ class Recipe(_Checked):
         """
         total = steps * self.epochs_for(steps)
         text = f"{steps:,} an epoch, {total:,} in all"
-        if total >= _FEWEST_STEPS:
+        if total >= FEWEST_STEPS:
             return text
         return (
-            f"{text}: too few. After fewer than {_FEWEST_STEPS} an encoder may "
+            f"{text}: too few. After fewer than {FEWEST_STEPS} an encoder may "
             "be worth less than raw pixels. Cure: "
-            f"--epochs={math.ceil(_FEWEST_STEPS / steps)}, or no --epochs"
+            f"--epochs={math.ceil(FEWEST_STEPS / steps)}, or no --epochs"
         )
 
     def open(self, data):

@@ -511,6 +511,32 @@ def scan_source(data, manifest, *, progress=None):
     return array_files.scan_arrays(source, manifest, progress=progress)
 
 
+def count_images(source, split="train", *, data_dir=None):
+    """How many images a source holds.
+
+    Args:
+        source: As in `open_dataset`.
+        split: As in `open_dataset`.
+        data_dir: As in `open_dataset`.
+
+    Returns:
+        Integer; of images that cannot be read, too.
+
+    Example:
+
+    ```python
+    print(count_images("flowers.npz", "train[:10%]"))
+    ```
+    """
+    if isinstance(source, EncodedImages):
+        return len(source.paths)
+    if source.startswith("tfds:"):
+        builder = builder_of(source.removeprefix("tfds:"), data_dir)
+        return _split_size(builder, split)
+    images = array_files.load_arrays(source)["images"]
+    return len(images[rows_of_split(split, len(images))])
+
+
 def in_words(source, split="train", *, data_dir=None):
     """What a source holds, in words: images and, where they are known, classes.
 

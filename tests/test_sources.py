@@ -332,7 +332,10 @@ def test_tfds_without_images_is_refused(data_dir):
 
 def test_source_is_told_in_words(data_dir, tmp_path):
     def words(source, *split):
-        return sources.in_words(source, *split, data_dir=data_dir)
+        text = sources.in_words(source, *split, data_dir=data_dir)
+        size = sources.count_images(source, *split, data_dir=data_dir)
+        assert text.startswith(f"{size:,} ")
+        return text
 
     names = ", ".join(map(str, range(10)))
     sources.open_dataset("tfds:tiny_digits", data_dir=data_dir, batch_size=2)
@@ -367,7 +370,9 @@ def test_folder_is_told_in_words(tmp_path):
         for path in tmp_path.rglob("*.png"):
             path.unlink()
         write(tmp_path, dict.fromkeys(paths, PNG))
-        return sources.in_words(folders.ImageFolder(tmp_path, split=split))
+        source = folders.ImageFolder(tmp_path, split=split)
+        assert sources.count_images(source) == len(paths)
+        return sources.in_words(source)
 
     assert words("a.png", "b/c.png") == "2 images, no classes"
     assert words("b/c.png") == "1 image of 1 class: b (1)"
