@@ -558,8 +558,6 @@ def _plan(values):
 
 
 def _evaluate(values):
-    import keras
-
     from keras_simclr import _files, evaluation, fingerprints, runs, sources
 
     labels = [int(x) if x.isdigit() else x for x in values.labels]
@@ -594,7 +592,7 @@ def _evaluate(values):
         probes=values.probes,
         labels=labels,
         draws=values.draws,
-        encoders={x: keras.models.load_model(x) for x in values.encoders},
+        encoders={x: x for x in values.encoders},
         projection_layer=values.projection_layer,
         seed=values.seed,
         report=print,

@@ -4,8 +4,10 @@ import dataclasses
 import functools
 import hashlib
 import logging
+import os
 import time
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -33,6 +35,7 @@ from keras_simclr.labelled import (
 )
 from keras_simclr.model import SimCLRModel
 from keras_simclr.probes import KINDS
+from keras_simclr.vectors import VectorTable, is_table
 
 _logger = logging.getLogger("keras_simclr")
 
@@ -64,8 +67,8 @@ class Evaluation:
         left_out: What the labels could not fill, in words.
         settings: What was fixed: the probes' settings, sizes and the seed; and
             what all this describes, by digests (SHA-256): `weights` of the
-            model and of further `encoders`, as from `copies.weights_digest`,
-            and `data_digest`, of images and labels.
+            model and of further `encoders`, as from `copies.weights_digest`
+            (of tables, their vectors), and `data_digest`, of images and labels.
     """
 
     rows: tuple
@@ -185,9 +188,12 @@ def evaluate(
         labels: Labels to learn from: integers (per class), shares (`"1%"`) and
             `"all"`. What the classes are too small for is left out.
         draws: Labelled sets drawn of each number.
-        encoders: Dictionary from names to further Keras encoders to compare
-            with, which take float images in [0, 1] of their own size. The
-            names `"pixels"`, `"untrained"` and `"simclr"` are taken.
+        encoders: Dictionary from names to what else to compare with: Keras
+            encoders, which take float images in [0, 1] of their own size; what
+            `pretrained.open_encoder` opens; or paths of tables of vectors that
+            any tool made, in Parquet or .npz files, as `vectors.VectorTable`
+            reads them. The names `"pixels"`, `"untrained"` and `"simclr"` are
+            taken.
         baselines: Whether to compare with anything else at all.
         projection_layer: As `fine_tune`.
         class_names: Names, where labels without their own are places in them.
@@ -202,7 +208,8 @@ def evaluate(
         An `Evaluation`.
 
     Raises:
-        ValueError: If an encoder takes other images, or labels are missing or
+        ValueError: If an encoder takes other images, a table has no row for a
+            labelled image or rows for unknown ones, or labels are missing or
             fill none of the numbers asked for, or an argument is not among what
             is listed here.
 
@@ -239,7 +246,13 @@ def evaluate(
         report=say,
         progress=progress,
     )
-    examples, splits = _load(train, test, draws, seed, load, say)
+    tables = {k: x for k, x in encoders.items() if _is_ready(x)}
+    for table in tables.values():
+        sets = [train] if test is None else [train, test]
+        table.find_images([getattr(each, "source", None) for each in sets])
+    examples, splits = _load(
+        train, test, draws, seed, load, say, tables.values()
+    )
     for remark in (remarks := _remarks(examples, splits)):
         _logger.warning(remark)
     jobs, left_out = sampling.plan_jobs(
@@ -247,7 +260,8 @@ def evaluate(
     )
     untrained = _untrained(model, examples, splits, seed) if baselines else None
     functions = _feature_functions(model, untrained, encoders)
-    features = Features(functions, examples, progress)
+    ready = {k: table.vectors for k, table in tables.items() if baselines}
+    features = Features(functions, examples, progress, ready)
     contenders = _contenders(
         model, features, probes, baselines, projection_layer
     )
@@ -278,9 +292,10 @@ def _checked_encoders(encoders):
             "`encoders` must have names other than 'pixels', 'untrained' and "
             f"'simclr', which the table has already. Received: {taken}"
         )
+    encoders = {name: _opened(each) for name, each in encoders.items()}
     for name, encoder in encoders.items():
         shape = getattr(encoder, "input_shape", None)
-        if isinstance(encoder, SimCLRModel):
+        if isinstance(encoder, (SimCLRModel, VectorTable)):
             continue
         if not isinstance(shape, tuple) or len(shape) != 4 or None in shape[1:]:
             raise ValueError(
@@ -291,11 +306,27 @@ def _checked_encoders(encoders):
     return encoders
 
 
+def _opened(encoder):
+    """An encoder, or a table, that may be given by name."""
+    if not isinstance(encoder, (str, os.PathLike)):
+        return encoder
+    if is_table(encoder):
+        return VectorTable(encoder)
+    return keras.models.load_model(encoder)
+
+
+def _is_ready(encoder):
+    return isinstance(encoder, VectorTable)
+
+
 def _check_fit(model, encoders, dataset):
     """Refuses images that the encoders cannot take, all channels beside 1."""
     check_fits(model, dataset)
     images, _ = images_and_sizes(unpack(dataset.element_spec))
     for name, encoder in encoders.items():
+        if _is_ready(encoder):
+            encoder.check(dataset)
+            continue
         if isinstance(encoder, SimCLRModel):
             check_fits(encoder, dataset)
             continue
@@ -309,18 +340,25 @@ def _check_fit(model, encoders, dataset):
             )
 
 
-def _load(train, test, draws, seed, load, report):
-    """All examples in memory with their `groups`, and the splits of them."""
+def _load(train, test, draws, seed, load, report, tables=()):
+    """All examples in memory with their `groups`, and the splits of them.
+
+    Tables of vectors follow them.
+    """
     train = load("train", train)
     check_classes("train", train["labels"])
+    if test is not None:
+        test = load("test", test)
+        compare_classes(train["labels"], test["labels"])  # Refuses others.
+    for table in tables:
+        sets = [train] if test is None else [train, test]
+        table.follow([(each.all_images, each["places"]) for each in sets])
     if test is None:
         train = with_groups(train, report)
         splits = sampling.random_splits(
             train["labels"], train["groups"], draws, seed
         )
         return train, splits
-    test = load("test", test)
-    compare_classes(train["labels"], test["labels"])  # Refuses others.
     places = np.arange(len(train["labels"]) + len(test["labels"]))
     split = sampling.Split(*np.split(places, [len(train["labels"])]))
     return with_groups(_joined(train, test), report), [split]
@@ -403,7 +441,10 @@ def _described(model, encoders, examples, splits):
         "train_examples": len(splits[0].train),
         "test_examples": len(splits[0].test),
         "weights": weights_digest(model),
-        "encoders": {k: weights_digest(x) for k, x in encoders.items()},
+        "encoders": {
+            k: x.digest if _is_ready(x) else weights_digest(x)
+            for k, x in encoders.items()
+        },
         "data_digest": _digest(examples),
     }
 
@@ -444,7 +485,11 @@ def _feature_functions(model, untrained, encoders):
     return {
         "pixels": pixels_of(model),
         "untrained": representation(untrained),
-        **{k: resized_representation(x) for k, x in encoders.items()},
+        **{
+            name: resized_representation(encoder)
+            for name, encoder in encoders.items()
+            if not _is_ready(encoder)
+        },
         **functions,
     }
 
@@ -460,7 +505,7 @@ def _contenders(model, features, probes, baselines, projection_layer):
         _Probing(probe, name, features)
         for probe in probes
         if probe in KINDS
-        for name in features.functions
+        for name in features.names
     ]
     return [*probings, *tunings]
 

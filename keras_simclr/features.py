@@ -204,23 +204,30 @@ class Features:
     """Features of examples in memory, by name; made when they are needed.
 
     `functions` is a dictionary of functions of images and sizes; `examples` one
-    of arrays; `progress` as in `extract_features`.
+    of arrays; `progress` as in `extract_features`. `ready` are features that
+    need not be made: a dictionary of arrays.
     """
 
-    def __init__(self, functions, examples, progress=None):
+    def __init__(self, functions, examples, progress=None, ready=None):
         self.functions, self.examples = functions, examples
+        self._ready = ready or {}
         self._progress = progress
         self._few = {k: array[:FEW_IMAGES] for k, array in examples.items()}
+
+    @property
+    def names(self):
+        """List of what all features are called."""
+        return [*self.functions, *self._ready]
 
     @functools.cached_property
     def arrays(self):
         """Dictionary of arrays of shape `(N, width)`."""
-        return self._of(self.examples, self._progress)
+        return self._of(self.examples, self._progress) | self._ready
 
     @functools.cached_property
     def widths(self):
         """Dictionary of numbers of features, from a few images."""
-        arrays = self._of(self._few)
+        arrays = self._of(self._few) | self._ready
         return {name: array.shape[1] for name, array in arrays.items()}
 
     def seconds(self):

@@ -52,6 +52,7 @@ LEVELS = {
     "shards": 5,
     "iterables": 4,
     "fit_data": 5,
+    "vectors": 5,
     "labelled": 6,
     "sources": 7,
     "fingerprints": 8,
