@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import os
 import time
 
 import keras
@@ -18,6 +19,7 @@ from keras_simclr.copies import check_finite, nested_layers, plain_copy
 from keras_simclr.elements import Rules, images_and_sizes, unpack
 from keras_simclr.labelled import in_batches, joined
 from keras_simclr.model import SimCLRModel
+from keras_simclr.vectors import VectorTable, is_table
 
 _PIXELS = 32  # Larger images are averaged to this size for the baseline.
 FEW_IMAGES = 256  # To measure on how long all of them will take.
@@ -96,6 +98,76 @@ def check_fits(model, dataset):
             f"shape {images.shape}. Convert them, or use a SimCLRModel, which "
             "brings images to the size of its encoder."
         )
+
+
+def opened_encoders(encoders):
+    """What features are compared with: encoders, and tables of vectors.
+
+    Args:
+        encoders: As of `evaluate`.
+
+    Returns:
+        Dictionary from names to Keras encoders, and to `VectorTable`.
+
+    Raises:
+        OSError: If one is not there, or cannot be read.
+        ValueError: If its name is taken, or it is neither a table nor an
+            encoder for images of a size of its own.
+
+    Example:
+
+    >>> encoder = simclr.ResNet(10, stem="cifar", input_shape=(8, 8, 1))
+    >>> [*opened_encoders({"mine": encoder})]
+    ['mine']
+    """
+    taken = {"pixels", "untrained", "simclr"} & {*encoders}
+    if taken:
+        raise ValueError(
+            "`encoders` must have names other than 'pixels', 'untrained' and "
+            f"'simclr', which the table has already. Received: {taken}"
+        )
+    encoders = {name: _opened(each) for name, each in encoders.items()}
+    for name, encoder in encoders.items():
+        shape = getattr(encoder, "input_shape", None)
+        if isinstance(encoder, (SimCLRModel, VectorTable)):
+            continue
+        if not isinstance(shape, tuple) or len(shape) != 4 or None in shape[1:]:
+            raise ValueError(
+                "`encoders` must take images of a size of their own: inputs of "
+                "shape (None, height, width, channels). Received: "
+                f"{name!r} with inputs of shape {shape}"
+            )
+    return encoders
+
+
+def _opened(encoder):
+    """An encoder, or a table, that may be given by name."""
+    if not isinstance(encoder, (str, os.PathLike)):
+        return encoder
+    if is_table(encoder):
+        return VectorTable(encoder)
+    return keras.models.load_model(encoder)
+
+
+def check_all_fit(model, encoders, dataset):
+    """Refuses images that the encoders cannot take, all channels beside 1."""
+    check_fits(model, dataset)
+    images, _ = images_and_sizes(unpack(dataset.element_spec))
+    for name, encoder in encoders.items():
+        if isinstance(encoder, VectorTable):
+            encoder.check(dataset)
+            continue
+        if isinstance(encoder, SimCLRModel):
+            check_fits(encoder, dataset)
+            continue
+        channels, found = encoder.input_shape[-1], images.shape[-1]
+        # Grey images are made colourful.
+        if found not in (channels, None) and (found, channels) != (1, 3):
+            raise ValueError(
+                f"The encoder {name!r} takes images with {channels} channels. "
+                f"Received: images of shape {images.shape}. Leave it out of "
+                "`encoders`, or evaluate it alone on images that it takes."
+            )
 
 
 def representation(model):
