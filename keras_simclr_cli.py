@@ -220,11 +220,9 @@ _COMMANDS = {
             "encoders": _Flag(
                 "list",
                 [],
-                "Further encoders to compare with: .keras files.",
-                place=(
-                    "check_exists",
-                    {"rule": "existing .keras files", "is_directory": False},
-                ),
+                "Further encoders to compare with: .keras files, runs, "
+                "keras_applications:NAME, keras_hub:PRESET.",
+                place=("check_network", {}),
             ),
             **_PROJECTION_LAYER,
             **_SEED,
