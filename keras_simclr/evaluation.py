@@ -4,12 +4,13 @@ import dataclasses
 import functools
 import hashlib
 import logging
+import os
 import time
 
 import numpy as np
 import tensorflow as tf
 
-from keras_simclr import _checks, finetuning, sampling
+from keras_simclr import _checks, _files, finetuning, sampling
 from keras_simclr.augmentations import to_float
 from keras_simclr.copies import untrained_copy, weights_digest
 from keras_simclr.devices import duration
@@ -18,7 +19,7 @@ from keras_simclr.features import (
     PIXEL_SETTINGS,
     Features,
     check_all_fit,
-    opened_encoders,
+    check_encoders,
     pixels_of,
     representation,
     resized_representation,
@@ -31,6 +32,7 @@ from keras_simclr.labelled import (
     compare_classes,
     load_labelled,
 )
+from keras_simclr.pretrained import open_encoder
 from keras_simclr.probes import KINDS
 from keras_simclr.vectors import VectorTable
 
@@ -242,7 +244,7 @@ def evaluate(
     _checks.integer("draws", draws, minimum=2)
     _checks.seed("seed", seed)
     amounts = list(dict.fromkeys(map(sampling.checked_amount, labels)))
-    encoders = opened_encoders(encoders or {})
+    encoders = _opened(encoders or {})
     start, say = time.perf_counter(), report or (lambda text: None)
     load = functools.partial(
         load_labelled,
@@ -281,6 +283,24 @@ def evaluate(
         "seconds": round(time.perf_counter() - start),
     }
     return Evaluation(tuple(rows), tuple(gains), tuple(left_out), settings)
+
+
+def _opened(encoders):
+    """The encoders and tables to compare with, opened if given by name."""
+    taken = {"pixels", "untrained", "simclr"} & {*encoders}
+    if taken:
+        raise ValueError(
+            "`encoders` must have names other than 'pixels', 'untrained' and "
+            f"'simclr', which the table has already. Received: {taken}"
+        )
+    opened = {}
+    for name, encoder in encoders.items():
+        if isinstance(encoder, (str, os.PathLike)):
+            is_table = _files.is_table(encoder)
+            encoder = (VectorTable if is_table else open_encoder)(encoder)
+        opened[name] = encoder
+    check_encoders(opened)
+    return opened
 
 
 def _tables(encoders, train, test):

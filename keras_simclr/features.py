@@ -2,7 +2,6 @@
 
 import collections
 import functools
-import os
 import time
 
 import keras
@@ -19,7 +18,7 @@ from keras_simclr.copies import check_finite, nested_layers, plain_copy
 from keras_simclr.elements import Rules, images_and_sizes, unpack
 from keras_simclr.labelled import in_batches, joined
 from keras_simclr.model import SimCLRModel
-from keras_simclr.vectors import VectorTable, is_table
+from keras_simclr.vectors import VectorTable
 
 _PIXELS = 32  # Larger images are averaged to this size for the baseline.
 FEW_IMAGES = 256  # To measure on how long all of them will take.
@@ -100,33 +99,11 @@ def check_fits(model, dataset):
         )
 
 
-def opened_encoders(encoders):
-    """What features are compared with: encoders, and tables of vectors.
+def check_encoders(encoders):
+    """Refuses what is neither a `VectorTable` nor an encoder of a fixed size.
 
-    Args:
-        encoders: As of `evaluate`.
-
-    Returns:
-        Dictionary from names to Keras encoders, and to `VectorTable`.
-
-    Raises:
-        OSError: If one is not there, or cannot be read.
-        ValueError: If its name is taken, or it is neither a table nor an
-            encoder for images of a size of its own.
-
-    Example:
-
-    >>> encoder = simclr.ResNet(10, stem="cifar", input_shape=(8, 8, 1))
-    >>> [*opened_encoders({"mine": encoder})]
-    ['mine']
+    `encoders`: dictionary by names.
     """
-    taken = {"pixels", "untrained", "simclr"} & {*encoders}
-    if taken:
-        raise ValueError(
-            "`encoders` must have names other than 'pixels', 'untrained' and "
-            f"'simclr', which the table has already. Received: {taken}"
-        )
-    encoders = {name: _opened(each) for name, each in encoders.items()}
     for name, encoder in encoders.items():
         shape = getattr(encoder, "input_shape", None)
         if isinstance(encoder, (SimCLRModel, VectorTable)):
@@ -137,16 +114,6 @@ def opened_encoders(encoders):
                 "shape (None, height, width, channels). Received: "
                 f"{name!r} with inputs of shape {shape}"
             )
-    return encoders
-
-
-def _opened(encoder):
-    """An encoder, or a table, that may be given by name."""
-    if not isinstance(encoder, (str, os.PathLike)):
-        return encoder
-    if is_table(encoder):
-        return VectorTable(encoder)
-    return keras.models.load_model(encoder)
 
 
 def check_all_fit(model, encoders, dataset):

@@ -15,18 +15,12 @@ from keras_simclr._files import valid_names
 from keras_simclr.elements import unpack
 from keras_simclr.orders import is_shuffled, passes_of
 
-_ENDINGS = (".npz", ".parquet")
 _ROWS_AT_ONCE = 1_000
 # What columns and arrays are called. The vectors may have any name.
 _PATHS, _PLACES = ("path", "paths"), ("place", "places")
 _VECTORS = ("embedding", "representation", "vector")
 _VECTORS += tuple(f"{name}s" for name in _VECTORS)
 _ONE_ROW = "one row for each image"
-
-
-def is_table(path):
-    """Whether a path is named like a table of vectors."""
-    return str(path).lower().endswith(_ENDINGS)
 
 
 class VectorTable:
