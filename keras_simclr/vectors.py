@@ -30,7 +30,7 @@ class VectorTable:
     the folders above in front, some or all of them. Of data whose images have
     no paths it is by its `place`, which counts on from the images to learn from
     to those to test on; or, without one, the rows are in that order. Rows of
-    images that are not evaluated are left alone.
+    other images of the data, and of other files that are there, are left alone.
 
     Args:
         path: Path of a Parquet file with a column of lists of numbers, all of
@@ -159,12 +159,14 @@ class VectorTable:
         rows = [np.full(len(source.paths), -1) for source in self._sources]
         fronts = [_fronts(source.directory) for source in self._sources]
         known = [_known(source) for source in self._sources]
+        places = [source.directory.absolute() for source in self._sources]
+        homes = {home for x in places for home in (x, *x.parents)}
         unknown, shared, twice = [], [], []
         for row, path in enumerate(self.paths):
             hits = _hits(path, fronts, known)
-            if not hits:
+            if not hits and not _is_there(path, homes):
                 unknown.append(path)
-            elif len({self._sources[number].source for number, _ in hits}) > 1:
+            if len({self._sources[number].source for number, _ in hits}) > 1:
                 shared.append(path)
             for number, place in hits:
                 if place >= 0 and rows[number][place] >= 0:
@@ -313,6 +315,11 @@ def _hits(path, fronts, known):
         if hits:
             return hits
     return []
+
+
+def _is_there(path, homes):
+    """Whether there is such a file below one of some folders."""
+    return any(os.path.exists(os.path.join(home, path)) for home in homes)  # noqa: PTH110, PTH118
 
 
 @dataclasses.dataclass(frozen=True)
