@@ -25,6 +25,7 @@ from keras_simclr.features import (
     resized_representation,
     settle_batch_norm,
 )
+from keras_simclr.folders import EncodedImages
 from keras_simclr.labelled import (
     Labelled,
     TightImages,
@@ -307,8 +308,10 @@ def _tables(encoders, train, test):
     """Those of the encoders that are tables, which know the images now."""
     tables = [x for x in encoders.values() if isinstance(x, VectorTable)]
     sets = [train] if test is None else [train, test]
+    sources = [getattr(each, "source", None) for each in sets]
+    sources = [x if isinstance(x, EncodedImages) else None for x in sources]
     for table in tables:
-        table.find_images([getattr(each, "source", None) for each in sets])
+        table.find_images(sources)
     return tables
 
 

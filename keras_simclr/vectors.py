@@ -21,6 +21,7 @@ _PATHS, _PLACES = ("path", "paths"), ("place", "places")
 _VECTORS = ("embedding", "representation", "vector")
 _VECTORS += tuple(f"{name}s" for name in _VECTORS)
 _ONE_ROW = "one row for each image"
+_CURE = "dataset.source = simclr.folders.ImageFolder(directory)"
 
 
 class VectorTable:
@@ -71,7 +72,13 @@ class VectorTable:
             next((columns[x].read() for x in names if x in columns), None)
             for names in (_PATHS, _PLACES)
         )
-        self._check_keys()
+        if self.paths is not None:
+            is_right = all(isinstance(path, str) for path in self.paths)
+            self._check_keys("a text as the path", self.paths, is_right)
+        if self.places is not None:
+            self.places = places = np.asarray(self.places)
+            is_right = places.ndim == 1 and places.dtype.kind in "iu"
+            self._check_keys("an integer as the place", places, is_right)
 
     def _refuse(self, rule, received):
         _refuse(self._path, rule, received)
@@ -107,18 +114,11 @@ class VectorTable:
         if not self.vectors.size:
             self._refuse("vectors", self._in_words)
 
-    def _check_keys(self):
-        keys = (("path", self.paths, "U"), ("place", self.places, "iu"))
-        for name, found, kinds in keys:
-            found = self.vectors[:0] if found is None else np.asarray(found)
-            if len(found) not in (0, len(self.vectors)) or (
-                len(found) and (found.ndim > 1 or found.dtype.kind not in kinds)
-            ):
-                what = "a text" if name == "path" else "an integer"
-                self._refuse(
-                    f"{what} as the {name} of each vector",
-                    f"the columns {self._in_words}",
-                )
+    def _check_keys(self, what, keys, is_right):
+        if len(keys) != len(self.vectors) or not is_right:
+            self._refuse(
+                f"{what} of each vector", f"the columns {self._in_words}"
+            )
 
     def find_images(self, sources):
         """Finds whose the rows are, as far as that is known without images.
@@ -134,9 +134,10 @@ class VectorTable:
         if not any(sources):
             if self.paths is not None and self.places is None:
                 self._refuse(
-                    "`place` and no `path` for images that have no paths, or "
+                    "`place` and no `path` for images without paths, or "
                     "neither if the rows are in their order",
-                    f"the columns {self._in_words}",
+                    f"the columns {self._in_words}. Datasets from folders that "
+                    f"were changed have lost the paths: {_CURE}",
                 )
         elif not all(sources):
             self._refuse(
@@ -195,10 +196,8 @@ class VectorTable:
             return
         if "places" in unpack(dataset.element_spec):
             self._refuse(
-                "images whose names are known. Datasets from folders know them "
-                "until they are changed, and then with: dataset.source = "
-                "simclr.folders.ImageFolder(directory)",
-                "a dataset without `source`",
+                "images whose paths are known",
+                f"a dataset that was changed and has lost them. Cure: {_CURE}",
             )
         if is_shuffled(dataset) or passes_of(dataset):
             self._refuse(

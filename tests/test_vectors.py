@@ -174,8 +174,9 @@ def test_paths_and_places_belong_to_vectors(wrong):
     assert rule == "a text as the path of each vector"
     rule, _ = message(npz, embedding=ROWS, places=np.arange(5))
     assert rule == "an integer as the place of each vector"
-    rule, _ = message(npz, embedding=ROWS, place=np.arange(6.0))
-    assert rule == "an integer as the place of each vector"
+    for places in ([*range(5), None], np.arange(6.0)):
+        rule, _ = message(parquet, embedding=lists(), place=places)
+        assert rule == "an integer as the place of each vector"
 
 
 @pytest.mark.parametrize(
@@ -256,7 +257,11 @@ def test_places_count_on_from_images_to_learn_from():
     learned, tested = np.array([3, 0]), np.array([1])
     sets = [(4, learned), (2, tested)]
     order = np.array([5, 3, 1, 0, 2, 4])
-    for table in (npz(z=ROWS), npz(z=ROWS[order], place=order)):
+    for table in (
+        npz(z=ROWS),
+        npz(z=ROWS[order], place=order),
+        parquet(z=lists(rows=ROWS[order]), place=order),
+    ):
         table.find_images([None, None])
         table.follow(sets)
         expected = ROWS[[3, 0, 5]].astype("float32")
@@ -278,8 +283,9 @@ def test_places_count_on_from_images_to_learn_from():
     assert message(npz(z=ROWS[:3], place=places).follow, sets)[1] == (
         "'table.npz' with none for 2 of 3: 3, 5"
     )
-    rule, _ = message(npz(z=ROWS, path=NAMES).find_images, [None])
-    assert rule.startswith("`place` and no `path` for images that have no")
+    rule, received = message(npz(z=ROWS, path=NAMES).find_images, [None])
+    assert rule.startswith("`place` and no `path` for images without paths")
+    assert "have lost the paths: dataset.source = simclr.folders" in received
 
 
 def test_rows_follow_no_order_that_changes():
@@ -296,7 +302,7 @@ def test_rows_follow_no_order_that_changes():
     placed = tf.data.Dataset.from_tensors(
         {"images": images[0], "places": images[1]}
     )
-    assert message(table.check, placed)[1].endswith("without `source`")
+    assert message(table.check, placed)[0] == ("images whose paths are known")
 
 
 def rows_of(result, name):
