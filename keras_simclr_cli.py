@@ -24,7 +24,8 @@ class _Flag:
     """A flag; `library` maps places in the library to other defaults there.
 
     `rule` is the name of a check of `_checks` and its arguments, of the value
-    itself or of each in a list; `place` the same of `_files`, of what is there.
+    itself or of each in a list; `place` the same of `_files`, of what is there;
+    `instead_of` names a required flag whose place it takes.
     """
 
     kind: str
@@ -33,6 +34,7 @@ class _Flag:
     rule: tuple | None = None
     place: tuple | None = None
     library: dict = dataclasses.field(default_factory=dict)
+    instead_of: str | None = None
 
     @property
     def is_required(self):
@@ -220,11 +222,9 @@ _COMMANDS = {
             "encoders": _Flag(
                 "list",
                 [],
-                "Further encoders to compare with: .keras files.",
-                place=(
-                    "check_exists",
-                    {"rule": "existing .keras files", "is_directory": False},
-                ),
+                "What to compare with: .keras files, runs, keras_applications:"
+                "NAME, keras_hub:PRESET; tables of vectors, .parquet or .npz.",
+                place=("check_network", {"or_table": True}),
             ),
             **_PROJECTION_LAYER,
             **_SEED,
@@ -234,6 +234,14 @@ _COMMANDS = {
         "Trains a classifier on labelled images, and says how good it is.",
         {
             **_RUN_DIR,
+            "encoder": _Flag(
+                "string",
+                None,
+                "Instead of run_dir: a .keras file, keras_applications:NAME, "
+                "keras_hub:PRESET.",
+                place=("check_network", {}),
+                instead_of="run_dir",
+            ),
             **_DATA,
             **_OUTPUT_DIR,
             **_PROJECTION_LAYER,
@@ -386,11 +394,16 @@ def _parsed(command, arguments):
     if positional:
         raise ValueError(f"write --flag=value, not {positional[0]!r}")
     checks, files = _module("_checks"), _module("_files")
-    for name, flag in _COMMANDS[command][1].items():
+    table = _COMMANDS[command][1]
+    given = [name for name in table if values[name].present]
+    replaced = {table[name].instead_of: name for name in given}
+    for name, flag in table.items():
         if not values[name].present:
-            if flag.is_required:
+            if flag.is_required and name not in replaced:
                 raise ValueError(f"--{name} must be given. {flag.help}")
             continue
+        if name in replaced:
+            raise ValueError(f"give --{name} or --{replaced[name]}, not both")
         items = _items(values[name])
         if flag.kind == "string":
             values[name].value = files.at_home(name, values[name].value)
@@ -558,9 +571,7 @@ def _plan(values):
 
 
 def _evaluate(values):
-    import keras
-
-    from keras_simclr import _files, evaluation, fingerprints, runs, sources
+    from keras_simclr import _files, evaluation, fingerprints, runs
 
     labels = [int(x) if x.isdigit() else x for x in values.labels]
     model = runs.load_model(values.run_dir)
@@ -568,23 +579,17 @@ def _evaluate(values):
     _files.check_can_write(values.run_dir)
     *_, channels = shape = model.encoder.input_shape
     data = runs.as_seen(_data(values), values.run_dir, channels)
-    data, held_out = data.and_test(values.test_data)
+    data, held_out = data.and_test(values.test_data, values.test_split)
     source, train = data.open_in_order(max(shape[1:3]))
     print(f"To learn from: {data.in_words(source)}.")
     test = None
-    test_split = (
-        values.test_split
-        or sources.own_test_split(held_out.data, data_dir=held_out.data_dir)
-        or ("train" if values.test_data else None)
-    )
-    if test_split:
-        held_out = dataclasses.replace(held_out, split=test_split)
+    if held_out:
         test_source, test = held_out.open_in_order(max(shape[1:3]))
         print(f"To test on: {held_out.in_words(test_source)}.")
     about = {
         "data": fingerprints.fingerprint(source, data_dir=data.data_dir),
         "split": data.split,
-        "test_split": test_split,
+        "test_split": held_out and held_out.split,
         "test_data": values.test_data,
     }
     result = evaluation.evaluate(
@@ -594,7 +599,7 @@ def _evaluate(values):
         probes=values.probes,
         labels=labels,
         draws=values.draws,
-        encoders={x: keras.models.load_model(x) for x in values.encoders},
+        encoders={x: x for x in values.encoders},
         projection_layer=values.projection_layer,
         seed=values.seed,
         report=print,
@@ -607,12 +612,11 @@ def _evaluate(values):
 
 
 def _finetune(values):
-    from keras_simclr import classification, runs
+    from keras_simclr import classification, finetuning
 
-    model = runs.load_model(values.run_dir)
-    data, _, train = _open_as_seen(
-        values, values.run_dir, model.encoder, "To learn from"
-    )
+    name = values.encoder or values.run_dir
+    model = finetuning.named_model(name)
+    data, _, train = _open_as_seen(values, name, model.encoder, "To learn from")
     classification.train_classifier(
         model,
         train,

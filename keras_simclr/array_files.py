@@ -19,11 +19,10 @@ _HEADERS = {
     (2, 0): np.lib.format.read_array_header_2_0,
 }
 _in_use = weakref.WeakValueDictionary()  # Not to be read twice.
-# What arrays of objects should have been.
+# What arrays of objects should have been, if no texts or numbers.
 _CURES = {
     "images": "images = np.stack(images), once all are of one size; or save "
     "them as files in a folder",
-    "labels": "labels = np.array(labels.tolist())",
 }
 
 
@@ -111,11 +110,39 @@ def _refuse(path, rule, received):
     )
 
 
+def load_members(path):
+    """All arrays of an .npz file by name, each read as `load_arrays` does.
+
+    Args:
+        path: Path of the file.
+
+    Returns:
+        Dictionary of arrays.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it is broken, or holds arrays of objects.
+
+    Example:
+
+    ```python
+    paths = load_members("embeddings.npz")["paths"]
+    ```
+    """
+    with _explaining(path), zipfile.ZipFile(path) as archive:
+        return {
+            name: _member(path, name, archive, member)
+            for name, member in _members(archive).items()
+        }
+
+
+def _members(archive):
+    return {x.filename.removesuffix(".npy"): x for x in archive.infolist()}
+
+
 def _from_archive(path):
     with _explaining(path), zipfile.ZipFile(path) as archive:
-        members = {
-            x.filename.removesuffix(".npy"): x for x in archive.infolist()
-        }
+        members = _members(archive)
         if "images" not in members or set(members) - {"images", "labels"}:
             _refuse(
                 path,
@@ -174,10 +201,11 @@ def _read_header(path, name, file):
     version = np.lib.format.read_magic(file)
     shape, is_fortran, dtype = _HEADERS[version](file)
     if dtype.hasobject:
+        cure = f"{name} = np.array({name}.tolist())"
         _refuse(
             path,
             "no arrays of objects, which may run code",
-            f"`{name}`. Cure: {_CURES[name]}",
+            f"`{name}`. Cure: {_CURES.get(name, cure)}",
         )
     return shape, is_fortran, dtype
 

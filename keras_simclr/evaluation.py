@@ -4,26 +4,28 @@ import dataclasses
 import functools
 import hashlib
 import logging
+import os
 import time
 
 import numpy as np
 import tensorflow as tf
 
-from keras_simclr import _checks, finetuning, sampling
+from keras_simclr import _checks, _files, finetuning, sampling
 from keras_simclr.augmentations import to_float
 from keras_simclr.copies import untrained_copy, weights_digest
 from keras_simclr.devices import duration
 from keras_simclr.duplicates import group_images
-from keras_simclr.elements import images_and_sizes, unpack
 from keras_simclr.features import (
     PIXEL_SETTINGS,
     Features,
-    check_fits,
+    check_all_fit,
+    check_encoders,
     pixels_of,
     representation,
     resized_representation,
     settle_batch_norm,
 )
+from keras_simclr.folders import EncodedImages
 from keras_simclr.labelled import (
     Labelled,
     TightImages,
@@ -31,8 +33,9 @@ from keras_simclr.labelled import (
     compare_classes,
     load_labelled,
 )
-from keras_simclr.model import SimCLRModel
+from keras_simclr.pretrained import open_encoder
 from keras_simclr.probes import KINDS
+from keras_simclr.vectors import VectorTable
 
 _logger = logging.getLogger("keras_simclr")
 
@@ -64,8 +67,8 @@ class Evaluation:
         left_out: What the labels could not fill, in words.
         settings: What was fixed: the probes' settings, sizes and the seed; and
             what all this describes, by digests (SHA-256): `weights` of the
-            model and of further `encoders`, as from `copies.weights_digest`,
-            and `data_digest`, of images and labels.
+            model and of further `encoders`, as from `copies.weights_digest`
+            (of tables, their vectors), and `data_digest`, of images and labels.
     """
 
     rows: tuple
@@ -88,21 +91,24 @@ class Evaluation:
 
     @property
     def verdict(self):
-        """Whether pretraining was worth it, in a sentence.
+        """Whether pretraining was worth it, and what to use, in sentences.
 
         Where it was not, the chance to be called so is at most 2.5 % for each
-        number of labels of which several sets were drawn. All labels of a given
-        training set are one: what another set would change is not in it.
+        number of labels of which several sets were drawn, and the same the
+        other way round. All labels of a given training set are one: what
+        another set would change is not in it.
         """
-        worth = [gain for gain in self.gains if gain["interval"][0] > 0]
-        others = [gain for gain in self.gains if gain["interval"][0] <= 0]
+        found = {
+            "Worth it": lambda low, high: low > 0,
+            "Not worth it": lambda low, high: high < 0,
+            "Not shown to be worth it": lambda low, high: low <= 0 <= high,
+        }
         sentences = []
-        if worth:
-            gains = "; ".join(map(_gain_in_words, worth))
-            sentences.append(f"Worth it: {gains}.")
-        if others:
-            gains = "; ".join(map(_gain_in_words, others))
-            sentences.append(f"Not shown to be worth it: {gains}.")
+        for words, is_so in found.items():
+            gains = [x for x in self.gains if is_so(*x["interval"])]
+            if gains:
+                gains = "; ".join(map(_gain_in_words, gains))
+                sentences.append(f"{words}: {gains}.")
         return " ".join(sentences)
 
     def __str__(self):
@@ -140,9 +146,14 @@ def _gain_in_words(gain):
         amount = f"{amount} label{'s' * (amount > 1)} per class"
     else:
         amount = "all labels" if amount == "all" else f"{amount} of the labels"
+    ours, theirs = f"simclr, {gain['best']}", gain["baseline"]
+    best, to_what = ours, f"to {theirs}"
+    if gain["gain"] <= 0:  # Of equals, what takes no pretraining.
+        best, to_what = theirs, f"to it, by {ours}"
     return (
-        f"{100 * gain['gain']:+.1f} points ({low:+.1f} to {high:+.1f}) with "
-        f"{amount}, {gain['best']} against {gain['baseline']}"
+        f"use {best}, with {amount}: own pretraining adds "
+        f"{100 * gain['gain']:+.1f} points ({low:+.1f} to {high:+.1f}) "
+        f"{to_what}"
     )
 
 
@@ -185,9 +196,12 @@ def evaluate(
         labels: Labels to learn from: integers (per class), shares (`"1%"`) and
             `"all"`. What the classes are too small for is left out.
         draws: Labelled sets drawn of each number.
-        encoders: Dictionary from names to further Keras encoders to compare
-            with, which take float images in [0, 1] of their own size. The
-            names `"pixels"`, `"untrained"` and `"simclr"` are taken.
+        encoders: Dictionary from names to what else to compare with: Keras
+            encoders, which take float images in [0, 1] of their own size; what
+            `pretrained.open_encoder` opens; or paths of tables of vectors that
+            any tool made, in Parquet or .npz files, as `vectors.VectorTable`
+            reads them. The names `"pixels"`, `"untrained"` and `"simclr"` are
+            taken.
         baselines: Whether to compare with anything else at all.
         projection_layer: As `fine_tune`.
         class_names: Names, where labels without their own are places in them.
@@ -202,7 +216,8 @@ def evaluate(
         An `Evaluation`.
 
     Raises:
-        ValueError: If an encoder takes other images, or labels are missing or
+        ValueError: If an encoder takes other images, a table has no row for a
+            labelled image or rows for unknown ones, or labels are missing or
             fill none of the numbers asked for, or an argument is not among what
             is listed here.
 
@@ -230,24 +245,24 @@ def evaluate(
     _checks.integer("draws", draws, minimum=2)
     _checks.seed("seed", seed)
     amounts = list(dict.fromkeys(map(sampling.checked_amount, labels)))
-    encoders = _checked_encoders(encoders or {})
+    encoders = _opened(encoders or {})
     start, say = time.perf_counter(), report or (lambda text: None)
     load = functools.partial(
         load_labelled,
         class_names=class_names,
-        check=functools.partial(_check_fit, model, encoders),
+        check=functools.partial(check_all_fit, model, encoders),
         report=say,
         progress=progress,
     )
-    examples, splits = _load(train, test, draws, seed, load, say)
+    tables = _tables(encoders, train, test)
+    examples, splits = _load(train, test, draws, seed, load, say, tables)
     for remark in (remarks := _remarks(examples, splits)):
         _logger.warning(remark)
     jobs, left_out = sampling.plan_jobs(
         examples["labels"], splits, amounts, draws, seed
     )
     untrained = _untrained(model, examples, splits, seed) if baselines else None
-    functions = _feature_functions(model, untrained, encoders)
-    features = Features(functions, examples, progress)
+    features = _features(model, untrained, encoders, examples, progress)
     contenders = _contenders(
         model, features, probes, baselines, projection_layer
     )
@@ -271,56 +286,54 @@ def evaluate(
     return Evaluation(tuple(rows), tuple(gains), tuple(left_out), settings)
 
 
-def _checked_encoders(encoders):
+def _opened(encoders):
+    """The encoders and tables to compare with, opened if given by name."""
     taken = {"pixels", "untrained", "simclr"} & {*encoders}
     if taken:
         raise ValueError(
             "`encoders` must have names other than 'pixels', 'untrained' and "
             f"'simclr', which the table has already. Received: {taken}"
         )
+    opened = {}
     for name, encoder in encoders.items():
-        shape = getattr(encoder, "input_shape", None)
-        if isinstance(encoder, SimCLRModel):
-            continue
-        if not isinstance(shape, tuple) or len(shape) != 4 or None in shape[1:]:
-            raise ValueError(
-                "`encoders` must take images of a size of their own: inputs of "
-                "shape (None, height, width, channels). Received: "
-                f"{name!r} with inputs of shape {shape}"
-            )
-    return encoders
+        if isinstance(encoder, (str, os.PathLike)):
+            is_table = _files.is_table(encoder)
+            encoder = (VectorTable if is_table else open_encoder)(encoder)
+        opened[name] = encoder
+    check_encoders(opened)
+    return opened
 
 
-def _check_fit(model, encoders, dataset):
-    """Refuses images that the encoders cannot take, all channels beside 1."""
-    check_fits(model, dataset)
-    images, _ = images_and_sizes(unpack(dataset.element_spec))
-    for name, encoder in encoders.items():
-        if isinstance(encoder, SimCLRModel):
-            check_fits(encoder, dataset)
-            continue
-        channels, found = encoder.input_shape[-1], images.shape[-1]
-        # Grey images are made colourful.
-        if found not in (channels, None) and (found, channels) != (1, 3):
-            raise ValueError(
-                f"The encoder {name!r} takes images with {channels} channels. "
-                f"Received: images of shape {images.shape}. Leave it out of "
-                "`encoders`, or evaluate it alone on images that it takes."
-            )
+def _tables(encoders, train, test):
+    """Those of the encoders that are tables, which know the images now."""
+    tables = [x for x in encoders.values() if isinstance(x, VectorTable)]
+    sets = [train] if test is None else [train, test]
+    sources = [getattr(each, "source", None) for each in sets]
+    sources = [x if isinstance(x, EncodedImages) else None for x in sources]
+    for table in tables:
+        table.find_images(sources)
+    return tables
 
 
-def _load(train, test, draws, seed, load, report):
-    """All examples in memory with their `groups`, and the splits of them."""
+def _load(train, test, draws, seed, load, report, tables=()):
+    """All examples in memory with their `groups`, and the splits of them.
+
+    Tables of vectors follow them.
+    """
     train = load("train", train)
     check_classes("train", train["labels"])
+    if test is not None:
+        test = load("test", test)
+        compare_classes(train["labels"], test["labels"])  # Refuses others.
+    for table in tables:
+        sets = [train] if test is None else [train, test]
+        table.follow([(each.all_images, each["places"]) for each in sets])
     if test is None:
         train = with_groups(train, report)
         splits = sampling.random_splits(
             train["labels"], train["groups"], draws, seed
         )
         return train, splits
-    test = load("test", test)
-    compare_classes(train["labels"], test["labels"])  # Refuses others.
     places = np.arange(len(train["labels"]) + len(test["labels"]))
     split = sampling.Split(*np.split(places, [len(train["labels"])]))
     return with_groups(_joined(train, test), report), [split]
@@ -403,7 +416,10 @@ def _described(model, encoders, examples, splits):
         "train_examples": len(splits[0].train),
         "test_examples": len(splits[0].test),
         "weights": weights_digest(model),
-        "encoders": {k: weights_digest(x) for k, x in encoders.items()},
+        "encoders": {
+            k: x.digest if isinstance(x, VectorTable) else weights_digest(x)
+            for k, x in encoders.items()
+        },
         "data_digest": _digest(examples),
     }
 
@@ -436,17 +452,21 @@ def _untrained(model, examples, splits, seed):
     return copy
 
 
-def _feature_functions(model, untrained, encoders):
-    """Functions of images and sizes, by what the table calls them."""
-    functions = {"simclr": representation(model)}
-    if untrained is None:
-        return functions
-    return {
-        "pixels": pixels_of(model),
-        "untrained": representation(untrained),
-        **{k: resized_representation(x) for k, x in encoders.items()},
-        **functions,
-    }
+def _features(model, untrained, encoders, examples, progress):
+    """`Features` of the examples, by what the table of results calls them."""
+    functions, ready = {"simclr": representation(model)}, {}
+    if untrained is not None:
+        others = {
+            "pixels": pixels_of(model),
+            "untrained": representation(untrained),
+        }
+        for name, encoder in encoders.items():
+            if isinstance(encoder, VectorTable):
+                ready[name] = encoder.vectors
+            else:
+                others[name] = resized_representation(encoder)
+        functions = others | functions
+    return Features(functions, examples, progress, ready)
 
 
 def _contenders(model, features, probes, baselines, projection_layer):
@@ -460,7 +480,7 @@ def _contenders(model, features, probes, baselines, projection_layer):
         _Probing(probe, name, features)
         for probe in probes
         if probe in KINDS
-        for name in features.functions
+        for name in features.names
     ]
     return [*probings, *tunings]
 
@@ -479,9 +499,9 @@ class _Probing:
         x, y = self._all_features.arrays[self.features], self._labels
         train, test = split.train, split.test
         result = self._kind.run(
-            x[train],
+            _rows_at(x, train),
             y[train],
-            x[test],
+            _rows_at(x, test),
             y[test],
             groups=self._groups[train],
             seed=seed,
@@ -494,6 +514,13 @@ class _Probing:
         width = self._all_features.widths[self.features]
         counts = len(split.train), len(split.test)
         return self._kind.seconds(*counts, width, self._classes)
+
+
+def _rows_at(array, places):
+    """Rows of an array: no copy of them where they follow one another."""
+    first, last = places[0], places[-1] + 1
+    is_span = np.array_equal(places, np.arange(first, last))
+    return array[first:last] if is_span else array[places]
 
 
 class _Tuning:

@@ -18,6 +18,7 @@ from keras_simclr.copies import check_finite, nested_layers, plain_copy
 from keras_simclr.elements import Rules, images_and_sizes, unpack
 from keras_simclr.labelled import in_batches, joined
 from keras_simclr.model import SimCLRModel
+from keras_simclr.vectors import VectorTable
 
 _PIXELS = 32  # Larger images are averaged to this size for the baseline.
 FEW_IMAGES = 256  # To measure on how long all of them will take.
@@ -96,6 +97,44 @@ def check_fits(model, dataset):
             f"shape {images.shape}. Convert them, or use a SimCLRModel, which "
             "brings images to the size of its encoder."
         )
+
+
+def check_encoders(encoders):
+    """Refuses what is neither a `VectorTable` nor an encoder of a fixed size.
+
+    `encoders`: dictionary by names.
+    """
+    for name, encoder in encoders.items():
+        shape = getattr(encoder, "input_shape", None)
+        if isinstance(encoder, (SimCLRModel, VectorTable)):
+            continue
+        if not isinstance(shape, tuple) or len(shape) != 4 or None in shape[1:]:
+            raise ValueError(
+                "`encoders` must take images of a size of their own: inputs of "
+                "shape (None, height, width, channels). Received: "
+                f"{name!r} with inputs of shape {shape}"
+            )
+
+
+def check_all_fit(model, encoders, dataset):
+    """Refuses images that the encoders cannot take, all channels beside 1."""
+    check_fits(model, dataset)
+    images, _ = images_and_sizes(unpack(dataset.element_spec))
+    for name, encoder in encoders.items():
+        if isinstance(encoder, VectorTable):
+            encoder.check(dataset)
+            continue
+        if isinstance(encoder, SimCLRModel):
+            check_fits(encoder, dataset)
+            continue
+        channels, found = encoder.input_shape[-1], images.shape[-1]
+        # Grey images are made colourful.
+        if found not in (channels, None) and (found, channels) != (1, 3):
+            raise ValueError(
+                f"The encoder {name!r} takes images with {channels} channels. "
+                f"Received: images of shape {images.shape}. Leave it out of "
+                "`encoders`, or evaluate it alone on images that it takes."
+            )
 
 
 def representation(model):
@@ -204,23 +243,30 @@ class Features:
     """Features of examples in memory, by name; made when they are needed.
 
     `functions` is a dictionary of functions of images and sizes; `examples` one
-    of arrays; `progress` as in `extract_features`.
+    of arrays; `progress` as in `extract_features`. `ready` are features that
+    need not be made: a dictionary of arrays.
     """
 
-    def __init__(self, functions, examples, progress=None):
+    def __init__(self, functions, examples, progress=None, ready=None):
         self.functions, self.examples = functions, examples
+        self._ready = ready or {}
         self._progress = progress
         self._few = {k: array[:FEW_IMAGES] for k, array in examples.items()}
+
+    @property
+    def names(self):
+        """List of what all features are called."""
+        return [*self.functions, *self._ready]
 
     @functools.cached_property
     def arrays(self):
         """Dictionary of arrays of shape `(N, width)`."""
-        return self._of(self.examples, self._progress)
+        return self._of(self.examples, self._progress) | self._ready
 
     @functools.cached_property
     def widths(self):
         """Dictionary of numbers of features, from a few images."""
-        arrays = self._of(self._few)
+        arrays = self._of(self._few) | self._ready
         return {name: array.shape[1] for name, array in arrays.items()}
 
     def seconds(self):

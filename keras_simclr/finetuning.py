@@ -3,13 +3,21 @@
 import dataclasses
 import functools
 import math
+import os
 import time
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_simclr import _checks, copies, fit_data, labelled
+from keras_simclr import (
+    _checks,
+    _files,
+    copies,
+    fit_data,
+    labelled,
+    pretrained,
+)
 from keras_simclr.augmentations import SimCLRAugmentation, as_list, at_rest
 from keras_simclr.export import plain_view, with_evaluation_view
 from keras_simclr.features import (
@@ -19,6 +27,7 @@ from keras_simclr.features import (
     view_of,
 )
 from keras_simclr.model import SimCLRModel
+from keras_simclr.networks import ProjectionHead
 from keras_simclr.probes import fit_logistic
 
 _BATCH_SIZE = 64
@@ -82,8 +91,9 @@ def fine_tune(
     and flips of the images as in pretraining.
 
     Args:
-        model: A `SimCLRModel`, which is left as it is, or a Keras model from
-            images to representations.
+        model: A `SimCLRModel`, which is left as it is; a Keras model from
+            images to representations; or the name of an encoder, as
+            `named_model` takes it.
         train: Labelled images: `(images, labels)` arrays, or a dataset of
             batches of them. They are kept in memory. Where a dataset has
             `class_names`, as those from folders do, labels are these; images
@@ -103,10 +113,11 @@ def fine_tune(
         A `FineTuning`.
 
     Raises:
-        ValueError: If the encoder takes other images, or labels are missing,
-            or there are fewer than two classes, or no such projection layer,
-            or no plain layers do what the augmentation does at rest, or weights
-            are not finite.
+        OSError: As `named_model`.
+        ValueError: As `named_model`; if the encoder takes other images, or
+            labels are missing, or there are fewer than two classes, or no such
+            projection layer, or no plain layers do what the augmentation does
+            at rest, or weights are not finite.
 
     Example:
 
@@ -134,6 +145,8 @@ def fine_tune(
     that standardises every feature, and the weights of one that hardly varies
     are so large that they spoil the encoder as soon as it does.
     """
+    if isinstance(model, (str, os.PathLike)):
+        model = named_model(model)
     copies.check_finite(model)
     if isinstance(model, SimCLRModel):
         plain_view(model)  # Refuses now what has no plain layers.
@@ -163,6 +176,35 @@ def fine_tune(
         steps=steps_for(len(examples["labels"])),
         predictions=predictions,
     )
+
+
+def named_model(name):
+    """The `SimCLRModel` of an encoder that exists already.
+
+    Args:
+        name: As of `pretrained.open_encoder`.
+
+    Returns:
+        That of a run; else one around the encoder, with the paper's
+        augmentation at its size and no projection head.
+
+    Raises:
+        OSError: As `pretrained.open_encoder`.
+        ValueError: As `pretrained.open_encoder`; or if it is a table.
+
+    Example:
+
+    ```python
+    model = named_model("keras_applications:MobileNetV3Small")
+    ```
+    """
+    if _files.is_table(name):
+        _files.refuse_table("model", name)
+    model = pretrained.open_model(name)
+    if model is None:
+        encoder = pretrained.open_encoder(name)
+        model = SimCLRModel(encoder, ProjectionHead(0))
+    return model
 
 
 def steps_for(examples):
@@ -420,9 +462,7 @@ def _layers(model, projection_layer):
     else:
         head, encoder = model.projection_head, model.encoder
         # Of other heads, those of Keras have layers.
-        stages = getattr(head, "stages", None) or getattr(head, "layers", None)
-        if stages is None:
-            stages = [head]
+        stages = getattr(head, "stages", getattr(head, "layers", [head]))
     if projection_layer > len(stages):
         raise ValueError(
             "`projection_layer` must be a layer of the projection head. "

@@ -124,6 +124,7 @@ class EncodedImages:
         source: As given, as text.
         directory: Path that `paths` or `files` are relative to.
         paths: List of names, sorted.
+        all_paths: The same with those that `manifest` and `split` leave out.
         labels: int64 array, places in `class_names`, or numbers of classes if
             these are empty; -1 where there is none. None if none has a label.
         class_names: Tuple of names of classes, or empty.
@@ -159,6 +160,7 @@ class EncodedImages:
         self.left_out, self.skipped, self.not_read = {}, {}, {}
         listed = None if manifest is None else read_manifest(manifest)
         self.paths = self._find(() if listed is None else listed.paths)
+        self.all_paths = self.paths
         self._numbers = np.arange(len(self.paths))  # In what was found.
         if listed is not None:
             self._follow(manifest, listed)

@@ -58,7 +58,13 @@ def _refuse_labels_of(name, shape):
 
 
 class Labelled(dict):
-    """What `load_labelled` returns: arrays of the same length, by name."""
+    """What `load_labelled` returns: arrays of the same length, by name.
+
+    Of them `places` are by which images are known, and `all_images` is how many
+    there are, with those that have no label.
+    """
+
+    all_images = None
 
 
 class TightImages:
@@ -132,6 +138,7 @@ def load_labelled(
         examples["images"] = TightImages(images)
     labels, rows = known_labels(name, examples["labels"], class_names)
     size = len(examples["images"])
+    examples.setdefault("places", np.arange(size))
     if not len(rows):
         raise ValueError(
             f"`{name}` must hold labels of 0 and more. Received: {size} "
@@ -146,7 +153,9 @@ def load_labelled(
             name,
         )
         examples = {key: array[rows] for key, array in examples.items()}
-    return Labelled({**examples, "labels": labels})
+    found = Labelled({**examples, "labels": labels})
+    found.all_images = size
+    return found
 
 
 def joined(arrays):

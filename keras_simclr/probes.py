@@ -24,7 +24,7 @@ _UNTUNED = 1.0  # Where a class is too rare to validate on.
 _VALIDATION_SHARE = 0.2
 _FEW_LABELS = 1_000  # One validation split of fewer says little: take 5.
 _MOST_TO_CHOOSE_ON = 10_000
-_ROWS_AT_ONCE = 1_000
+_ROWS_AT_ONCE, _NUMBERS_AT_ONCE = 1_000, 4_000_000
 _SMALL_ARRAY = 1_000_000  # Numbers.
 
 
@@ -120,8 +120,7 @@ def knn_probe(
     k = min(_checks.integer("k", k, minimum=1), len(train_labels))
     classes, places = np.unique(train_labels, return_inverse=True)
     predictions = []
-    at_once = 4 * _ROWS_AT_ONCE**2 // max(k, 4 * _ROWS_AT_ONCE)
-    for block in _blocks(test_features, max(1, at_once)):
+    for block in _blocks(test_features, _NUMBERS_AT_ONCE // k):
         test = _normalize(block)
         nearby, nearest = _nearest(test, train_features, k)
         # Relative to the nearest one's: the weights neither overflow nor all
@@ -143,12 +142,12 @@ def _nearest(test, train_features, k):
     """Similarities and places of the k nearest of each row, block by block."""
     nearby = np.empty((len(test), 0), "float32")
     nearest = np.empty((len(test), 0), "int64")
-    places = np.arange(len(train_features))
-    for block, numbers in zip(
-        _blocks(train_features), _blocks(places), strict=True
-    ):
+    start = 0
+    for block in _blocks(train_features):
         similarities = test @ _normalize(block).T
+        numbers = np.arange(start, start + len(block))
         numbers = np.broadcast_to(numbers, similarities.shape)
+        start += len(block)
         nearby = np.concatenate([nearby, similarities], axis=1)
         nearest = np.concatenate([nearest, numbers], axis=1)
         if nearby.shape[1] >= k:
@@ -355,9 +354,11 @@ def _checked_labels(train_features, train_labels, test_features, test_labels):
     return checked
 
 
-def _blocks(rows, size=_ROWS_AT_ONCE):
+def _blocks(rows, most=_ROWS_AT_ONCE):
     """Parts of some rows each: what is made of them is never held at once."""
-    return [rows[x : x + size] for x in range(0, len(rows), size)]
+    most = min(most, _ROWS_AT_ONCE, _NUMBERS_AT_ONCE // np.shape(rows)[1])
+    most = max(1, most)
+    return [rows[x : x + most] for x in range(0, len(rows), most)]
 
 
 def _normalize(features):

@@ -152,21 +152,34 @@ class Data(_Checked):
         canvas_size = decoding.canvas_for(side)
         return self.open(canvas_size, shuffle=False, drop_remainder=False)
 
-    def and_test(self, test_data):
-        """These options, and those for images to test on; None: the same ones.
+    def and_test(self, test_data, test_split):
+        """These options, and those for images to test on, or None for none.
 
-        A manifest is of the files in one place, `data_dir` of TFDS's datasets.
+        Without a split that is the one that the data has of itself, or all of
+        other data. A manifest is of the files in one place, `data_dir` of
+        TFDS's datasets.
         """
-        if test_data is None:
-            return self, self
-        pair = self, dataclasses.replace(self, data=test_data, manifest=None)
-        are_tfds = [part.data.startswith("tfds:") for part in pair]
-        return tuple(
-            part
-            if is_tfds or not any(are_tfds)
-            else dataclasses.replace(part, data_dir=None)
-            for part, is_tfds in zip(pair, are_tfds, strict=True)
+        from keras_simclr import sources
+
+        pair = [self, self]
+        if test_data is not None:
+            pair[1] = dataclasses.replace(self, data=test_data, manifest=None)
+            are_tfds = [part.data.startswith("tfds:") for part in pair]
+            pair = [
+                part
+                if is_tfds or not any(are_tfds)
+                else dataclasses.replace(part, data_dir=None)
+                for part, is_tfds in zip(pair, are_tfds, strict=True)
+            ]
+        data, held_out = pair
+        split = (
+            test_split
+            or sources.own_test_split(held_out.data, data_dir=held_out.data_dir)
+            or ("train" if test_data else None)
         )
+        if split is None:
+            return data, None
+        return data, dataclasses.replace(held_out, split=split)
 
     def in_words(self, source):
         """Images and classes of a source that `open` returned, in words."""

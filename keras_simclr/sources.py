@@ -262,7 +262,9 @@ def dataset_from_directory(
         theirs in `class_names`; `groups`, if a manifest knows of duplicates.
         The dataset has the list `class_names`, as those from
         `keras.utils.image_dataset_from_directory` have, by which `evaluate`,
-        `fine_tune` and the probes tell classes.
+        `fine_tune` and the probes tell classes; and, as `source`, the
+        `folders.EncodedImages`, by which `evaluate` knows whose the rows of a
+        table are.
 
     Raises:
         OSError: If there is no such folder, or it may not be read.
@@ -318,7 +320,7 @@ def dataset_from_directory(
             tf.data.experimental.assert_cardinality(batches)
         )
     dataset = dataset.prefetch(tf.data.AUTOTUNE)
-    dataset.class_names = list(folder.class_names)
+    dataset.class_names, dataset.source = list(folder.class_names), folder
     return dataset
 
 

@@ -52,10 +52,12 @@ LEVELS = {
     "shards": 5,
     "iterables": 4,
     "fit_data": 5,
+    "vectors": 5,
     "labelled": 6,
     "sources": 7,
     "fingerprints": 8,
     "model": 6,
+    "pretrained": 7,
     "collapse": 1,
     "sampling": 1,
     "features": 7,
@@ -79,6 +81,7 @@ HEAVY = {
     "PIL",
     "joblib",
     "imagehash",
+    "keras_hub",
     "matplotlib",
     "onnx",
     "onnxruntime",
@@ -271,7 +274,7 @@ def test_what_is_imported_is_declared():
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     options, extras = setup["options"], setup["options.extras_require"]
-    extras = [extras[name] for name in ("formats", "hub", "onnx")]
+    extras = [extras[name] for name in ("formats", "hub", "keras_hub", "onnx")]
     texts = options["install_requires"], *extras
     declared = {
         x.lower() for x in re.findall(r"^[\w-]+", "\n".join(texts), re.M)

@@ -311,6 +311,31 @@ def test_evaluate_tests_on_another_folder_by_names(grey_run, tmp_path, capsys):
     assert evaluation["test_data"] == str(photos / "val")
 
 
+def test_evaluate_takes_tables_that_any_tool_wrote(grey_run, tmp_path, capsys):
+    """Of a folder above both, whose other images are left alone."""
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    for part in ("train", "val", "more"):
+        paint(photos / part, SHADES, copies=3)
+    run = f"--run_dir={grey_run}"
+    written = [f"--data={photos}", f"--output_dir={out}", "--format=parquet"]
+    assert cli.main(["embed", run, *written]) == 0
+    table = out / "embeddings.parquet"
+    command = ["evaluate", run, "--probes=knn", "--labels=all", "--draws=2"]
+    command += [f"--encoders={table}", f"--data={photos / 'train'}"]
+    assert cli.main([*command, f"--test_data={photos / 'val'}"]) == 0
+    assert f"{table}, knn" in capsys.readouterr().out
+    summary = runs.read_summary(grey_run)
+    found = {row["features"]: row["draws"] for row in summary["rows"]}
+    assert found[str(table)] == found["simclr"]
+    assert len(summary["evaluation"]["encoders"][str(table)]) == 64
+    # That rows are of no images is found before any is read.
+    shutil.rmtree(photos / "more")
+    assert cli.main([*command, f"--test_data={photos / 'val'}"]) == 1
+    text = capsys.readouterr()
+    assert "Reading the images" not in text.out
+    assert "12 of 36 rows that are of no image: more/cat/0.png, " in text.err
+
+
 @pytest.mark.parametrize("kind", ["folder", "list"])
 def test_evaluate_tests_on_one_class(grey_run, tmp_path, capsys, kind):
     paint(tmp_path / "train", SHADES)
@@ -354,7 +379,9 @@ def test_finetune_and_predict_say_what_they_found(grey_run, tmp_path, capsys):
     assert cli.main(["finetune", run, data, out]) == 1
     assert "are no classes" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-    assert cli.main(["finetune", run, f"{data}/train", out]) == 0
+    runs.load_model(grey_run).encoder.save(tmp_path / "mine.keras")
+    mine = f"--encoder={tmp_path / 'mine.keras'}"
+    assert cli.main(["finetune", mine, f"{data}/train", out]) == 0
     assert capsys.readouterr().out.startswith(
         "To learn from: 24 images of 4 classes: cat (6), dog (6), "
     )

@@ -245,25 +245,30 @@ def test_what_is_better_is_called_worth_it():
 
 
 def test_verdict_says_what_was_worth_it():
-    gain = {"best": "knn", "baseline": "pixels, linear"}
-    result = Evaluation(
-        rows=(),
-        gains=(
-            {**gain, "labels": 10, "gain": 0.074, "interval": (0.05, 0.098)},
-            {
-                **gain,
-                "labels": "all",
-                "gain": 0.001,
-                "interval": (-0.01, 0.012),
-            },
-        ),
-        left_out=(),
-        settings={},
-    )
-    assert result.verdict == (
-        "Worth it: +7.4 points (+5.0 to +9.8) with 10 labels per class, knn "
-        "against pixels, linear. Not shown to be worth it: +0.1 points (-1.0 "
-        "to +1.2) with all labels, knn against pixels, linear."
+    gains = [
+        {
+            "labels": labels,
+            "best": "knn",
+            "baseline": "a.npz, linear",
+            "gain": gain,
+            "interval": (gain - 0.02, gain + 0.03),
+        }
+        for labels, gain in (
+            (1, 0.0),
+            (10, 0.074),
+            ("5%", -0.05),
+            ("all", 0.01),
+        )
+    ]
+    assert Evaluation((), tuple(gains), (), {}).verdict == (
+        "Worth it: use simclr, knn, with 10 labels per class: own pretraining "
+        "adds +7.4 points (+5.4 to +10.4) to a.npz, linear. Not worth it: use "
+        "a.npz, linear, with 5% of the labels: own pretraining adds -5.0 points"
+        " (-7.0 to -2.0) to it, by simclr, knn. Not shown to be worth it: use "
+        "a.npz, linear, with 1 label per class: own pretraining adds +0.0 "
+        "points (-2.0 to +3.0) to it, by simclr, knn; use simclr, knn, with all"
+        " labels: own pretraining adds +1.0 points (-1.0 to +4.0) to a.npz, "
+        "linear."
     )
 
 

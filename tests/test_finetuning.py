@@ -35,6 +35,34 @@ def images():
     return pixels.astype("float32"), labels
 
 
+def test_encoders_are_taken_by_name(model, images, tmp_path):
+    """A run's model as it is, and an encoder with crops of its own size."""
+    (tmp_path / "run").mkdir()
+    model.save(tmp_path / "run" / "model.keras")
+    expected = simclr.fine_tune(model, images, images)
+    found = simclr.fine_tune(tmp_path / "run", images, images)
+    np.testing.assert_array_equal(found.predictions, expected.predictions)
+    model.encoder.save(tmp_path / "mine.keras")
+    named = finetuning.named_model(str(tmp_path / "mine.keras"))
+    assert named.augmentation.image_size == (8, 8)
+    for ours, theirs in zip(
+        weights(named.encoder), weights(model.encoder), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+    with pytest.raises(ValueError, match="a head of 0 layers"):
+        simclr.fine_tune(named, images, projection_layer=1)
+
+
+def test_tables_are_no_encoders_to_train(images):
+    with pytest.raises(ValueError) as error:
+        simclr.fine_tune("dinov3.parquet", images)
+    assert str(error.value) == (
+        "`model` must be an encoder, which can be trained; vectors in a table "
+        "cannot. Received: model='dinov3.parquet'. Compare them with "
+        "`evaluate`, or name the encoder that made them"
+    )
+
+
 def weights(model):
     return [variable.numpy() for variable in model.variables]
 

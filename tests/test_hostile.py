@@ -28,6 +28,7 @@ VALUES = {
     "decoupled": ["maybe", "2", ""],
     "depth": [*COUNTS, "7"],
     "draws": [*COUNTS, "1"],
+    "encoder": [""],
     "encoders": ["", ",", "a.keras,a.keras"],
     "epochs": COUNTS,
     "flip_rate": SHARES,
@@ -70,7 +71,8 @@ ABSENT = ["absent", "absent/below", "notes.txt/below", "x" * 300, "link"]
 PLACES = {
     "data": [*ABSENT, "cifar10", "absent.npz"],
     "data_dir": [*ABSENT, "notes.txt"],
-    "encoders": [*ABSENT, "full", "notes.txt,absent.keras"],
+    "encoder": [*ABSENT, "full", "keras_applications:", "notes.npz"],
+    "encoders": [*ABSENT, "full", "notes.txt,absent.npz", "keras_hub:"],
     "manifest": [*ABSENT, "full"],
     "model": [*ABSENT, "notes.txt", "full"],
     "output_dir": ["full", "notes.txt", "notes.txt/below", "x" * 300, "link"],
@@ -114,9 +116,13 @@ def listing():
     )
 
 
-def right(command):
+def right(command, name=None):
+    """Arguments of a command, but for one that this flag is instead of."""
     _, table = cli._COMMANDS[command]
-    return [f"--{k}={v}" for k, v in RIGHT.items() if k in table]
+    replaced = name and table[name].instead_of
+    return [
+        f"--{k}={v}" for k, v in RIGHT.items() if k in table and k != replaced
+    ]
 
 
 def refused(arguments, capsys, code, *words):
@@ -149,7 +155,7 @@ def test_every_flag_has_wrong_values():
 def test_wrong_values_are_refused_by_the_flags_name(command, name, capsys):
     for code, table in ((2, VALUES), (1, PLACES)):
         for wrong in table.get(name, ()):
-            arguments = [command, *right(command), f"--{name}={wrong}"]
+            arguments = [command, *right(command, name), f"--{name}={wrong}"]
             refused(arguments, capsys, code, name)
 
 
@@ -175,6 +181,9 @@ def test_wrong_usage_is_refused(command, capsys):
         if flag.kind != "boolean":
             refused([*arguments, f"--no{name}"], capsys, 2, f"no{name}")
             refused([*arguments, f"--{name}"], capsys, 2, f"--{name}")
+        if flag.instead_of:
+            both = [*arguments, f"--{name}=right"]
+            refused(both, capsys, 2, f"--{name}, not both")
         if flag.is_required:
             others = [x for x in arguments if not x.startswith(f"--{name}=")]
             refused(others, capsys, 2, f"--{name}")

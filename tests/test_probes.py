@@ -338,3 +338,24 @@ def test_classes_that_cannot_be_compared_are_refused(probe):
     ):
         with pytest.raises(ValueError, match=rule):
             probe(features, labels, features, others)
+
+
+def test_memory_of_many_columns_is_bounded(monkeypatch):
+    """What is made of rows is made of so many numbers at a time."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 3
+    features = rng.normal(size=(60, 40)) + 3 * np.eye(3, 40)[labels]
+    arrays = features[:40], labels[:40], features[40:], labels[40:]
+    run = [simclr.knn_probe, simclr.linear_probe]
+    expected = [probe(*arrays).predictions for probe in run]
+    sizes, normalize = [], probes._normalize
+
+    def noting(rows):
+        sizes.append(np.size(rows))
+        return normalize(rows)
+
+    monkeypatch.setattr(probes, "_normalize", noting)
+    monkeypatch.setattr(probes, "_NUMBERS_AT_ONCE", 130)
+    for probe, predictions in zip(run, expected, strict=True):
+        np.testing.assert_array_equal(probe(*arrays).predictions, predictions)
+    assert set(sizes) == {120, 80, 40}

@@ -504,13 +504,17 @@ def test_data_to_test_on_have_options_of_their_own():
         given = recipe.Data(data=data, data_dir="d", manifest="m")
         return [
             (part.data, part.data_dir, part.manifest)
-            for part in given.and_test(test_data)
+            for part in given.and_test(test_data, "train[:9]")
         ]
 
     assert options("a", None) == [("a", "d", "m")] * 2
     assert options("a", "b") == [("a", "d", "m"), ("b", "d", None)]
     assert options("a", "tfds:b") == [("a", None, "m"), ("tfds:b", "d", None)]
     assert options("tfds:a", "b") == [("tfds:a", "d", "m"), ("b", None, None)]
+    data = recipe.Data(data="a")
+    assert data.and_test(None, None) == (data, None)
+    assert data.and_test(None, "train[:9]")[1].split == "train[:9]"
+    assert data.and_test("b", None)[1].split == "train"
 
 
 def test_labels_may_be_a_list():
