@@ -60,9 +60,9 @@ def in_graphs():
     tf.config.run_functions_eagerly(True)
 
 
-@pytest.fixture
-def float32_afterwards():
-    """Lets a test set the policy and the type of floats."""
+@pytest.fixture(autouse=True)
+def _float32_afterwards():
+    """Lets a test set the policy and the type of floats, or a command of it."""
     import keras
 
     yield

@@ -38,7 +38,7 @@ def keep_table(title, table, **details):
     tables[title] = {
         "date": _today(),
         "machine": {
-            **_processor(),
+            **processor(),
             "memory_gib": round(memory / 2**30, 1),
             "system": platform.system(),
         },
@@ -109,14 +109,15 @@ def circumstances():
     """When and where a result is made, and by which versions."""
     from keras_simclr import cards
 
-    return {"date": _today(), **_processor(), "versions": cards.versions()}
+    return {"date": _today(), **processor(), "versions": cards.versions()}
 
 
 def _today():
     return datetime.date.today().isoformat()
 
 
-def _processor():
+def processor():
+    """The processor of this machine, and how many cores are ours."""
     info = pathlib.Path("/proc/cpuinfo").read_text()
     return {
         "cpu": info.split("model name")[1].split("\n")[0].strip("\t :"),

@@ -88,12 +88,6 @@ def run_dir(data, tmp_path_factory):
     return path
 
 
-@pytest.fixture(autouse=True)
-def _float32_afterwards():
-    yield
-    keras.config.set_dtype_policy("float32")
-
-
 def test_help_is_complete_and_does_not_import_keras():
     code = (
         "import sys, keras_simclr_cli as cli\n"

@@ -22,8 +22,6 @@ from helpers.training import (
 import keras_simclr as simclr
 from keras_simclr import micro_batches, trials
 
-pytestmark = pytest.mark.usefixtures("float32_afterwards")
-
 
 def groups():
     return keras.layers.GroupNormalization(4)

@@ -959,7 +959,7 @@ def with_nan_in_its_gradient(z_1, z_2):
     return tf.reduce_mean((z_1 - z_2) ** 2) + tf.sqrt(0.0 * tf.reduce_sum(z_1))
 
 
-@pytest.mark.usefixtures("float32_afterwards", "in_graphs")
+@pytest.mark.usefixtures("in_graphs")
 def test_a_gradient_that_no_scale_mends_stops_float16():
     keras.config.set_dtype_policy("mixed_float16")
     optimizer = keras.optimizers.LossScaleOptimizer(

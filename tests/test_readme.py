@@ -91,7 +91,6 @@ FEWER = {
 }
 
 
-@pytest.mark.usefixtures("float32_afterwards")
 @pytest.mark.parametrize("kind", [*SOURCES, "bands"])
 def test_commands_take_all_kinds_of_data(kind, tmp_path, monkeypatch):
     standins.use(monkeypatch)

@@ -29,8 +29,6 @@ from helpers.training import (
 import keras_simclr as simclr
 from keras_simclr import copies, elements, replicas
 
-pytestmark = pytest.mark.usefixtures("float32_afterwards")
-
 
 def adamw():
     return keras.optimizers.AdamW(1e-3)

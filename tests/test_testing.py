@@ -16,8 +16,6 @@ from helpers.training import (
 import keras_simclr as simclr
 from keras_simclr.networks import FusedBatchNormalization
 
-pytestmark = pytest.mark.usefixtures("float32_afterwards")
-
 
 @pytest.mark.parametrize(
     ("what", "cause"),
