@@ -199,7 +199,7 @@ _COMMANDS = {
             ),
             "labels": _Flag(
                 "list",
-                ["1", "5", "10", "50", "1%", "10%", "all"],
+                ["1", "10", "1%", "all"],
                 "Labels to learn from: numbers per class, shares, all.",
                 (
                     "matching",
@@ -212,12 +212,13 @@ _COMMANDS = {
             ),
             "probes": _Flag(
                 "list",
-                list(_PROBES),
-                "What learns from them.",
+                ["linear", "knn"],
+                f"What learns from them, of {', '.join(_PROBES)}.",
                 ("choice", {"choices": _PROBES}),
             ),
-            "draws": _Flag(
-                "integer", 5, "Labelled sets of each number, 2 or more.", _TWO
+            "draws": _Flag("integer", 5, "Labelled sets, 2 or more.", _TWO),
+            "thorough": _Flag(
+                "boolean", False, "More labels, finetune too: it takes hours."
             ),
             "encoders": _Flag(
                 "list",
@@ -440,8 +441,7 @@ def _check_places(command, values):
 
 
 def _fail(message, code):
-    stderr = _terminal.Output(sys.stderr)
-    print(f"keras-simclr: {message}", file=stderr)
+    print(f"keras-simclr: {message}", file=_terminal.Output(sys.stderr))
     return code
 
 
@@ -562,18 +562,15 @@ def _pretrain(values):
 def _plan(values):
     from keras_simclr import planning, recipe
 
-    result = planning.plan(
-        _fields(recipe.Recipe, values),
-        _data(values),
-        hours=values.hours,
-    )
-    print(result)
+    fields = _fields(recipe.Recipe, values)
+    print(planning.plan(fields, _data(values), hours=values.hours))
 
 
 def _evaluate(values):
     from keras_simclr import _files, evaluation, fingerprints, runs
 
-    labels = [int(x) if x.isdigit() else x for x in values.labels]
+    given = {x: values[x].value for x in values if values[x].present}
+    labels = [int(x) if x.isdigit() else x for x in given.get("labels", ())]
     model = runs.load_model(values.run_dir)
     runs.read_summary(values.run_dir)  # It can be read, and written later.
     _files.check_can_write(values.run_dir)
@@ -596,11 +593,13 @@ def _evaluate(values):
         model,
         train,
         test,
-        probes=values.probes,
-        labels=labels,
+        probes=given.get("probes"),
+        labels=labels or None,
         draws=values.draws,
+        thorough=values.thorough,
         encoders={x: x for x in values.encoders},
         projection_layer=values.projection_layer,
+        features_dir=pathlib.Path(values.run_dir, "features"),
         seed=values.seed,
         report=print,
         progress=_terminal.progress("image"),

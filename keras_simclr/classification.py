@@ -124,6 +124,7 @@ def train_classifier(
         examples,
         probes=_RECIPES,
         labels=("all",),
+        thorough=True,
         baselines=False,
         projection_layer=projection_layer,
         seed=seed,

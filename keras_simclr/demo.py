@@ -13,7 +13,7 @@ import tempfile
 import keras
 import numpy as np
 
-from keras_simclr import augmentations, cards, devices, runs
+from keras_simclr import augmentations, cards, devices, feature_files, runs
 from keras_simclr.evaluation import evaluate
 from keras_simclr.export import export_encoder
 from keras_simclr.model import SimCLRModel
@@ -32,7 +32,8 @@ RECIPE = Recipe(
     flip_rate=0.0,
     blur_rate=0.0,
 )
-_SUMMARY = "summary.json"  # Changes when the run is evaluated.
+# Both change when the run is evaluated.
+_SUMMARY, _FEATURES = "summary.json", "features"
 _OTHERS = (
     "checkpoints.json",
     "digits.npz",
@@ -176,7 +177,7 @@ def run(output_dir="runs/demo", *, seed=0, epochs=RECIPE.epochs):
 
 
 def _content(output_dir):
-    """Dictionary from what is in it, but for the summary, to digests."""
+    """Dictionary from what is in it, but for what changes, to digests."""
     found = {}
     for path in output_dir.rglob("*"):
         digest = "directory"
@@ -185,7 +186,11 @@ def _content(output_dir):
             if path.is_file() and not path.is_symlink():
                 digest = hashlib.sha256(path.read_bytes()).hexdigest()
         found[path.relative_to(output_dir).as_posix()] = digest
-    found.pop(_SUMMARY, None)
+    # What evaluating it adds.
+    features = [x.name for x in feature_files.found_in(output_dir / _FEATURES)]
+    added = [f"{_FEATURES}/{name}" for name in features]
+    for name in (*added, _FEATURES, _SUMMARY):
+        found.pop(name, None)
     return found
 
 
@@ -204,6 +209,11 @@ def _clear(output_dir):
     written = runs.read_summary(output_dir).get("written")
     if written is None or written != _content(output_dir):
         return
+    features = output_dir / _FEATURES
+    for path in feature_files.found_in(features):
+        path.unlink()
+    if features.is_dir():
+        features.rmdir()
     for name in sorted((*written, _SUMMARY), reverse=True):
         path = output_dir / name
         path.rmdir() if path.is_dir() else path.unlink()

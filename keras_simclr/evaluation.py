@@ -12,9 +12,11 @@ import tensorflow as tf
 
 from keras_simclr import _checks, _files, finetuning, sampling
 from keras_simclr.augmentations import to_float
+from keras_simclr.contenders import Forecast, make_contenders
 from keras_simclr.copies import untrained_copy, weights_digest
 from keras_simclr.devices import duration
 from keras_simclr.duplicates import group_images
+from keras_simclr.feature_files import FeatureFiles
 from keras_simclr.features import (
     PIXEL_SETTINGS,
     Features,
@@ -34,18 +36,14 @@ from keras_simclr.labelled import (
     load_labelled,
 )
 from keras_simclr.pretrained import open_encoder
-from keras_simclr.probes import KINDS
+from keras_simclr.probes import KINDS, settings_in_words
 from keras_simclr.vectors import VectorTable
 
 _logger = logging.getLogger("keras_simclr")
 
 PROBES = (*KINDS, "finetune")
-LABELS = (1, 5, 10, 50, "1%", "10%", "all")
-_SETTINGS = {
-    **{name: kind.settings for name, kind in KINDS.items()},
-    "finetune": finetuning.SETTINGS,
-    "pixels": PIXEL_SETTINGS,
-}
+LABELS = (1, 10, "1%", "all")
+_THOROUGH_LABELS = (1, 5, 10, 50, "1%", "10%", "all")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,13 +160,15 @@ def evaluate(
     train,
     test=None,
     *,
-    probes=PROBES,
-    labels=LABELS,
+    probes=None,
+    labels=None,
     draws=5,
+    thorough=False,
     encoders=None,
     baselines=True,
     projection_layer=0,
     class_names=(),
+    features_dir=None,
     seed=0,
     report=None,
     progress=None,
@@ -192,10 +192,15 @@ def evaluate(
             others than those in `train` count as wrong. None: a fifth of the
             images of `train`, another one for each draw, stratified; duplicates
             (`groups`, or found here) are not divided.
-        probes: Some of `"linear"`, `"knn"` and `"finetune"`.
+        probes: Some of `"linear"`, `"knn"` and `"finetune"`; by default the
+            first two.
         labels: Labels to learn from: integers (per class), shares (`"1%"`) and
-            `"all"`. What the classes are too small for is left out.
+            `"all"`. What the classes are too small for is left out. By
+            default 1, 10, `"1%"` and `"all"`.
         draws: Labelled sets drawn of each number.
+        thorough: Whether to take all probes and, of labels, also 5, 50 and
+            `"10%"` by default, and `linear_probe` as it is: otherwise, of many
+            examples, with its argument `quick`.
         encoders: Dictionary from names to what else to compare with: Keras
             encoders, which take float images in [0, 1] of their own size; what
             `pretrained.open_encoder` opens; or paths of tables of vectors that
@@ -205,6 +210,9 @@ def evaluate(
         baselines: Whether to compare with anything else at all.
         projection_layer: As `fine_tune`.
         class_names: Names, where labels without their own are places in them.
+        features_dir: Directory to keep the features of encoders in, up to a
+            gigabyte, or None. Of the same weights and images they are not made
+            again; what this evaluation does not use is removed from it.
         seed: Integer that everything drawn is a function of.
         report: Function that is told, in words, what is being done, how long it
             will take, and each accuracy as it is found.
@@ -240,11 +248,8 @@ def evaluate(
         - Nadeau and Bengio 2003, doi:10.1023/A:1024068626366 (intervals over
           splits of one set).
     """
-    for probe in probes or (probes,):
-        _checks.choice("probes", probe, PROBES)
-    _checks.integer("draws", draws, minimum=2)
     _checks.seed("seed", seed)
-    amounts = list(dict.fromkeys(map(sampling.checked_amount, labels)))
+    probes, amounts = _chosen(probes, labels, draws, thorough, features_dir)
     encoders = _opened(encoders or {})
     start, say = time.perf_counter(), report or (lambda text: None)
     load = functools.partial(
@@ -256,34 +261,49 @@ def evaluate(
     )
     tables = _tables(encoders, train, test)
     examples, splits = _load(train, test, draws, seed, load, say, tables)
-    for remark in (remarks := _remarks(examples, splits)):
-        _logger.warning(remark)
+    remarks = _remarks(examples, splits)
     jobs, left_out = sampling.plan_jobs(
         examples["labels"], splits, amounts, draws, seed
     )
     untrained = _untrained(model, examples, splits, seed) if baselines else None
-    features = _features(model, untrained, encoders, examples, progress)
-    contenders = _contenders(
-        model, features, probes, baselines, projection_layer
-    )
-    if report:
-        _tell_how_long(contenders, jobs, features, start, report)
-    results = _run(contenders, jobs, seed, say, progress)
+    about = _described(model, encoders, examples, splits)
+    keep = functools.partial(_files_for, features_dir, about, untrained, say)
+    features = _features(model, untrained, encoders, examples, progress, keep)
+    how = probes, baselines, projection_layer, not thorough
+    contenders = make_contenders(model, features, *how)
+    forecast = report and Forecast(contenders, jobs, features, start, report)
+    if not {*KINDS}.isdisjoint(probes):
+        say("Making the features of all images.")
+        features.make()
+    results = _run(contenders, jobs, forecast, seed, say, progress)
     correction = sampling.correction_of(splits)
     rows = [_row(result, correction) for result in results]
     gains = [_gain(job, results, correction) for job in jobs if baselines]
     settings = {
-        "examples": _examples_in_words(splits),
+        **_in_words(probes, splits, thorough, baselines),
         "remarks": remarks,
-        **{name: _SETTINGS[name] for name in probes},
-        **({"pixels": _SETTINGS["pixels"]} if baselines else {}),
+        "thorough": thorough,
         "projection_layer": projection_layer,
         "draws": draws,
-        **_described(model, encoders, examples, splits),
+        **about,
         "seed": seed,
         "seconds": round(time.perf_counter() - start),
     }
     return Evaluation(tuple(rows), tuple(gains), tuple(left_out), settings)
+
+
+def _chosen(probes, labels, draws, thorough, features_dir):
+    """Checked probes and amounts of labels, by default as `thorough` says."""
+    if features_dir is not None:
+        _files.check_can_write(features_dir)
+    if probes is None:
+        probes = PROBES if thorough else tuple(KINDS)
+    if labels is None:
+        labels = _THOROUGH_LABELS if thorough else LABELS
+    for probe in probes or (probes,):
+        _checks.choice("probes", probe, PROBES)
+    _checks.integer("draws", draws, minimum=2)
+    return probes, list(dict.fromkeys(map(sampling.checked_amount, labels)))
 
 
 def _opened(encoders):
@@ -358,7 +378,14 @@ def with_groups(examples, report):
 
 
 def _remarks(examples, splits):
-    """What is worth knowing of classes and duplicates, in sentences."""
+    """Logs, and returns in sentences, what classes and duplicates tell."""
+    remarks = _remarks_on(examples, splits)
+    for remark in remarks:
+        _logger.warning(remark)
+    return remarks
+
+
+def _remarks_on(examples, splits):
     labels, groups, split = examples["labels"], examples["groups"], splits[0]
     if len(splits) > 1:
         count = len(groups) - len(np.unique(groups))
@@ -445,6 +472,19 @@ def _examples_in_words(splits):
     return f"{images} to learn from, {test:,} to test on."
 
 
+def _in_words(probes, splits, thorough, baselines):
+    """What all examples are, and what is fixed in each probe, by name."""
+    words = {"examples": _examples_in_words(splits)}
+    for probe in probes:
+        words[probe] = finetuning.SETTINGS
+        if probe in KINDS:
+            train = len(splits[0].train)
+            words[probe] = settings_in_words(probe, train, not thorough)
+    if baselines:
+        words["pixels"] = PIXEL_SETTINGS
+    return words
+
+
 def _untrained(model, examples, splits, seed):
     """A copy of the model that knows no more than where images lie."""
     copy = untrained_copy(model, seed)
@@ -452,7 +492,7 @@ def _untrained(model, examples, splits, seed):
     return copy
 
 
-def _features(model, untrained, encoders, examples, progress):
+def _features(model, untrained, encoders, examples, progress, keep):
     """`Features` of the examples, by what the table of results calls them."""
     functions, ready = {"simclr": representation(model)}, {}
     if untrained is not None:
@@ -466,106 +506,19 @@ def _features(model, untrained, encoders, examples, progress):
             else:
                 others[name] = resized_representation(encoder)
         functions = others | functions
-    return Features(functions, examples, progress, ready)
+    files = keep([*functions])
+    return Features(functions, examples, progress, ready, files)
 
 
-def _contenders(model, features, probes, baselines, projection_layer):
-    """What learns, and from what: each predicts, and knows its cost."""
-    tunings = [
-        _Tuning(model, features.examples, projection_layer, from_scratch)
-        for from_scratch in ((True, False) if baselines else (False,))
-        if "finetune" in probes
-    ]
-    probings = [
-        _Probing(probe, name, features)
-        for probe in probes
-        if probe in KINDS
-        for name in features.names
-    ]
-    return [*probings, *tunings]
-
-
-class _Probing:
-    """A probe on the features of one name."""
-
-    def __init__(self, probe, name, features):
-        self.probe, self.features = probe, name
-        self._kind, self._all_features = KINDS[probe], features
-        self._labels = features.examples["labels"]
-        self._groups = features.examples["groups"]
-        self._classes = len(np.unique(self._labels))
-
-    def predict(self, split, seed, progress):
-        x, y = self._all_features.arrays[self.features], self._labels
-        train, test = split.train, split.test
-        result = self._kind.run(
-            _rows_at(x, train),
-            y[train],
-            _rows_at(x, test),
-            y[test],
-            groups=self._groups[train],
-            seed=seed,
-        )
-        if progress:
-            progress(1, 1)
-        return result.predictions
-
-    def seconds(self, split):
-        width = self._all_features.widths[self.features]
-        counts = len(split.train), len(split.test)
-        return self._kind.seconds(*counts, width, self._classes)
-
-
-def _rows_at(array, places):
-    """Rows of an array: no copy of them where they follow one another."""
-    first, last = places[0], places[-1] + 1
-    is_span = np.array_equal(places, np.arange(first, last))
-    return array[first:last] if is_span else array[places]
-
-
-class _Tuning:
-    """Fine-tuning, or training from scratch."""
-
-    def __init__(self, model, examples, projection_layer, from_scratch):
-        self.probe = "scratch" if from_scratch else "finetune"
-        self.features = "untrained" if from_scratch else "simclr"
-        self._examples = examples
-        self._tuner = finetuning.Tuner(
-            model,
-            np.unique(examples["labels"]),
-            projection_layer=projection_layer,
-            from_scratch=from_scratch,
-        )
-
-    def predict(self, split, seed, progress):
-        self._tuner.fit(self._at(split.train), seed, progress=progress)
-        return self._tuner.predict(self._at(split.test))
-
-    def seconds(self, split):
-        return self._cost.seconds(len(split.train), len(split.test))
-
-    @functools.cached_property
-    def _cost(self):
-        return self._tuner.cost(self._examples)
-
-    def _at(self, places):
-        return {key: array[places] for key, array in self._examples.items()}
-
-
-def _tell_how_long(contenders, jobs, features, start, report):
-    """Measures on few images how long all of it will take."""
-    seconds = 0.0
-    if any(contender.probe in KINDS for contender in contenders):
-        report("Measuring how long features take.")
-        seconds += features.seconds()
-    for contender in contenders:
-        if contender.probe not in KINDS:
-            report(f"Measuring how long {contender.probe} takes.")
-        seconds += sum(
-            contender.seconds(split) for job in jobs for split in job.splits
-        )
-    seconds += time.perf_counter() - start
-    report(f"This will take about {duration(seconds)}.")
+def _files_for(features_dir, about, untrained, report, names):
+    """Where those of these features are kept that a network makes, or None."""
+    if features_dir is None:
+        return None
+    digests = {"simclr": about["weights"], **about["encoders"]}
+    if untrained is not None:
+        digests["untrained"] = weights_digest(untrained)
+    networks = {name: digests[name] for name in names if name in digests}
+    return FeatureFiles(features_dir, about["data_digest"], networks, report)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -611,11 +564,10 @@ class Result:
         return float(np.mean(self.means))
 
 
-def _run(contenders, jobs, seed, report, progress):
+def _run(contenders, jobs, forecast, seed, report, progress):
     """A `Result` for each contender in each job."""
     results, total = [], len(contenders) * len(jobs)
-    if any(contender.probe in KINDS for contender in contenders):
-        report("Making the features of all images.")
+    start = time.perf_counter()
     for contender in contenders:
         for job in jobs:
             predictions = tuple(
@@ -628,7 +580,12 @@ def _run(contenders, jobs, seed, report, progress):
                 contender.features, contender.probe, job, predictions
             )
             results.append(result)
-            report(f"{len(results)} of {total}: {result.in_words}")
+            number = f"{len(results)} of {total}"
+            if forecast and len(results) < total:
+                taken = time.perf_counter() - start
+                left = forecast.seconds_left(len(results), taken)
+                number += f", {duration(left)} left"
+            report(f"{number}: {result.in_words}")
     return results
 
 

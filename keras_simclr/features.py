@@ -244,12 +244,15 @@ class Features:
 
     `functions` is a dictionary of functions of images and sizes; `examples` one
     of arrays; `progress` as in `extract_features`. `ready` are features that
-    need not be made: a dictionary of arrays.
+    need not be made: a dictionary of arrays. `files` are a
+    `feature_files.FeatureFiles`, which keep some for another time.
     """
 
-    def __init__(self, functions, examples, progress=None, ready=None):
+    def __init__(
+        self, functions, examples, progress=None, ready=None, files=None
+    ):
         self.functions, self.examples = functions, examples
-        self._ready = ready or {}
+        self._ready, self._files = ready or {}, files
         self._progress = progress
         self._few = {k: array[:FEW_IMAGES] for k, array in examples.items()}
 
@@ -261,27 +264,51 @@ class Features:
     @functools.cached_property
     def arrays(self):
         """Dictionary of arrays of shape `(N, width)`."""
-        return self._of(self.examples, self._progress) | self._ready
+        made = self._of(self._missing, self.examples, self._progress)
+        found = self._kept | made | self._ready
+        if self._files:
+            self._files.write(found)
+        return found
+
+    def make(self):
+        """Makes `arrays` now, not when they are first needed."""
+        return self.arrays
 
     @functools.cached_property
     def widths(self):
         """Dictionary of numbers of features, from a few images."""
-        arrays = self._of(self._few) | self._ready
+        arrays = self._of_few | self._ready
         return {name: array.shape[1] for name, array in arrays.items()}
 
     def seconds(self):
         """How long `arrays` will take, measured on a few images."""
+        if not self._missing:
+            return 0.0
         times = []
         for _ in range(2):  # The first traces.
             start = time.perf_counter()
-            self._of(self._few)
+            self._of(self._missing, self._few)
             times.append(time.perf_counter() - start)
         share = len(self.examples["images"]) / len(self._few["images"])
         return times[-1] * share
 
-    def _of(self, examples, progress=None):
+    @functools.cached_property
+    def _of_few(self):
+        return self._of(self.functions, self._few)
+
+    @functools.cached_property
+    def _kept(self):
+        return self._files.read(self._of_few) if self._files else {}
+
+    @property
+    def _missing(self):
+        return {k: x for k, x in self.functions.items() if k not in self._kept}
+
+    def _of(self, functions, examples, progress=None):
+        if not functions:
+            return {}
         elements = in_batches(examples, progress)
-        arrays, _ = extract(self.functions.values(), elements)
-        for name, array in zip(self.functions, arrays, strict=True):
+        arrays, _ = extract(functions.values(), elements)
+        for name, array in zip(functions, arrays, strict=True):
             finite_rows(f"Features of {name!r}", array)
-        return dict(zip(self.functions, arrays, strict=True))
+        return dict(zip(functions, arrays, strict=True))

@@ -12,7 +12,7 @@ from absl import flags
 
 import keras_simclr as simclr
 import keras_simclr_cli as cli
-from keras_simclr import architectures, decoding, evaluation, export
+from keras_simclr import architectures, decoding, evaluation, export, probes
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "keras_simclr"
@@ -69,13 +69,15 @@ LEVELS = {
     "finetuning": 8,
     "testing": 7,
     "runs": 9,
-    "evaluation": 9,
+    "feature_files": 1,
+    "contenders": 9,
+    "evaluation": 10,
     "budgets": 9,
     "planning": 10,
-    "classification": 10,
-    "demo": 10,
+    "classification": 11,
+    "demo": 11,
     "tables": 10,
-    "official": 11,
+    "official": 12,
 }
 HEAVY = {
     "PIL",
@@ -365,7 +367,8 @@ def test_help_and_pages_name_all_that_there_is():
     assert help_of("labels", "evaluate", "default") == list(
         map(str, evaluation.LABELS)
     )
-    assert help_of("probes", "evaluate", "default") == list(evaluation.PROBES)
+    assert help_of("probes", "evaluate", "default") == list(probes.KINDS)
+    assert cli._PROBES == evaluation.PROBES
     readme = (ROOT / "README.md").read_text()
     for name in decoding.FORMATS:
         assert name in readme.upper().replace(" ", "")

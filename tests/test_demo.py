@@ -72,6 +72,8 @@ def test_demo_replaces_a_demo(output_dir, tmp_path):
         shutil.copytree(output_dir, path)
     # What evaluating it adds is its own.
     runs.update_summary(earlier, {"evaluation": {"seed": 1}})
+    (earlier / "features").mkdir()
+    (earlier / "features" / f"{0:032x}.npz").write_text("kept")
     demo._clear(earlier)
     assert not earlier.exists()
     place.symlink_to(tmp_path / "real")
@@ -87,10 +89,12 @@ def test_demo_replaces_a_demo(output_dir, tmp_path):
         "encoder/notes.txt",
         "encoder/README.md",  # Changed.
         "digits.npz",
+        "features/mine.npz",
     ],
 )
 def test_demo_leaves_what_it_did_not_write(foreign, output_dir, tmp_path):
     shutil.copytree(output_dir, tmp_path, dirs_exist_ok=True)
+    (tmp_path / foreign).parent.mkdir(exist_ok=True)
     (tmp_path / foreign).write_text("mine")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(FileExistsError, match="must be new, empty"):

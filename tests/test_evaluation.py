@@ -1,3 +1,5 @@
+import dataclasses
+import errno
 import itertools
 
 import keras
@@ -9,12 +11,15 @@ from helpers import standins
 
 import keras_simclr as simclr
 from keras_simclr import (
+    contenders,
     copies,
     duplicates,
     evaluation,
+    feature_files,
     features,
     finetuning,
     labelled,
+    probes,
     sampling,
 )
 from keras_simclr.evaluation import Evaluation
@@ -47,6 +52,7 @@ def test_evaluation_has_a_row_for_every_combination(model, images):
         images,
         labels=(1, 4, "50%", "all"),
         draws=2,
+        thorough=True,
         encoders={"other": model.encoder},
         report=words.append,
         progress=lambda *numbers: progress.append(numbers),
@@ -77,6 +83,7 @@ def test_evaluation_has_a_row_for_every_combination(model, images):
     assert len(words) - place == 2 + len(result.rows)
     for row, text in zip(result.rows, words[place + 2 :], strict=True):
         assert f": {row['features']}, {row['probe']}, " in text
+        assert (" left: " in text) is (row is not result.rows[-1])
         assert text.endswith(f": {row['accuracy']:.1%}.")
     check_told(progress)
     lines = str(result).splitlines()
@@ -95,6 +102,129 @@ def check_told(progress):
         assert 0 <= done <= total
         assert after[1] == total or done == total
         assert after[0] >= done or done == total
+
+
+def test_defaults_are_in_proportion(model, images):
+    result = simclr.evaluate(model, images, images, baselines=False)
+    assert {row["probe"] for row in result.rows} == {"linear", "knn"}
+    assert [row["labels"] for row in result.rows[:3]] == [1, 10, "all"]
+    assert "thorough" not in str(result)
+
+
+@pytest.mark.usefixtures("_quick")
+def test_thorough_is_all_of_it(model, images):
+    run, seen = probes.KINDS["linear"].run, []
+    kind = dataclasses.replace(
+        probes.KINDS["linear"],
+        run=lambda *arrays, quick, **options: [
+            seen.append(quick),
+            run(*arrays, quick=quick, **options),
+        ][1],
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(probes.KINDS, "linear", kind)
+        for thorough in (False, True):
+            result = simclr.evaluate(
+                model,
+                images,
+                images,
+                labels=["all"] if not thorough else None,
+                draws=2,
+                thorough=thorough,
+                baselines=False,
+            )
+            assert {*seen} == {not thorough}
+            seen.clear()
+    assert {row["probe"] for row in result.rows} == {
+        "linear",
+        "knn",
+        "finetune",
+    }
+    amounts = dict.fromkeys(row["labels"] for row in result.rows)
+    assert [*amounts] == [1, 5, 10, "10%", "all"]
+    assert result.settings["thorough"] is True
+
+
+def test_time_left_follows_what_was_taken():
+    forecast = contenders.Forecast.__new__(contenders.Forecast)
+    forecast._guesses = [90.0, 50.0, 60.0]
+    assert forecast.seconds_left(1, 90.0) == 110.0
+    assert forecast.seconds_left(1, 190.0) == 220.0
+    assert forecast.seconds_left(3, 400.0) == 0.0
+
+
+def counting(monkeypatch):
+    """List of the numbers of features that are made of so many images."""
+    counts, extract = [], features.extract
+
+    def noting(functions, elements):
+        arrays, others = extract(functions, elements)
+        counts.append((len(arrays), len(arrays[0])))
+        return arrays, others
+
+    monkeypatch.setattr(features, "extract", noting)
+    return counts
+
+
+def test_features_are_made_only_once(model, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "FEW_IMAGES", 4)
+    place, words = tmp_path / "features", []
+    place.mkdir()
+    (place / "mine.npz").write_text("mine")
+    options = {"probes": ["knn"], "labels": ["all"], "features_dir": place}
+    counts = counting(monkeypatch)
+
+    def run(model, images, **more):
+        counts.clear()
+        return simclr.evaluate(model, images, images, **options, **more)
+
+    first = run(model, images, report=words.append)
+    assert (3, 48) in counts
+    assert any(f"{place} keeps features, 0 MiB" in text for text in words)
+    kept = {*place.iterdir()}
+    assert len(kept) == 3
+    words.clear()
+    again = run(model, images, report=words.append)
+    assert [x for x in counts if x[1] == 48] == [(1, 48)]  # Pixels.
+    assert f"Features of untrained, simclr are those in {place}." in words
+    assert (again.rows, again.gains) == (first.rows, first.gains)
+    # Files that are broken, or begin otherwise, are made again.
+    for spoil in (
+        lambda path: path.write_bytes(path.read_bytes()[:-400]),
+        lambda path: np.savez(path, representations=np.ones((48, 6))),
+    ):
+        for path in kept - {place / "mine.npz"}:
+            spoil(path)
+        assert run(model, images).rows == first.rows
+        assert (3, 48) in counts
+    # Of other images there are others, and these are gone.
+    run(model, (images[0] / 2, images[1]))
+    assert (3, 48) in counts
+    assert len({*place.iterdir()} & kept) == 1
+    assert len({*place.iterdir()}) == 3
+    assert (place / "mine.npz").read_text() == "mine"
+
+
+def test_features_that_cannot_be_kept_cost_nothing_else(
+    model, images, tmp_path, monkeypatch, said
+):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    options = {**QUICK, "features_dir": tmp_path / "features"}
+    monkeypatch.setattr(feature_files, "_MOST", 100)
+    simclr.evaluate(model, images, images, **options)
+    assert not any(tmp_path.iterdir())
+    monkeypatch.undo()
+    monkeypatch.setattr(feature_files.np, "savez", full)
+    simclr.evaluate(model, images, images, **options)
+    assert said.messages[-1].startswith("Features are not kept: ")
+    assert not any((tmp_path / "features").iterdir())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="must be one that can be written"):
+        simclr.evaluate(
+            model, images, images, features_dir=tmp_path / "file", **QUICK
+        )
 
 
 def test_time_is_told_before_it_is_spent(model, images, monkeypatch):

@@ -59,6 +59,7 @@ VALUES = {
     "temperature": POSITIVE,
     "test_data": [""],
     "test_split": [""],
+    "thorough": ["maybe", "2", ""],
     "trust_coefficient": POSITIVE,
     "unreadable_limit": SHARES,
     "views": [*COUNTS, "1"],

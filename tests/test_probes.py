@@ -1,7 +1,10 @@
+import json
+
 import numpy as np
 import pytest
 
 import keras_simclr as simclr
+from benchmarks.recipes import quick_probe
 from keras_simclr import probes
 
 
@@ -263,11 +266,73 @@ def test_settings_are_those_of_the_defaults(blobs):
     assert f"({kinds['knn'].settings})" in str(result)
 
 
-def test_costs_grow_with_what_is_computed():
-    linear, knn = (probes.KINDS[x].seconds for x in ("linear", "knn"))
-    assert knn(100, 10, 8, 2) == pytest.approx(2e-10 * 100 * 10 * 8)
-    assert linear(999, 10, 8, 2) == pytest.approx(26 * (0.01 + 0.0015984))
-    assert linear(1000, 10, 8, 2) == pytest.approx(6 * (0.01 + 0.0016))
+STORED = json.loads((quick_probe.RESULTS / "quick_probe.json").read_text())
+
+
+def test_quick_probe_costs_no_accuracy_that_counts():
+    found = {(x["data"], x["features"], x["quick"]): x for x in STORED}
+    assert len(found) == 18
+    for (data, features, quick), result in found.items():
+        if quick:
+            other = found[data, features, False]
+            assert result["accuracy"] > other["accuracy"] - 0.002
+            assert result["cpu_seconds"] <= 1.1 * other["cpu_seconds"]
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_costs_are_guessed_within_a_factor(quick):
+    seconds = probes.KINDS["linear"].seconds
+    counts = {"fashion_mnist": (60_000, 784), "cifar10": (50_000, 3_072)}
+    for result in STORED:
+        if result["quick"] is quick and result["data"] in counts:
+            train, width = counts[result["data"]]
+            width = width if result["features"] == "pixels" else 128
+            guess = seconds(train, 10_000, width, 10, quick)
+            assert 1 / 3 < guess / result["cpu_seconds"] < 3
+
+
+def test_quick_probe_of_many_columns_is_the_same_regression():
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 3
+    features = rng.normal(size=(60, 90)) + 2 * np.eye(3, 90)[labels]
+    arrays = features[:40], labels[:40], features[40:], labels[40:]
+    plain, quick = (
+        simclr.linear_probe(*arrays, quick=quick) for quick in (False, True)
+    )
+    assert plain.inverse_penalty == quick.inverse_penalty
+    expected, found = (
+        probe.classifier.predict(features, verbose=0)
+        for probe in (plain, quick)
+    )
+    np.testing.assert_allclose(found, expected, atol=0.01)
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_quick_probe_of_many_examples_stops_where_it_gets_worse(
+    monkeypatch, quick
+):
+    """Of random labels the strongest penalty is best, or nearly so."""
+    monkeypatch.setattr(probes, "_MOST_TO_CHOOSE_ON", 200)
+    rng = np.random.default_rng(0)
+    features, labels = rng.normal(size=(1_000, 60)), rng.integers(0, 2, 1_000)
+    features[:, 0] += labels
+    calls, fit = [], probes.fit_logistic
+
+    def noting(features, labels, inverse_penalty, start, tolerance):
+        found = fit(features, labels, inverse_penalty, start, tolerance)
+        calls.append((len(features), inverse_penalty, start is None, tolerance))
+        return found
+
+    monkeypatch.setattr(probes, "fit_logistic", noting)
+    probe = simclr.linear_probe(features, labels, features, labels, quick=quick)
+    *tried, last = calls
+    assert last[:3] == (1_000, probe.inverse_penalty, not quick)
+    if quick:
+        assert len(tried) < 5
+        assert (tried[0][3], last[3]) == (1e-3, 3e-4)
+    else:
+        assert len(tried) == 5
+        assert {call[3] for call in calls} == {1e-4}
 
 
 def test_results_print_their_settings(blobs):

@@ -1,0 +1,134 @@
+"""What `evaluate` compares: what learns, from what, and how long it takes."""
+
+import functools
+import time
+
+import numpy as np
+
+from keras_simclr import finetuning
+from keras_simclr.devices import duration
+from keras_simclr.probes import KINDS
+
+_DOUBT = 10.0  # Seconds of work after which guesses are corrected by half.
+
+
+def make_contenders(
+    model, features, probes, baselines, projection_layer, quick
+):
+    """List of all that learns; each predicts, and knows its cost.
+
+    `features` are `features.Features`; the rest is as in `evaluate`, and
+    `linear_probe`.
+    """
+    tunings = [
+        Tuning(model, features.examples, projection_layer, from_scratch)
+        for from_scratch in ((True, False) if baselines else (False,))
+        if "finetune" in probes
+    ]
+    probings = [
+        Probing(probe, name, features, quick)
+        for probe in probes
+        if probe in KINDS
+        for name in features.names
+    ]
+    return [*probings, *tunings]
+
+
+class Probing:
+    """A probe on the features of one name."""
+
+    def __init__(self, probe, name, features, quick):
+        self.probe, self.features = probe, name
+        self._kind, self._all_features = KINDS[probe], features
+        self._labels = features.examples["labels"]
+        self._groups = features.examples["groups"]
+        self._classes = len(np.unique(self._labels))
+        self._quick = quick
+
+    def predict(self, split, seed, progress):
+        """Labels found for the test examples of a split."""
+        x, y = self._all_features.arrays[self.features], self._labels
+        train, test = split.train, split.test
+        result = self._kind.run(
+            _rows_at(x, train),
+            y[train],
+            _rows_at(x, test),
+            y[test],
+            groups=self._groups[train],
+            seed=seed,
+            quick=self._quick,
+        )
+        if progress:
+            progress(1, 1)
+        return result.predictions
+
+    def seconds(self, split):
+        """How long a split will take, by a rule."""
+        width = self._all_features.widths[self.features]
+        counts = len(split.train), len(split.test)
+        return self._kind.seconds(*counts, width, self._classes, self._quick)
+
+
+def _rows_at(array, places):
+    """Rows of an array: no copy of them where they follow one another."""
+    first, last = places[0], places[-1] + 1
+    is_span = np.array_equal(places, np.arange(first, last))
+    return array[first:last] if is_span else array[places]
+
+
+class Tuning:
+    """Fine-tuning, or training from scratch."""
+
+    def __init__(self, model, examples, projection_layer, from_scratch):
+        self.probe = "scratch" if from_scratch else "finetune"
+        self.features = "untrained" if from_scratch else "simclr"
+        self._examples = examples
+        self._tuner = finetuning.Tuner(
+            model,
+            np.unique(examples["labels"]),
+            projection_layer=projection_layer,
+            from_scratch=from_scratch,
+        )
+
+    def predict(self, split, seed, progress):
+        """Labels found for the test examples of a split."""
+        self._tuner.fit(self._at(split.train), seed, progress=progress)
+        return self._tuner.predict(self._at(split.test))
+
+    def seconds(self, split):
+        """How long a split will take, measured on few images."""
+        return self._cost.seconds(len(split.train), len(split.test))
+
+    @functools.cached_property
+    def _cost(self):
+        return self._tuner.cost(self._examples)
+
+    def _at(self, places):
+        return {key: array[places] for key, array in self._examples.items()}
+
+
+class Forecast:
+    """How long contenders will take, told at once, and what is left then.
+
+    `start` is the time at which the work began, and `report` is told.
+    """
+
+    def __init__(self, contenders, jobs, features, start, report):
+        seconds = 0.0
+        if any(contender.probe in KINDS for contender in contenders):
+            report("Measuring how long features take.")
+            seconds += features.seconds()
+        self._guesses = []
+        for contender in contenders:
+            if contender.probe not in KINDS:
+                report(f"Measuring how long {contender.probe} takes.")
+            self._guesses += [
+                sum(map(contender.seconds, job.splits)) for job in jobs
+            ]
+        seconds += sum(self._guesses) + time.perf_counter() - start
+        report(f"This will take about {duration(seconds)}.")
+
+    def seconds_left(self, done, taken):
+        """After so many jobs, which took so many seconds."""
+        guess, left = sum(self._guesses[:done]), sum(self._guesses[done:])
+        return left * (taken + _DOUBT) / (guess + _DOUBT)
