@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import types
 
 import keras
 import numpy as np
@@ -219,6 +220,8 @@ def test_evaluate_prints_and_stores_its_table(run_dir, data, capsys):
     assert summary["data"]["images_per_epoch"] == 32
     assert len(summary["data"]["sha256"]) == 64
     assert summary["evaluation"]["test_examples"] == 16
+    assert summary["evaluation"]["thorough"] is False
+    assert len(list((run_dir / "features").iterdir())) == 2
     assert summary["evaluation"]["weights"] == summary["weights"]
     assert summary["evaluation"]["data"]["sha256"] == summary["data"]["sha256"]
     assert {row["labels"] for row in summary["rows"]} == {5, "all"}
@@ -939,6 +942,24 @@ def evaluation(run_dir, data, tmp_path):
     shutil.copytree(run_dir, copy)
     options = ["--labels=all", "--probes=knn", "--draws=2"]
     return ["evaluate", f"--run_dir={copy}", data, *options], copy
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_what_is_not_given_is_as_thorough_says(evaluation, monkeypatch, given):
+    arguments, run_dir = evaluation
+    seen = {}
+
+    def noting(*_, **options):
+        seen.update(options)
+        return types.SimpleNamespace(summary={"evaluation": {}})
+
+    monkeypatch.setattr(evaluating, "evaluate", noting)
+    more = ["--labels=5,10%", "--probes=finetune"] * given
+    assert cli.main([*arguments[:3], "--thorough", *more]) == 0
+    chosen = ([5, "10%"], ["finetune"]) if given else (None, None)
+    assert (seen["labels"], seen["probes"]) == chosen
+    assert seen["thorough"] is True
+    assert seen["features_dir"] == run_dir / "features"
 
 
 def rows_of(run_dir):
