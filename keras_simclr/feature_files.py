@@ -63,7 +63,7 @@ class FeatureFiles:
 
     def write(self, arrays):
         """Keeps arrays, by name, and removes what was kept of others."""
-        kept, total = [], 0
+        kept, total, is_new = [], 0, False
         try:
             for name, path in self._paths.items():
                 size = arrays[name].nbytes
@@ -76,11 +76,12 @@ class FeatureFiles:
                 self._directory.mkdir(parents=True, exist_ok=True)
                 with _files.replacing(path) as staged:
                     np.savez(staged, **{_ARRAY: arrays[name]})
+                is_new = True
             self._remove_all_but(kept)
         except OSError as error:
             _logger.warning("Features are not kept: %s", error)
             return
-        if kept:
+        if is_new:
             self._report(
                 f"{self._directory} keeps features, {total / 2**20:.0f} MiB, "
                 "for another evaluation. It may be removed."
