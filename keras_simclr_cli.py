@@ -220,11 +220,9 @@ _COMMANDS = {
             "encoders": _Flag(
                 "list",
                 [],
-                "Further encoders to compare with: .keras files.",
-                place=(
-                    "check_exists",
-                    {"rule": "existing .keras files", "is_directory": False},
-                ),
+                "Further encoders to compare with: .keras files, runs, "
+                "keras_applications:NAME, keras_hub:PRESET.",
+                place=("check_network", {}),
             ),
             **_PROJECTION_LAYER,
             **_SEED,
@@ -558,9 +556,14 @@ def _plan(values):
 
 
 def _evaluate(values):
-    import keras
-
-    from keras_simclr import _files, evaluation, fingerprints, runs, sources
+    from keras_simclr import (
+        _files,
+        evaluation,
+        fingerprints,
+        pretrained,
+        runs,
+        sources,
+    )
 
     labels = [int(x) if x.isdigit() else x for x in values.labels]
     model = runs.load_model(values.run_dir)
@@ -594,7 +597,7 @@ def _evaluate(values):
         probes=values.probes,
         labels=labels,
         draws=values.draws,
-        encoders={x: keras.models.load_model(x) for x in values.encoders},
+        encoders={x: pretrained.open_encoder(x) for x in values.encoders},
         projection_layer=values.projection_layer,
         seed=values.seed,
         report=print,

@@ -18,6 +18,8 @@ except ImportError:  # On Windows.
 _STAGED = ".staged-"  # How names begin of what is not complete.
 # What such a directory holds until it is, and who writes it has locked it.
 _UNFINISHED = ".keras-simclr-unfinished"
+# What holds a network in a directory that one of the commands wrote.
+NETWORKS = ("model.keras", "encoder.keras", "classifier.keras")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What systems put into a directory, or a fresh volume, that is empty.
 _OF_SYSTEMS = {"lost+found", ".DS_Store", ".localized", "Thumbs.db"}
@@ -331,6 +333,24 @@ def check_data(name, path):
     if re.fullmatch("[a-z0-9_]+", path):
         rule += f" (of TensorFlow Datasets, write tfds:{path})"
     check_exists(name, path, rule=rule)
+
+
+def check_network(name, path):
+    """Refuses encoders that are nowhere; names with a prefix are no paths.
+
+    `path`: as `name` of `pretrained.open_encoder`.
+    """
+    if re.match("keras_(applications|hub):.", path):
+        return
+    rule = (
+        "an existing run directory, one that `export` wrote, a .keras file, "
+        "keras_applications:NAME or keras_hub:PRESET"
+    )
+    holds = ""
+    if pathlib.Path(path).is_dir():
+        found = [x for x in NETWORKS if pathlib.Path(path, x).exists()]
+        (holds, *_) = [*found, NETWORKS[0]]
+    check_exists(name, path, rule=rule, is_directory=False, holds=holds)
 
 
 def check_checkpoint(name, path):

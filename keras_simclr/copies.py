@@ -38,13 +38,137 @@ def plain_copy(network):
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("float32")
     try:
-        copy = _rebuilt(network, _plain_config)
+        copy = _rebuilt(
+            network,
+            lambda config: _plain_config(_with_policy(config, "float32")),
+        )
     finally:
         keras.config.set_dtype_policy(policy)
     for theirs, ours in _pairs(network, copy):
         _copy_own_state(theirs, ours)
     check_copy(network, copy)
     return copy
+
+
+def has_policy(network):
+    """Whether all layers compute in the dtype policy that is set.
+
+    Those that compute in no floats do anyway.
+    """
+    policy = keras.config.dtype_policy().name
+    names = {layer.dtype_policy.name for layer in nested_layers(network)}
+    return all(name == policy or "float" not in name for name in names)
+
+
+def copy_for(network, input_shape, *, is_random=True):
+    """Copies a network for images of another size, in the policy that is set.
+
+    Args:
+        network: A built functional or Sequential model of images.
+        input_shape: Height, width and channels.
+        is_random: Whether what its layers do at random in training they do in
+            the copy: dropout, noise, stochastic depth.
+
+    Returns:
+        One of the same layers, weights and other state (statistics,
+        vocabularies).
+
+    Raises:
+        ValueError: If layers or weights depend on the size of the images; or
+            if, tried on a few examples, a copy of the same size returns other
+            values.
+
+    Example:
+
+    >>> encoder = simclr.ResNet(10, stem="cifar", input_shape=(8, 8, 3))
+    >>> copy_for(encoder, (9, 9, 3)).input_shape
+    (None, 9, 9, 3)
+    """
+    before, after = network.input_shape, (None, *input_shape)
+    policy = keras.config.dtype_policy().name
+    quiet = set() if is_random else _random_names(network)
+
+    def change(config):
+        config = _with_policy(config, policy)
+        return _with_shape(_without_chance(config, quiet), before, after)
+
+    copy = _rebuilt(network, change)
+    pairs = _pairs(network, copy)
+    kept = [[tuple(x.shape) for x in part.weights] for part in (network, copy)]
+    if kept[0] != kept[1] or network.output_shape != copy.output_shape:
+        raise ValueError(
+            f"The weights of {network.name!r} must not depend on the size of "
+            f"images. Received: input_shape={tuple(input_shape)}"
+        )
+    for theirs, ours in pairs:
+        _copy_own_state(theirs, ours)
+    if before == after:
+        check_copy(network, copy)
+    return copy
+
+
+def _with_policy(config, name):
+    """A config whose layers compute in that policy, but for whole numbers."""
+    if isinstance(config, (list, tuple)):
+        return [_with_policy(part, name) for part in config]
+    if not isinstance(config, dict):
+        return config
+    config = {key: _with_policy(part, name) for key, part in config.items()}
+    if config.get("class_name") == "DTypePolicy":
+        if "float" in config["config"]["name"]:  # Not int64, of a lookup.
+            config["config"] = {"name": name}
+    return config
+
+
+_SHAPES = ("batch_shape", "input_shape", "build_input_shape", "shape")
+
+
+def _with_shape(config, before, after):
+    """A config in which inputs of one shape have another."""
+    if isinstance(config, (list, tuple)):
+        return [_with_shape(part, before, after) for part in config]
+    if not isinstance(config, dict):
+        return config
+    return {
+        key: list(after)
+        if key in _SHAPES
+        and isinstance(part, (list, tuple))
+        and tuple(part) == tuple(before)
+        else _with_shape(part, before, after)
+        for key, part in config.items()
+    }
+
+
+def _random_names(network):
+    """Names of layers that draw random numbers, or of which a part does."""
+    return {
+        layer.name
+        for layer in nested_layers(network)
+        if any(
+            isinstance(value, keras.random.SeedGenerator)
+            for part in nested_layers(layer)
+            for value in vars(part).values()
+        )
+    }
+
+
+_CHANCES = ("rate", "drop", "stddev")  # In names of what makes layers random.
+
+
+def _without_chance(config, names):
+    """A config whose layers of these names do nothing at random."""
+    if isinstance(config, (list, tuple)):
+        return [_without_chance(part, names) for part in config]
+    if not isinstance(config, dict):
+        return config
+    if config.get("name") in names:
+        config = {
+            key: 0.0
+            if isinstance(part, float) and any(x in key for x in _CHANCES)
+            else part
+            for key, part in config.items()
+        }
+    return {key: _without_chance(part, names) for key, part in config.items()}
 
 
 def _rebuilt(network, change=lambda config: config):
@@ -247,9 +371,6 @@ def _plain_config(config):
     if not isinstance(config, dict):
         return config
     config = {name: _plain_config(part) for name, part in config.items()}
-    if config.get("class_name") == "DTypePolicy":
-        if "float" in config["config"]["name"]:  # Not int64, of a lookup.
-            config["config"] = {"name": "float32"}
     plain_class = _PLAIN_CLASSES.get(config.get("registered_name"))
     if plain_class is not None:
         config.update(

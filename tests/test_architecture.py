@@ -56,6 +56,7 @@ LEVELS = {
     "sources": 7,
     "fingerprints": 8,
     "model": 6,
+    "pretrained": 7,
     "collapse": 1,
     "sampling": 1,
     "features": 7,
@@ -78,6 +79,7 @@ HEAVY = {
     "PIL",
     "joblib",
     "imagehash",
+    "keras_hub",
     "matplotlib",
     "onnx",
     "onnxruntime",
@@ -270,7 +272,7 @@ def test_what_is_imported_is_declared():
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     options, extras = setup["options"], setup["options.extras_require"]
-    extras = [extras[name] for name in ("formats", "hub", "onnx")]
+    extras = [extras[name] for name in ("formats", "hub", "keras_hub", "onnx")]
     texts = options["install_requires"], *extras
     declared = {
         x.lower() for x in re.findall(r"^[\w-]+", "\n".join(texts), re.M)
