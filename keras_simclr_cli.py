@@ -556,14 +556,7 @@ def _plan(values):
 
 
 def _evaluate(values):
-    from keras_simclr import (
-        _files,
-        evaluation,
-        fingerprints,
-        pretrained,
-        runs,
-        sources,
-    )
+    from keras_simclr import _files, evaluation, fingerprints, runs, sources
 
     labels = [int(x) if x.isdigit() else x for x in values.labels]
     model = runs.load_model(values.run_dir)
@@ -597,7 +590,9 @@ def _evaluate(values):
         probes=values.probes,
         labels=labels,
         draws=values.draws,
-        encoders={x: pretrained.open_encoder(x) for x in values.encoders},
+        encoders=runs.encoders_beside(
+            values.run_dir, values.encoders, report=print
+        ),
         projection_layer=values.projection_layer,
         seed=values.seed,
         report=print,

@@ -111,7 +111,7 @@ class Plan:
         names = ("epochs", "batch_size", "learning_rate")
         recipe = Recipe(**{name: flags[name] for name in names})
         total = self.start_up + recipe.epochs * epoch
-        rate = scaled_learning_rate(recipe.learning_rate, recipe.batch_size)
+        rate = scaled_learning_rate(recipe.rate, recipe.batch_size)
         share = min(self.seconds[self.bottleneck] / self.seconds["all"], 1)
         limit = f"{self.minutes_per_epoch:g} minutes"
         is_fast = epoch <= 60 * self.minutes_per_epoch
@@ -253,9 +253,7 @@ class _Machine:
         source, dataset = self._open(image_size=max(_SIZES))
         report(f"To train on: {data.in_words(source)}.")
         steps = int(dataset.cardinality())
-        self.recipe = dataclasses.replace(
-            recipe, epochs=recipe.epochs_for(steps)
-        )
+        self.recipe = recipe.completed(steps)
         self.images = steps * recipe.batch_size
         self.has_canvas = "sizes" in elements.unpack(dataset.element_spec)
         self.side = _shorter_side(dataset)

@@ -208,6 +208,7 @@ def test_folder_is_planned(directory, capsys):
         "output_dir": "runs/planned",
         "epochs": 800,  # Of one step each.
         "batch_size": 12,
+        "learning_rate": 1.0,
         "image_size": 10,
         "precision": "mixed_bfloat16",
         "seed": 3,
@@ -231,6 +232,7 @@ def test_file_is_planned_for_little_memory(tmp_path, monkeypatch, capsys):
         "output_dir": "runs/planned",
         "epochs": 800,
         "batch_size": 16,
+        "learning_rate": 1.0,
         "depth": 50,
         "width_multiplier": 1.0,
         "image_size": 32,
