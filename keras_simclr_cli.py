@@ -599,7 +599,7 @@ def _evaluate(values):
         probes=values.probes,
         labels=labels,
         draws=values.draws,
-        encoders={x: x for x in values.encoders},
+        encoders=runs.encoders_beside(values.run_dir, values.encoders),
         projection_layer=values.projection_layer,
         seed=values.seed,
         report=print,

@@ -245,6 +245,28 @@ def test_evaluate_without_a_test_set_compares_encoders(
     assert "No test set: 2 random splits of 48 images" in text
 
 
+def test_evaluate_shows_what_a_run_started_from(
+    run_dir, data, tmp_path, capsys
+):
+    told = ("--depth", "--width")
+    arguments = [x for x in PRETRAIN if not x.startswith(told)]
+    out, start = f"--output_dir={tmp_path / 'run'}", f"--start_from={run_dir}"
+    assert cli.main([*arguments, data, out, start]) == 0
+    run = f"--run_dir={tmp_path / 'run'}"
+    options = ["--probes=knn", "--draws=2", "--labels=all"]
+    assert cli.main(["evaluate", run, data, *options]) == 0
+    text = capsys.readouterr().out
+    assert f"Beside it its start, {run_dir}, as it was before.\n" in text
+    assert "\nstart, knn  " in text
+    (tmp_path / "start").mkdir()
+    runs.save_model(runs.load_model(run_dir), tmp_path / "start")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        other = "--encoders=start"
+        assert cli.main(["evaluate", run, data, *options, other]) == 1
+    assert "other than 'start'" in capsys.readouterr().err
+
+
 def paint(directory, shades, copies=6):
     """A folder with pictures of a shade for each class."""
     rng = np.random.default_rng(len(shades))

@@ -427,3 +427,19 @@ def test_adapted_statistics_reach_all_that_is_made_of_an_encoder(tmp_path):
             if isinstance(layer, keras.layers.Normalization)
         )
         np.testing.assert_array_equal(found.mean, norm.mean)
+
+
+def test_a_model_of_a_file_draws_on_where_it_was(tmp_path):
+    encoder = standins.encoder(keras.layers.Dropout(0.5))
+    model = simclr.SimCLRModel(encoder, augmentation=simclr.RandomFlip())
+    images = np.ones((2, 8, 8, 1), "float32")
+    encoder(images, training=True)
+    model.save(tmp_path / "model.keras")
+    model.save_weights(tmp_path / "model.weights.h5")
+    expected = encoder(images, training=True)
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(
+        loaded.encoder(images, training=True), expected
+    )
+    model.load_weights(tmp_path / "model.weights.h5")
+    np.testing.assert_array_equal(encoder(images, training=True), expected)

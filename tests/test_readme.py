@@ -57,7 +57,8 @@ def test_programs_run(tmp_path, monkeypatch):
     assert names["embeddings"].shape == (4, 4)
     assert names["dataset"].element_spec["images"].shape == (4, 256, 256, 3)
     assert names["classifier"].output_shape == (None, 2)
-    assert names["model"].encoder.output_shape == (None, 1280)
+    assert names["network"].output_shape == (None, 1280)
+    assert names["model"].encoder.input_shape == (None, 64, 64, 3)
 
 
 def test_commands_are_those_of_the_command_line():
@@ -66,7 +67,7 @@ def test_commands_are_those_of_the_command_line():
     commands = re.findall(
         r"^keras-simclr (.*)$", README.read_text(), re.MULTILINE
     )
-    assert len(commands) == 28
+    assert len(commands) == 31
     for line in commands:
         command, *arguments = line.split()
         values = flags.FlagValues()

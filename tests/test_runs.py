@@ -538,7 +538,7 @@ def test_run_records_its_version_and_all_values(start, tmp_path):
         ["data", "output_dir", "epochs", "batch_size", "precision"]
     )
     values = summary["flags"]["values"]
-    fields = {**vars(recipe.Recipe()), **vars(recipe.Data(data=""))}
+    fields = {**recipe.Recipe().values, **vars(recipe.Data(data=""))}
     assert values.keys() == {*fields, "output_dir"}
     assert (values["manifest"], values["epochs"]) == (None, 2)
 
@@ -960,3 +960,92 @@ def test_more_epochs_need_a_finished_run(start, tmp_path):
         start(more_epochs=1)
     assert (tmp_path / "run" / "model.keras").read_bytes() == before
     assert summary_of(tmp_path / "run")["finished"]
+
+
+@pytest.fixture
+def encoder(tmp_path):
+    """The file of an encoder of other images, which draws in training."""
+    keras.utils.set_random_seed(5)
+    norm = keras.layers.BatchNormalization(momentum=0.999)
+    network = standins.encoder(norm, keras.layers.Dropout(0.3))
+    norm.moving_mean.assign(np.full(6, 100.0))
+    network.save(tmp_path / "encoder.keras")
+    return tmp_path / "encoder.keras"
+
+
+@pytest.mark.filterwarnings("ignore:'sequential.* draws random numbers")
+def test_run_that_starts_from_weights_keeps_them_and_goes_on(
+    start, encoder, tmp_path
+):
+    weights = copies.weights_digest(keras.models.load_model(encoder))
+    flags = {"start_from": str(encoder), "epochs": 2}
+    whole = start(output_dir=tmp_path / "whole", **flags)
+    assert whole.recipe.rate == 0.3
+    assert start(stops=True, **flags).epochs == 1
+    encoder.rename(tmp_path / "gone.keras")
+    with pytest.raises(FileExistsError, match="flags that it began with"):
+        start(start_from="keras_applications:VGG16")
+    run_dir = tmp_path / "run"
+    run = start(**flags)
+    assert run.epochs == 2
+    for ours, right in zip(
+        run.model.variables, whole.model.variables, strict=True
+    ):
+        np.testing.assert_array_equal(ours, right)
+    kept = runs.encoders_beside(run_dir, [])["start"]
+    assert copies.weights_digest(kept.encoder) == weights
+    about = {"name": str(encoder), "weights": weights}
+    assert summary_of(run_dir)["start"] == runs.about(run_dir)["start"] == about
+    found = flags_of(run_dir)
+    assert (found["image_size"], found["learning_rate"]) == ("8", "0.3")
+    assert not {"depth", "stem", "width_multiplier"} & found.keys()
+    # The averages became those of the run's images before the first step.
+    (mean,) = (x for x in run.model.encoder.variables if "mean" in x.path)
+    assert np.abs(mean).max() < 1
+    assert runs.encoders_beside(tmp_path, []) == {}
+
+
+def test_run_can_start_from_a_run_with_its_head_at_another_size(
+    start, tmp_path
+):
+    first, second = tmp_path / "first", tmp_path / "second"
+    model = simclr.SimCLRModel(
+        standins.encoder(), simclr.ProjectionHead(1, units=3)
+    )
+    first.mkdir()
+    runs.save_model(model, first)
+    flags = {"start_from": str(first), "keep_head": True, "image_size": 10}
+    start(output_dir=second, epochs=1, **flags)
+    kept = runs.encoders_beside(second, [])["start"]
+    assert kept.encoder.input_shape == (None, 10, 10, 1)
+    for part in ("encoder", "projection_head"):
+        for ours, right in zip(
+            getattr(kept, part).weights,
+            getattr(model, part).weights,
+            strict=True,
+        ):
+            np.testing.assert_array_equal(ours, right)
+    assert "projection_layers" not in flags_of(second)
+
+
+def test_starts_that_do_not_fit_are_refused_unwritten(start, encoder, tmp_path):
+    path = str(encoder)
+    network = keras.models.load_model(encoder)
+    keras.Sequential([network, keras.layers.Softmax()]).save(
+        tmp_path / "classes.keras"
+    )
+    standins.encoder(shape=(8, 8, 3)).save(tmp_path / "rgb.keras")
+    for words, flags in {
+        "has none. Leave out --keep_head": {"keep_head": True},
+        "Turn it off: --without_dropout": {"micro_batch_size": "4"},
+        "must end in a representation": {
+            "start_from": str(tmp_path / "classes.keras")
+        },
+        "Take --channels=3": {"start_from": str(tmp_path / "rgb.keras")},
+        "`stem` must be left out": {"stem": "auto"},
+    }.items():
+        with pytest.raises(ValueError, match=words):
+            start(**{"start_from": path, **flags})
+        assert not (tmp_path / "run").exists()
+    run = start(start_from=path, micro_batch_size="4", without_dropout=True)
+    assert run.epochs == 2
