@@ -272,6 +272,26 @@ def test_verdict_says_what_was_worth_it():
     )
 
 
+def test_verdict_says_whether_going_on_was_worth_it(model, images):
+    start = model.encoder
+    result = simclr.evaluate(
+        model,
+        images,
+        probes=["knn", "linear"],
+        labels=[5],
+        draws=2,
+        encoders={"start": start, "again": start},
+    )
+    (gain,) = result.summary["evaluation"]["over_start"]
+    assert gain["baseline"].startswith("start, ")
+    assert (gain["gain"], gain["labels"]) == (0.0, 5)  # It is the same one.
+    low, high = (100 * x for x in gain["interval"])
+    assert result.verdict.endswith(
+        f" Going on from the start adds +0.0 points ({low:+.1f} to {high:+.1f}"
+        ") with 5 labels per class."
+    )
+
+
 @pytest.mark.parametrize("wrong", [0, "some", "0%", "100%", 2.5, True])
 def test_unknown_amounts_are_refused(model, images, wrong):
     with pytest.raises(ValueError) as error:
