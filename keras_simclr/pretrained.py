@@ -136,6 +136,14 @@ def check_chance(encoder, *, is_cached):
     )
 
 
+def open_model(name):
+    """The `SimCLRModel` that a name of `open_encoder` holds, or None."""
+    if str(name).partition(":")[0] in _KINDS:
+        return None
+    model = _load(pathlib.Path(name))
+    return model if isinstance(model, SimCLRModel) else None
+
+
 def open_head(name):
     """The projection head of what a name of `open_encoder` holds.
 
@@ -154,9 +162,8 @@ def open_head(name):
     model = simclr.SimCLRModel(open_encoder("runs/a"), open_head("runs/a"))
     ```
     """
-    is_file = str(name).partition(":")[0] not in _KINDS
-    model = _load(pathlib.Path(name)) if is_file else None
-    if not isinstance(model, SimCLRModel):
+    model = open_model(name)
+    if model is None:
         raise ValueError(
             "A projection head is kept of a run. Received: "
             f"{str(name)!r}, which has none. Leave out --keep_head"
