@@ -542,7 +542,7 @@ def _pretrain(values):
     from keras_simclr import _files, recipe, runs
 
     with _files.naming("output_dir"):
-        runs.check_can_run(values.output_dir)
+        runs.check_can_run(values.output_dir, more_epochs=values.more_epochs)
     done = runs.carry_out(
         _fields(recipe.Recipe, values),
         _data(values),

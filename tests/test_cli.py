@@ -728,6 +728,24 @@ def test_chosen_micro_batch_and_strategy_are_used(
     assert "Chosen for this machine: --micro_batch_size=4.\n" in text
 
 
+def test_more_epochs_are_for_a_run_that_is_finished(
+    data, tmp_path, monkeypatch, capsys
+):
+    def carry_out(*_, more_epochs, **__):
+        assert more_epochs == 2
+        model = standins.model()
+        model.compile()
+        return runs.Run(model, None, 3, 3)
+
+    monkeypatch.setattr(runs, "carry_out", carry_out)
+    (tmp_path / "flags.txt").touch()
+    (tmp_path / "summary.json").write_text('{"finished": true}')
+    arguments = ["pretrain", data, f"--output_dir={tmp_path}"]
+    assert cli.main([*arguments, "--more_epochs=2"]) == 0
+    assert cli.main(arguments) == 1
+    assert "whose run is finished" in capsys.readouterr().err
+
+
 def test_micro_batches_are_of_a_number(data, tmp_path, capsys):
     arguments = ["--micro_batch_size=few", f"--output_dir={tmp_path / 'run'}"]
     assert cli.main([*PRETRAIN, data, *arguments]) == 2
