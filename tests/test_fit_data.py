@@ -121,13 +121,17 @@ def test_validation_steps_are_those_that_were_asked_for():
 
 @by_source
 def test_fit_in_a_loop_goes_on_with_new_orders(make):
-    whole = seen(model(), make(), epochs=3)
-    again, anew, data = model(), model(), make()
-    assert flat(seen(again, data) for _ in range(3)) == whole
-    assert flat(seen(anew, make()) for _ in range(3)) == whole
-    # Ten steps take less than a graph.
-    third, first = (model(run_eagerly=True) for _ in range(2))
-    assert seen(third, make(), epochs=3, initial_epoch=2) == whole[20:]
+    whole = seen(model(), make(), epochs=4)
+    # The same dataset again, a new one, and one that was left out.
+    again, data = model(), make()
+    assert flat(seen(again, x) for x in (data, data, make(), data)) == whole
+    third = model(run_eagerly=True)  # Ten steps take less than a graph.
+    assert seen(third, make(), epochs=3, initial_epoch=2) == whole[20:30]
+
+
+def test_fit_begins_anew_if_it_is_told_to():
+    first, again = (model(run_eagerly=True) for _ in range(2))
+    seen(again, ROWS)
     assert seen(again, ROWS, initial_epoch=0) == seen(first, ROWS)
 
 
