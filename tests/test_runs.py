@@ -12,7 +12,7 @@ from helpers import standins
 from helpers.replicas import mirrored
 
 import keras_simclr as simclr
-from keras_simclr import callbacks, copies, recipe, runs, scanning
+from keras_simclr import _files, callbacks, copies, recipe, runs, scanning
 
 pytestmark = pytest.mark.usefixtures("eagerly")
 
@@ -226,15 +226,15 @@ def test_two_processes_do_not_train_in_one_directory(tmp_path, dataset):
     interrupt(model, after=3)
     runs.pretrain(model, dataset, run_dir, epochs=2)
     before = {path: path.read_bytes() for path in run_dir.iterdir()}
-    code = (
-        "import sys\n"
-        "from keras_simclr import _files\n"
-        "with _files.locked(sys.argv[1]):\n"
+    code = (  # Without the package around it, which takes seconds to import.
+        "import runpy, sys\n"
+        "locked = runpy.run_path(sys.argv[1])['locked']\n"
+        "with locked(sys.argv[2]):\n"
         "    print(flush=True)\n"
         "    sys.stdin.read()\n"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", code, run_dir],
+        [sys.executable, "-c", code, _files.__file__, run_dir],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     ) as other:
