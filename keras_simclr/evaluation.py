@@ -33,7 +33,7 @@ from keras_simclr.labelled import (
     compare_classes,
     load_labelled,
 )
-from keras_simclr.pretrained import open_encoder
+from keras_simclr.pretrained import encoder_of, open_encoder
 from keras_simclr.probes import KINDS
 from keras_simclr.vectors import VectorTable
 
@@ -260,7 +260,7 @@ def evaluate(
     _checks.integer("draws", draws, minimum=2)
     _checks.seed("seed", seed)
     amounts = list(dict.fromkeys(map(sampling.checked_amount, labels)))
-    encoders = _opened(encoders or {})
+    encoders = _opened(encoders or {}, model)
     start, say = time.perf_counter(), report or (lambda text: None)
     load = functools.partial(
         load_labelled,
@@ -301,19 +301,19 @@ def evaluate(
     return Evaluation(tuple(rows), tuple(gains), tuple(left_out), settings)
 
 
-def _opened(encoders):
-    """The encoders and tables to compare with, opened if given by name."""
+def _opened(encoders, model):
+    """What to compare a model with, opened if given by name."""
     taken = {"pixels", "untrained", "simclr"} & {*encoders}
     if taken:
         raise ValueError(
             "`encoders` must have names other than 'pixels', 'untrained' and "
             f"'simclr', which the table has already. Received: {taken}"
         )
-    opened = {}
+    opened, opening = {}, functools.partial(open_encoder, beside=model)
     for name, encoder in encoders.items():
         if isinstance(encoder, (str, os.PathLike)):
             is_table = _files.is_table(encoder)
-            encoder = (VectorTable if is_table else open_encoder)(encoder)
+            encoder = (VectorTable if is_table else opening)(encoder)
         opened[name] = encoder
     check_encoders(opened)
     return opened
@@ -432,7 +432,7 @@ def _described(model, encoders, examples, splits):
         "test_examples": len(splits[0].test),
         "weights": weights_digest(model),
         "encoders": {
-            k: x.digest if isinstance(x, VectorTable) else weights_digest(x)
+            k: getattr(x, "digest", None) or weights_digest(encoder_of(x))
             for k, x in encoders.items()
         },
         "data_digest": _digest(examples),

@@ -37,7 +37,7 @@ _TOPS = ("logits", "predictions", "classifier")
 _CLASS_TOKENS = ("class_token", "cls_token", "class_embedding")
 
 
-def open_encoder(name, *, input_shape=None, is_random=True):
+def open_encoder(name, *, input_shape=None, beside=None, is_random=True):
     """Opens an encoder that exists already, by its name.
 
     Args:
@@ -55,6 +55,8 @@ def open_encoder(name, *, input_shape=None, is_random=True):
             What the last two want done to pixels is put in front of them.
         input_shape: Height, width and channels of the images; None: those
             that the encoder takes, or was trained on.
+        beside: A model of images, or None. An encoder that takes images of any
+            size is made for the size of this one's.
         is_random: Whether layers draw random numbers in training, as dropout
             and stochastic depth do. False: the same ones with rates of 0.
 
@@ -86,7 +88,7 @@ def open_encoder(name, *, input_shape=None, is_random=True):
         network = _KINDS[kind](rest, input_shape)
     else:
         network = encoder_of(_load(pathlib.Path(name)))
-    encoder = as_encoder(network, str(name), input_shape)
+    encoder = as_encoder(network, str(name), input_shape, beside)
     return encoder if is_random else _without_chance(encoder)
 
 
@@ -241,13 +243,14 @@ def encoder_of(model):
     return last if is_behind_view else model
 
 
-def as_encoder(network, name, input_shape=None):
+def as_encoder(network, name, input_shape=None, beside=None):
     """A network as a functional encoder for images of one shape.
 
     Args:
         network: A built Keras model.
         name: What it is called in errors.
         input_shape: As in `open_encoder`.
+        beside: As in `open_encoder`.
 
     Returns:
         As `open_encoder`: the network itself if it is such an encoder.
@@ -270,10 +273,14 @@ def as_encoder(network, name, input_shape=None):
             f"Received: {name!r} with inputs of shape {network.input_shape}"
         )
     shape = own if input_shape is None else tuple(input_shape)
+    if None in shape and len(theirs := _images_of(beside)) == 3:
+        shape = tuple(x or y for x, y in zip(shape, theirs, strict=True))
     if None in shape:
         raise ValueError(
             f"{name!r} takes images of any size: `input_shape` must say which. "
-            f"Received: input_shape={input_shape}"
+            f"Received: input_shape={input_shape}. Make it for one: "
+            f"simclr.pretrained.open_encoder({name!r}, "
+            'input_shape=(224, 224, 3)).save("encoder.keras")'
         )
     if own[-1] not in (shape[-1], None):
         raise ValueError(
@@ -287,6 +294,12 @@ def as_encoder(network, name, input_shape=None):
         images = keras.Input(shape, name="images")
         network = keras.Model(images, network(images), name=network.name)
     return network
+
+
+def _images_of(model):
+    """Shape of the images that a model takes; empty if not known."""
+    network = model.encoder if isinstance(model, SimCLRModel) else model
+    return (getattr(network, "input_shape", None) or (None,))[1:]
 
 
 def _copy_for(network, name, shape):

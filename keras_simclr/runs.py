@@ -556,7 +556,7 @@ def check_can_run(
         differing = {k for k in ours | theirs if ours.get(k) != theirs.get(k)}
         cure = ". --accept_changed_data goes on with these data"
         raise FileExistsError(
-            "An unfinished run goes on with the flags that it began with. "
+            "A run goes on with the flags that it began with. "
             f"Received: {_differing(ours, theirs) or 'no flag'} for "
             f"{str(run_dir)!r}, which has {_differing(theirs, ours) or 'none'}"
             f"{cure * (differing <= of_data)}"

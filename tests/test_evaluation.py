@@ -292,6 +292,27 @@ def test_verdict_says_whether_going_on_was_worth_it(model, images):
     )
 
 
+def test_encoders_of_any_size_see_images_in_that_of_the_model(tmp_path):
+    """And one encoder has one digest, whatever it comes in."""
+    norm = keras.layers.BatchNormalization()
+    encoder = standins.encoder(norm, shape=(None, None, 1))
+    model = standins.model()
+    encoder.set_weights(model.encoder.get_weights())
+    encoder.save(tmp_path / "any.keras")
+    result = simclr.evaluate(
+        model,
+        standins.labelled_images(),
+        probes=["knn"],
+        labels=[2],
+        draws=2,
+        encoders={"any": tmp_path / "any.keras", "start": model},
+    )
+    draws = {row["features"]: row["draws"] for row in result.rows}
+    assert draws["any"] == draws["start"] == draws["simclr"]
+    digest = copies.weights_digest(model.encoder)
+    assert result.settings["encoders"] == {"any": digest, "start": digest}
+
+
 @pytest.mark.parametrize("wrong", [0, "some", "0%", "100%", 2.5, True])
 def test_unknown_amounts_are_refused(model, images, wrong):
     with pytest.raises(ValueError) as error:

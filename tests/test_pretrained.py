@@ -73,9 +73,14 @@ def test_networks_without_size_of_their_own_get_another(tmp_path):
     any_size.save(tmp_path / "any.keras")
     encoder = open_encoder(tmp_path / "any.keras", input_shape=(8, 8, 3))
     assert_same(encoder, network)
-    assert message(tmp_path / "any.keras").startswith(
+    for beside in (network, simclr.SimCLRModel(network)):
+        encoder = open_encoder(tmp_path / "any.keras", beside=beside)
+        assert_same(encoder, network)
+    text = message(tmp_path / "any.keras", beside=any_size)
+    assert text.startswith(
         f"{str(tmp_path / 'any.keras')!r} takes images of any size"
     )
+    assert text.endswith('input_shape=(224, 224, 3)).save("encoder.keras")')
 
 
 def test_what_depends_on_the_size_of_images_keeps_it(tmp_path):

@@ -186,7 +186,7 @@ def test_run_goes_on_with_its_own_flags_only(tmp_path, dataset):
             tmp_path / "run", "--epochs=6\n--seed=0\n--strategy=mirrored\n"
         )
     assert str(error.value) == (
-        "An unfinished run goes on with the flags that it began with. "
+        "A run goes on with the flags that it began with. "
         f"Received: --epochs=6 for {str(tmp_path / 'run')!r}, which has "
         "--epochs=5"
     )
@@ -555,7 +555,7 @@ def test_flag_that_a_run_does_not_know_has_its_default(start, tmp_path):
     with pytest.raises(FileExistsError) as error:
         start(blur_rate=0.0)
     assert str(error.value) == (
-        "An unfinished run goes on with the flags that it began with. "
+        "A run goes on with the flags that it began with. "
         f"Received: --blur_rate=0.0 for {str(run_dir)!r}, which has "
         "--blur_rate=0.5"
     )
@@ -576,7 +576,7 @@ def test_flag_that_was_given_must_be_given_again(start, tmp_path):
     with pytest.raises(FileExistsError) as error:
         start()
     assert str(error.value) == (
-        "An unfinished run goes on with the flags that it began with. "
+        "A run goes on with the flags that it began with. "
         f"Received: --seed=0 for {str(tmp_path / 'run')!r}, which has --seed=3"
     )
     # What was not given then may be given now, if it says the same.
@@ -599,7 +599,7 @@ def test_flags_that_are_on_or_off_are_recorded(tmp_path):
             tmp_path, same.replace("report=true", "report=false")
         )
     assert str(error.value) == (
-        "An unfinished run goes on with the flags that it began with. "
+        "A run goes on with the flags that it began with. "
         f"Received: --report=false for {str(tmp_path)!r}, which has "
         "--report=true"
     )
@@ -746,7 +746,7 @@ def test_other_flags_of_the_data_are_a_change_of_them(start, tmp_path):
     with pytest.raises(FileExistsError) as error:
         start(split="train[:8]")
     assert str(error.value) == (
-        "An unfinished run goes on with the flags that it began with. "
+        "A run goes on with the flags that it began with. "
         f"Received: --split=train[:8] for {str(tmp_path / 'run')!r}, which has "
         "--split=train. --accept_changed_data goes on with these data"
     )
