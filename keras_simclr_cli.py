@@ -542,7 +542,7 @@ def _pretrain(values):
     from keras_simclr import _files, recipe, runs
 
     with _files.naming("output_dir"):
-        runs.check_can_run(values.output_dir)
+        runs.check_can_run(values.output_dir, more_epochs=values.more_epochs)
     done = runs.carry_out(
         _fields(recipe.Recipe, values),
         _data(values),
@@ -597,7 +597,7 @@ def _evaluate(values):
         labels=labels or None,
         draws=values.draws,
         thorough=values.thorough,
-        encoders={x: x for x in values.encoders},
+        encoders=runs.encoders_beside(values.run_dir, values.encoders),
         projection_layer=values.projection_layer,
         features_dir=pathlib.Path(values.run_dir, "features"),
         seed=values.seed,

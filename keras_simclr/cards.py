@@ -32,7 +32,11 @@ _ARCHIVE = "encoder.tar.gz"
 # `evaluation`, the others in `weights`, each with a digest.
 EVALUATED = ("rows", "gains", "evaluation")
 TRAINED = ("official", "epochs_trained", "steps_trained")
-_MADE_OF = ("recipe", "data")  # Believed where `weights` are not recorded.
+_MADE_OF = (
+    "recipe",
+    "data",
+    "start",
+)  # Believed where `weights` are not recorded.
 
 _README = """\
 # {name}
@@ -264,6 +268,11 @@ def _origin(card):
                 f"{low:.1f} to {high:.1f} |\n"
             )
         yield "\n"
+    if start := card.get("start"):
+        yield (
+            f"## Start\n\n{_as_text(start['name'])}, an encoder with the "
+            f"weights {start['weights']} (SHA-256)\n\n"
+        )
     if card.get("recipe"):
         flags = shlex.join(f"--{k}={v}" for k, v in card["recipe"].items())
         flags = _in_one_line(flags)

@@ -60,12 +60,13 @@ def has_policy(network):
     return all(name == policy or "float" not in name for name in names)
 
 
-def copy_for(network, input_shape, *, is_random=True):
+def copy_for(network, input_shape=None, *, is_random=True):
     """Copies a network for images of another size, in the policy that is set.
 
     Args:
-        network: A built functional or Sequential model of images.
-        input_shape: Height, width and channels.
+        network: A built functional or Sequential model of images; without
+            `input_shape`, any built layer.
+        input_shape: Height, width and channels; None: of the same.
         is_random: Whether what its layers do at random in training they do in
             the copy: dropout, noise, stochastic depth.
 
@@ -84,27 +85,33 @@ def copy_for(network, input_shape, *, is_random=True):
     >>> copy_for(encoder, (9, 9, 3)).input_shape
     (None, 9, 9, 3)
     """
-    before, after = network.input_shape, (None, *input_shape)
     policy = keras.config.dtype_policy().name
     quiet = set() if is_random else _random_names(network)
 
     def change(config):
-        config = _with_policy(config, policy)
-        return _with_shape(_without_chance(config, quiet), before, after)
+        config = _without_chance(_with_policy(config, policy), quiet)
+        if input_shape is None:
+            return config
+        after = (None, *input_shape)
+        return _with_shape(config, network.input_shape, after)
 
     copy = _rebuilt(network, change)
     pairs = _pairs(network, copy)
-    kept = [[tuple(x.shape) for x in part.weights] for part in (network, copy)]
-    if kept[0] != kept[1] or network.output_shape != copy.output_shape:
+    if input_shape is not None and _sizes(network) != _sizes(copy):
         raise ValueError(
             f"The weights of {network.name!r} must not depend on the size of "
             f"images. Received: input_shape={tuple(input_shape)}"
         )
     for theirs, ours in pairs:
         _copy_own_state(theirs, ours)
-    if before == after:
+    if input_shape is None or network.input_shape == copy.input_shape:
         check_copy(network, copy)
     return copy
+
+
+def _sizes(network):
+    weights = [tuple(weight.shape) for weight in network.weights]
+    return weights, network.output_shape
 
 
 def _with_policy(config, name):
@@ -256,6 +263,34 @@ def _copy_own_weights(source, target):
         if isinstance(value, keras.Variable):
             state[name] = keras.ops.convert_to_numpy(value)
     target.load_own_variables(state)
+
+
+class KeepsGenerators(keras.Model):
+    """A model whose files keep where its generators of random numbers are.
+
+    Keras's do not: what is loaded would begin anew with its draws.
+    """
+
+    def save_own_variables(self, store):
+        super().save_own_variables(store)
+        for name, generator in self._generators().items():
+            store[name] = keras.ops.convert_to_numpy(generator.state)
+
+    def load_own_variables(self, store):
+        kept = {name: store[name] for name in store.keys()}
+        for name, generator in self._generators().items():
+            if name in kept:  # Version 0.1 did not keep them.
+                generator.state.assign(kept.pop(name))
+        super().load_own_variables(kept)
+
+    def _generators(self):
+        found = {
+            id(value): value
+            for layer in nested_layers(self)
+            for value in vars(layer).values()
+            if isinstance(value, keras.random.SeedGenerator)
+        }
+        return {f"seed_{place}": x for place, x in enumerate(found.values())}
 
 
 def _copy_own_state(source, target):

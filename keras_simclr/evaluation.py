@@ -35,13 +35,14 @@ from keras_simclr.labelled import (
     compare_classes,
     load_labelled,
 )
-from keras_simclr.pretrained import open_encoder
+from keras_simclr.pretrained import encoder_of, open_encoder
 from keras_simclr.probes import KINDS, settings_in_words
 from keras_simclr.vectors import VectorTable
 
 _logger = logging.getLogger("keras_simclr")
 
 PROBES = (*KINDS, "finetune")
+START = "start"  # Among `encoders`: what the model was before.
 LABELS = (1, 10, "1%", "all")
 _THOROUGH_LABELS = (1, 5, 10, 50, "1%", "10%", "all")
 
@@ -67,6 +68,8 @@ class Evaluation:
             what all this describes, by digests (SHA-256): `weights` of the
             model and of further `encoders`, as from `copies.weights_digest`
             (of tables, their vectors), and `data_digest`, of images and labels.
+            With an encoder `"start"` also `over_start`: as `gains`, of which
+            that is the baseline.
     """
 
     rows: tuple
@@ -107,6 +110,9 @@ class Evaluation:
             if gains:
                 gains = "; ".join(map(_gain_in_words, gains))
                 sentences.append(f"{words}: {gains}.")
+        if over_start := self.settings.get("over_start"):
+            gains = "; ".join(map(_gain_over_start_in_words, over_start))
+            sentences.append(f"Going on from the start adds {gains}.")
         return " ".join(sentences)
 
     def __str__(self):
@@ -138,21 +144,30 @@ def _cell(row):
 
 
 def _gain_in_words(gain):
-    low, high = (100 * x for x in gain["interval"])
-    amount = gain["labels"]
-    if isinstance(amount, int):
-        amount = f"{amount} label{'s' * (amount > 1)} per class"
-    else:
-        amount = "all labels" if amount == "all" else f"{amount} of the labels"
     ours, theirs = f"simclr, {gain['best']}", gain["baseline"]
     best, to_what = ours, f"to {theirs}"
     if gain["gain"] <= 0:  # Of equals, what takes no pretraining.
         best, to_what = theirs, f"to it, by {ours}"
     return (
-        f"use {best}, with {amount}: own pretraining adds "
-        f"{100 * gain['gain']:+.1f} points ({low:+.1f} to {high:+.1f}) "
-        f"{to_what}"
+        f"use {best}, with {_amount_in_words(gain)}: own pretraining adds "
+        f"{_points_in_words(gain)} {to_what}"
     )
+
+
+def _gain_over_start_in_words(gain):
+    return f"{_points_in_words(gain)} with {_amount_in_words(gain)}"
+
+
+def _points_in_words(gain):
+    low, high = (100 * x for x in gain["interval"])
+    return f"{100 * gain['gain']:+.1f} points ({low:+.1f} to {high:+.1f})"
+
+
+def _amount_in_words(gain):
+    amount = gain["labels"]
+    if isinstance(amount, int):
+        return f"{amount} label{'s' * (amount > 1)} per class"
+    return "all labels" if amount == "all" else f"{amount} of the labels"
 
 
 def evaluate(
@@ -206,7 +221,7 @@ def evaluate(
             `pretrained.open_encoder` opens; or paths of tables of vectors that
             any tool made, in Parquet or .npz files, as `vectors.VectorTable`
             reads them. The names `"pixels"`, `"untrained"` and `"simclr"` are
-            taken.
+            taken; `"start"` is what pretraining of the model began with.
         baselines: Whether to compare with anything else at all.
         projection_layer: As `fine_tune`.
         class_names: Names, where labels without their own are places in them.
@@ -250,7 +265,7 @@ def evaluate(
     """
     _checks.seed("seed", seed)
     probes, amounts = _chosen(probes, labels, draws, thorough, features_dir)
-    encoders = _opened(encoders or {})
+    encoders = _opened(encoders or {}, model)
     start, say = time.perf_counter(), report or (lambda text: None)
     load = functools.partial(
         load_labelled,
@@ -273,8 +288,7 @@ def evaluate(
     contenders = make_contenders(model, features, *how)
     forecast = report and Forecast(contenders, jobs, features, start, report)
     if not {*KINDS}.isdisjoint(probes):
-        say("Making the features of all images.")
-        features.make()
+        features.make(say)
     results = _run(contenders, jobs, forecast, seed, say, progress)
     correction = sampling.correction_of(splits)
     rows = [_row(result, correction) for result in results]
@@ -286,6 +300,7 @@ def evaluate(
         "projection_layer": projection_layer,
         "draws": draws,
         **about,
+        **(_over_start(encoders, jobs, results, correction) if gains else {}),
         "seed": seed,
         "seconds": round(time.perf_counter() - start),
     }
@@ -306,19 +321,19 @@ def _chosen(probes, labels, draws, thorough, features_dir):
     return probes, list(dict.fromkeys(map(sampling.checked_amount, labels)))
 
 
-def _opened(encoders):
-    """The encoders and tables to compare with, opened if given by name."""
+def _opened(encoders, model):
+    """What to compare a model with, opened if given by name."""
     taken = {"pixels", "untrained", "simclr"} & {*encoders}
     if taken:
         raise ValueError(
             "`encoders` must have names other than 'pixels', 'untrained' and "
             f"'simclr', which the table has already. Received: {taken}"
         )
-    opened = {}
+    opened, opening = {}, functools.partial(open_encoder, beside=model)
     for name, encoder in encoders.items():
         if isinstance(encoder, (str, os.PathLike)):
             is_table = _files.is_table(encoder)
-            encoder = (VectorTable if is_table else open_encoder)(encoder)
+            encoder = (VectorTable if is_table else opening)(encoder)
         opened[name] = encoder
     check_encoders(opened)
     return opened
@@ -444,7 +459,7 @@ def _described(model, encoders, examples, splits):
         "test_examples": len(splits[0].test),
         "weights": weights_digest(model),
         "encoders": {
-            k: x.digest if isinstance(x, VectorTable) else weights_digest(x)
+            k: getattr(x, "digest", None) or weights_digest(encoder_of(x))
             for k, x in encoders.items()
         },
         "data_digest": _digest(examples),
@@ -611,11 +626,20 @@ def _row(result, correction):
     }
 
 
-def _gain(job, results, correction):
-    """The best of SimCLR against the best of the others."""
+def _over_start(encoders, jobs, results, correction):
+    """What the model adds to what it started from, if that is known."""
+    if START not in encoders:
+        return {}
+    gains = [_gain(job, results, correction, {START}) for job in jobs]
+    return {"over_start": gains}
+
+
+def _gain(job, results, correction, others=None):
+    """The best of SimCLR against the best of the others, or of some."""
     results = [result for result in results if result.job is job]
     ours = [result for result in results if result.features == "simclr"]
-    others = [result for result in results if result.features != "simclr"]
+    others = [x for x in results if x.features in (others or {x.features})]
+    others = [result for result in others if result.features != "simclr"]
     best, baseline = (max(x, key=lambda y: y.mean) for x in (ours, others))
     return {
         "labels": job.amount,

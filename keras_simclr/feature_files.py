@@ -37,6 +37,7 @@ class FeatureFiles:
     def __init__(self, directory, data, networks, report=None):
         self._directory = pathlib.Path(directory)
         self._report = report or (lambda text: None)
+        self._read = ()
         self._paths = {
             name: self._directory / _NAME.format(_digest(data, name, network))
             for name, network in networks.items()
@@ -59,6 +60,7 @@ class FeatureFiles:
         if found:
             names = ", ".join(found)
             self._report(f"Features of {names} are those in {self._directory}.")
+        self._read = tuple(found)
         return found
 
     def write(self, arrays):
@@ -71,7 +73,7 @@ class FeatureFiles:
                     continue
                 total += size
                 kept.append(path)
-                if path.exists():  # As it was read.
+                if name in self._read:
                     continue
                 self._directory.mkdir(parents=True, exist_ok=True)
                 with _files.replacing(path) as staged:

@@ -23,6 +23,7 @@ from keras_simclr.vectors import VectorTable
 _PIXELS = 32  # Larger images are averaged to this size for the baseline.
 FEW_IMAGES = 256  # To measure on how long all of them will take.
 _SETTLED_ON = 1_024  # Images that batch norm is shown before it is trained.
+_SETTLED_AT_ONCE = 256  # Of these in a pass.
 PIXEL_SETTINGS = f"at most {_PIXELS} x {_PIXELS}"
 
 
@@ -198,6 +199,32 @@ def settle_batch_norm(model, examples, places, seed):
     training would make them; at rest it would else divide by 1 what may be of
     any size. Of many places, some are drawn.
     """
+    places = np.random.default_rng(seed).permutation(places)[:_SETTLED_ON]
+    drawn = {key: array[places] for key, array in examples.items()}
+    _settle(model, in_batches(drawn))
+
+
+def settle_on(model, dataset):
+    """As `settle_batch_norm`, with the first images of a dataset.
+
+    Of a model with weights that saw other images: its averages are theirs.
+    """
+    size = model.micro_batch_size or _SETTLED_AT_ONCE
+
+    def pieces():
+        seen = 0
+        for element in fit_data.checked_elements(dataset):
+            count = len(element["images"])
+            for start in range(0, count, size):
+                yield {k: x[start : start + size] for k, x in element.items()}
+            seen += count
+            if seen >= _SETTLED_ON:
+                return
+
+    _settle(model, pieces())
+
+
+def _settle(model, elements):
     encoder = model.encoder if isinstance(model, SimCLRModel) else model
     norms = [
         layer
@@ -206,21 +233,22 @@ def settle_batch_norm(model, examples, places, seed):
     ]
     if not norms:
         return
+    names = ("trainable", "momentum", "synchronized")
+    before = [[getattr(norm, name) for name in names] for norm in norms]
     for norm in norms:
         norm.trainable = True  # Else it would stay at rest.
-    momenta = [norm.momentum for norm in norms]
+        norm.synchronized = False  # There are no replicas here.
     prepare, seen = view_of(model), 0
-    places = np.random.default_rng(seed).permutation(places)[:_SETTLED_ON]
-    drawn = {key: array[places] for key, array in examples.items()}
-    for element in in_batches(drawn):
+    for element in elements:
         images, sizes = images_and_sizes(element)
         count = images.shape[0]
         for norm in norms:
             norm.momentum = seen / (seen + count)  # Makes it a plain mean.
         encoder(prepare(images, sizes), training=True)
         seen += count
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+    for norm, values in zip(norms, before, strict=True):
+        for name, value in zip(names, values, strict=True):
+            setattr(norm, name, value)
 
 
 def extract(functions, elements):
@@ -270,8 +298,9 @@ class Features:
             self._files.write(found)
         return found
 
-    def make(self):
+    def make(self, report):
         """Makes `arrays` now, not when they are first needed."""
+        report("Making the features of all images.")
         return self.arrays
 
     @functools.cached_property

@@ -44,7 +44,7 @@ _TEST_STEP = -1  # Validation draws as no training step does.
 
 
 @keras.saving.register_keras_serializable(package="keras_simclr")
-class SimCLRModel(keras.Model):
+class SimCLRModel(copies.KeepsGenerators):
     """Trains an encoder so that two views of an image agree.
 
     `fit` makes two random views of every image, brings all of them through

@@ -8,8 +8,9 @@ import warnings
 
 import keras
 import numpy as np
+import tensorflow as tf
 
-from keras_simclr import _checks, copies
+from keras_simclr import _checks, copies, trials
 from keras_simclr._files import NETWORKS
 from keras_simclr.model import SimCLRModel
 from keras_simclr.networks import check_encoder
@@ -36,7 +37,7 @@ _TOPS = ("logits", "predictions", "classifier")
 _CLASS_TOKENS = ("class_token", "cls_token", "class_embedding")
 
 
-def open_encoder(name, *, input_shape=None):
+def open_encoder(name, *, input_shape=None, beside=None, is_random=True):
     """Opens an encoder that exists already, by its name.
 
     Args:
@@ -54,6 +55,10 @@ def open_encoder(name, *, input_shape=None):
             What the last two want done to pixels is put in front of them.
         input_shape: Height, width and channels of the images; None: those
             that the encoder takes, or was trained on.
+        beside: A model of images, or None. An encoder that takes images of any
+            size is made for the size of this one's.
+        is_random: Whether layers draw random numbers in training, as dropout
+            and stochastic depth do. False: the same ones with rates of 0.
 
     Returns:
         A functional `keras.Model` from float images in [0, 1], all of that
@@ -66,7 +71,8 @@ def open_encoder(name, *, input_shape=None):
         ImportError: If it needs KerasHub, which is not installed.
         OSError: If weights have to be downloaded and cannot be.
         ValueError: If it is a classifier; takes other channels; cannot be made
-            for images of that shape; or is no network from images to vectors.
+            for images of that shape, or so that it draws nothing; or is no
+            network from images to vectors.
 
     Example:
 
@@ -82,7 +88,54 @@ def open_encoder(name, *, input_shape=None):
         network = _KINDS[kind](rest, input_shape)
     else:
         network = encoder_of(_load(pathlib.Path(name)))
-    return as_encoder(network, str(name), input_shape)
+    encoder = as_encoder(network, str(name), input_shape, beside)
+    return encoder if is_random else _without_chance(encoder)
+
+
+def _without_chance(encoder):
+    """The encoder without dropout, stochastic depth and their kind."""
+    if _is_random(encoder):
+        encoder = copies.copy_for(encoder, is_random=False)
+    if _is_random(encoder):
+        raise ValueError(
+            "Dropout can be turned off where a layer's config has its rate. "
+            f"Received: {encoder.name!r}, which still draws random numbers. "
+            "Leave out --without_dropout, and train on one device without "
+            "micro-batches"
+        )
+    return encoder
+
+
+def _is_random(encoder):
+    return trials.is_random(
+        lambda images: encoder(images, training=True),
+        copies.examples_for(encoder),
+    )
+
+
+def check_chance(encoder, *, is_cached):
+    """Says what an encoder that draws random numbers in training can do.
+
+    On one device it trains; there is one warning. On replicas, and if
+    `is_cached` in micro-batches, it is refused with the cure.
+    """
+    if not _is_random(encoder):
+        return
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    if is_cached or replicas > 1:
+        raise ValueError(
+            "What draws random numbers in training, as dropout and stochastic "
+            "depth do, trains on one device without micro-batches. Received: "
+            f"{encoder.name!r} "
+            + (f"on {replicas} devices" if replicas > 1 else "in micro-batches")
+            + ". Turn it off: --without_dropout"
+        )
+    warnings.warn(
+        f"{encoder.name!r} draws random numbers in training (dropout, "
+        "stochastic depth): views differ by these, too. --without_dropout "
+        "turns it off.",
+        stacklevel=3,
+    )
 
 
 def open_model(name):
@@ -91,6 +144,66 @@ def open_model(name):
         return None
     model = _load(pathlib.Path(name))
     return model if isinstance(model, SimCLRModel) else None
+
+
+def open_head(name):
+    """The projection head of what a name of `open_encoder` holds.
+
+    Args:
+        name: A run directory, or the file of a `SimCLRModel`.
+
+    Returns:
+        A copy in the dtype policy that is set.
+
+    Raises:
+        ValueError: If there is none.
+
+    Example:
+
+    ```python
+    model = simclr.SimCLRModel(open_encoder("runs/a"), open_head("runs/a"))
+    ```
+    """
+    model = open_model(name)
+    if model is None:
+        raise ValueError(
+            "A projection head is kept of a run. Received: "
+            f"{str(name)!r}, which has none. Leave out --keep_head"
+        )
+    return copies.copy_for(model.projection_head)
+
+
+def own_side(name):
+    """Side of the images that an encoder is made for; None if of any size.
+
+    Args:
+        name: As in `open_encoder`.
+
+    Raises:
+        ValueError: If it is a classifier.
+    """
+    kind, _, rest = str(name).partition(":")
+    if kind == "keras_applications":
+        _checks.choice(kind, rest, _applications())
+        return None
+    if kind in _KINDS:
+        network = _KINDS[kind](rest, None)
+    else:
+        network = encoder_of(_load(pathlib.Path(name)))
+    check_is_no_classifier(network, str(name))
+    sides = {*(network.input_shape or ())[1:3]}
+    return sides.pop() if len(sides) == 1 else None
+
+
+def without_compiling(model):
+    """A `SimCLRModel` of the same parts, without optimizer."""
+    with model.distribute_strategy.scope():
+        return SimCLRModel(
+            model.encoder,
+            model.projection_head,
+            augmentation=model.augmentation,
+            micro_batch_size=model.micro_batch_size,
+        )
 
 
 def _load(path):
@@ -130,13 +243,14 @@ def encoder_of(model):
     return last if is_behind_view else model
 
 
-def as_encoder(network, name, input_shape=None):
+def as_encoder(network, name, input_shape=None, beside=None):
     """A network as a functional encoder for images of one shape.
 
     Args:
         network: A built Keras model.
         name: What it is called in errors.
         input_shape: As in `open_encoder`.
+        beside: As in `open_encoder`.
 
     Returns:
         As `open_encoder`: the network itself if it is such an encoder.
@@ -159,10 +273,14 @@ def as_encoder(network, name, input_shape=None):
             f"Received: {name!r} with inputs of shape {network.input_shape}"
         )
     shape = own if input_shape is None else tuple(input_shape)
+    if None in shape and len(theirs := _images_of(beside)) == 3:
+        shape = tuple(x or y for x, y in zip(shape, theirs, strict=True))
     if None in shape:
         raise ValueError(
             f"{name!r} takes images of any size: `input_shape` must say which. "
-            f"Received: input_shape={input_shape}"
+            f"Received: input_shape={input_shape}. Make it for one: "
+            f"simclr.pretrained.open_encoder({name!r}, "
+            'input_shape=(224, 224, 3)).save("encoder.keras")'
         )
     if own[-1] not in (shape[-1], None):
         raise ValueError(
@@ -178,63 +296,89 @@ def as_encoder(network, name, input_shape=None):
     return network
 
 
+def _images_of(model):
+    """Shape of the images that a model takes; empty if not known."""
+    network = model.encoder if isinstance(model, SimCLRModel) else model
+    return (getattr(network, "input_shape", None) or (None,))[1:]
+
+
 def _copy_for(network, name, shape):
     try:
         return copies.copy_for(network, shape)
     except (ValueError, TypeError) as error:
         if network.input_shape[1:] == shape:
             raise
-        height, width, _ = shape
-        raise ValueError(
-            f"The encoder {name!r} can only be made for images of the size "
-            f"that it was trained on, {network.input_shape[1:3]}. Received: "
-            f"images of {height} x {width} pixels. Leave out the size"
-        ) from error
+        _refuse_size(name, shape, error)
+
+
+def _refuse_size(name, shape, error):
+    height, width, _ = shape
+    raise ValueError(
+        f"The encoder {name!r} can only be made for images of the size that it "
+        f"was trained on. Received: images of {height} x {width} pixels. Leave "
+        "out the size"
+    ) from error
 
 
 def check_is_no_classifier(network, name):
     """Refuses a network that ends in classes; says which layer to take."""
-    parts, inner = [], network
-    while isinstance(inner, keras.Model):
-        layers = getattr(inner, "layers", None)
-        if not layers or isinstance(inner, SimCLRModel):
-            return
-        if not isinstance(layers[-1], keras.Model):
-            break
-        parts.append(layers[-1].name)
-        inner = layers[-1]
-    top = layers[-1]
+    top = network
+    while isinstance(top, keras.Model) and not isinstance(top, SimCLRModel):
+        top = (getattr(top, "layers", None) or [None])[-1]
     kind = _kind_of_top(top)
     if kind is None:
         return
-    first = _first_of_top(layers)
-    cure = ""
-    if first is not None:
-        inside = "".join(f".get_layer({part!r})" for part in parts)
-        before = layers[layers.index(first) - 1]
-        cure = (
-            f". Take what its layer {before.name!r} returns: network = "
-            f"keras.models.load_model(...){inside}; keras.Model("
-            f"network.inputs[0], network.get_layer({first.name!r}).input)"
-            '.save("encoder.keras")'
-        )
     raise ValueError(
         "An encoder must end in a representation, not in classes. Received: "
         f"{name!r}, whose top is {top.name!r}, {kind} of "
-        f"{network.output_shape[-1]:,}{cure}"
+        f"{network.output_shape[-1]:,}"
+        + _way_to_encoder(network, "keras.models.load_model(...)")
     )
 
 
-def _first_of_top(layers):
-    """The first layer that an encoder can do without; None if not known."""
-    rest = list(layers)
-    while rest and not isinstance(rest.pop(), keras.layers.Dense):
-        pass
-    passing = (keras.layers.Dropout, keras.layers.Activation)
-    while rest and isinstance(rest[-1], passing):
+def _way_to_encoder(network, place):
+    """How to take the encoder out of a classifier, in words; or nothing.
+
+    `place` is Python for the classifier.
+    """
+    layers = [x for x in network.layers if not _is_kind(x, "InputLayer")]
+    rest, has_dense = _without(layers, "Softmax", "Activation"), False
+    if rest and isinstance(rest[-1], keras.Model):
+        top = rest.pop()
+        way = _way_to_encoder(top, f"{place}.get_layer({top.name!r})")
+        if way:
+            return way
+        has_dense = any(_is_kind(x, "Dense") for x in copies.nested_layers(top))
+    if rest and not has_dense and _is_kind(rest[-1], "Dense"):
         rest.pop()
-    is_only_input = all(isinstance(x, keras.layers.InputLayer) for x in rest)
-    return None if is_only_input else layers[len(rest)]
+    rest = _without(rest, "Activation", "Dropout")
+    if not rest or len(rest) == len(layers):
+        return ""
+    last, first = rest[-1], layers[len(rest)]
+    if len(rest) == 1 and isinstance(last, keras.Model):
+        return (
+            f". Take its layer {last.name!r}: "
+            f'{place}.get_layer({last.name!r}).save("encoder.keras")'
+        )
+    if isinstance(first, keras.Model):  # Its `input` is its own.
+        return ""
+    return (
+        f". Take what its layer {last.name!r} returns: network = {place}; "
+        "keras.Model(network.inputs[0], "
+        f'network.get_layer({first.name!r}).input).save("encoder.keras")'
+    )
+
+
+def _without(layers, *kinds):
+    """The layers but for those of these kinds at the end."""
+    rest = list(layers)
+    while rest and _is_kind(rest[-1], *kinds):
+        rest.pop()
+    return rest
+
+
+def _is_kind(layer, *kinds):
+    return isinstance(layer, tuple(getattr(keras.layers, x) for x in kinds))
 
 
 def _kind_of_top(layer):
@@ -345,7 +489,7 @@ def _prepared(images, order, scale, offset):
 def _preset(name, input_shape):
     """An image backbone of KerasHub, from pixels in [0, 1] to a vector."""
     hub = _keras_hub(name)
-    with _readable(name):
+    with _readable(name, input_shape):
         converter = hub.layers.ImageConverter.from_preset(name)
         kwargs = {"image_shape": tuple(input_shape)} if input_shape else {}
         backbone = hub.models.Backbone.from_preset(name, **kwargs)
@@ -383,8 +527,8 @@ def _keras_hub(name):
 class _readable:
     """Context of KerasHub, whose errors become one sentence."""
 
-    def __init__(self, name):
-        self._name = name
+    def __init__(self, name, input_shape):
+        self._name, self._shape = name, input_shape
 
     def __enter__(self):
         return self
@@ -393,7 +537,9 @@ class _readable:
         if error is None or not isinstance(error, Exception):
             return
         reason = " ".join(str(error).strip().split("\n\n")[0].split())
-        cure = "Check its name, or leave out the size of the images"
+        if self._shape and "could not be loaded" in reason:
+            _refuse_size(f"keras_hub:{self._name}", self._shape, error)
+        cure = "Check its name, or give the directory of a preset"
         if "image_converter" in reason:
             cure = "Save its keras_hub.layers.ImageConverter there, too"
         raise ValueError(

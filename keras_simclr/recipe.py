@@ -11,6 +11,10 @@ import typing
 
 AUTO = "auto"
 _CHOSEN = ("precision", "micro_batch_size")  # By measuring, if `auto`.
+# Fields that a start tells, or that need one.
+_OF_ENCODER = {"depth", "width_multiplier", "stem"}
+_OF_HEAD = {"projection_layers"}
+_OF_START = {"keep_head", "without_dropout"}
 _PRECISIONS = (
     *("float16", "bfloat16", "float32", "float64"),
     *("mixed_float16", "mixed_bfloat16"),
@@ -40,6 +44,8 @@ def _between(low, high, rule):
     return ("real_number", {"low": low, "high": high, "rule": rule})
 
 
+# Of LARS at batch 256; and where weights exist, which a higher one would undo.
+_RATE, _START_RATE = 1.0, 0.3
 # Share of the rate that a finished run goes on with. On digits, more is better
 # for a linear probe and worse for k-NN; a tenth changes nothing.
 _RESTART = 0.3
@@ -227,6 +233,19 @@ class Recipe(_Checked):
         "Stem: imagenet, cifar, or auto: cifar up to 32 pixels.",
         _one_of(AUTO, "imagenet", "cifar"),
     )
+    start_from: str | None = _told(
+        None,
+        "Goes on from an encoder that exists: a run, an export, a .keras file, "
+        "keras_applications:NAME, keras_hub:PRESET. In place of depth, "
+        "width_multiplier and stem; image_size is its own, if it has one.",
+        place=("check_network", {}),
+    )
+    keep_head: bool = _told(
+        False, "Keeps the projection head of the run that it starts from."
+    )
+    without_dropout: bool = _told(
+        False, "Turns off dropout and stochastic depth of what it starts from."
+    )
     projection_layers: int = _told(
         2, "Layers of the projection head, 0 to 3.", _one_of(0, 1, 2, 3)
     )
@@ -257,9 +276,10 @@ class Recipe(_Checked):
             },
         ),
     )
-    learning_rate: float = _told(
-        1.0,
-        "Learning rate of LARS at batch 256; scaled linearly.",
+    learning_rate: float | None = _told(
+        None,
+        "Learning rate of LARS at batch 256; scaled linearly. By default "
+        f"{_RATE}, or {_START_RATE} with --start_from.",
         _POSITIVE,
     )
     warmup_epochs: float | None = _told(
@@ -325,6 +345,54 @@ class Recipe(_Checked):
                 "`warmup_epochs` must be below `epochs`. Received: "
                 f"warmup_epochs={self.warmup_epochs}, epochs={self.epochs}"
             )
+        own = {field.name: field.default for field in dataclasses.fields(self)}
+        self.check_start(x for x in own if getattr(self, x) != own[x])
+
+    def check_start(self, given):
+        """Refuses fields that do not go with `start_from`, or not without it.
+
+        Args:
+            given: Names of the fields that somebody chose.
+
+        Raises:
+            ValueError: If some of them contradict each other.
+        """
+        rule = "must be left out: what `start_from` names has its own"
+        wrong = self._idle & {*given}
+        if self.start_from is None:
+            rule = "must be left out without `start_from`"
+            wrong = {name for name in self._idle if getattr(self, name)}
+        if wrong:
+            raise ValueError(
+                f"`{'`, `'.join(sorted(wrong))}` {rule}. Received: "
+                + ", ".join(f"{x}={getattr(self, x)!r}" for x in sorted(wrong))
+            )
+
+    @property
+    def _idle(self):
+        """Names of the fields that say nothing with a start, or without."""
+        if self.start_from is None:
+            return _OF_START
+        return _OF_ENCODER | (_OF_HEAD if self.keep_head else set())
+
+    @property
+    def rate(self):
+        """The learning rate at batch 256."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return _RATE if self.start_from is None else _START_RATE
+
+    @property
+    def values(self):
+        """The fields that mean something, with a start or without, by name."""
+        idle = self._idle
+        return {k: value for k, value in vars(self).items() if k not in idle}
+
+    def completed(self, steps):
+        """This recipe with the numbers that it leaves open, for such epochs."""
+        return dataclasses.replace(
+            self, epochs=self.epochs_for(steps), learning_rate=self.rate
+        )
 
     def epochs_for(self, steps):
         """Passes over the images, for epochs of so many steps."""
@@ -379,10 +447,13 @@ class Recipe(_Checked):
             A `SimCLRModel`.
         """
         import keras_simclr as simclr
+        from keras_simclr import pretrained
 
         shape = self.input_shape(element_spec)
         encoder, head = self.encoder(shape), self.projection_head()
         size = self.micro_batch_size
+        if self.start_from is not None:
+            pretrained.check_chance(encoder, is_cached=size is not None)
         model = simclr.SimCLRModel(
             encoder,
             head,
@@ -409,8 +480,14 @@ class Recipe(_Checked):
     def encoder(self, input_shape):
         """The encoder, for views of that shape."""
         import keras_simclr as simclr
-        from keras_simclr import networks
+        from keras_simclr import networks, pretrained
 
+        if self.start_from is not None:
+            return pretrained.open_encoder(
+                self.start_from,
+                input_shape=input_shape,
+                is_random=not self.without_dropout,
+            )
         stem = self.stem
         if stem == AUTO:
             stem = networks.stem_for(max(input_shape[:2]))
@@ -424,7 +501,10 @@ class Recipe(_Checked):
     def projection_head(self):
         """The projection head."""
         import keras_simclr as simclr
+        from keras_simclr import pretrained
 
+        if self.keep_head:
+            return pretrained.open_head(self.start_from)
         return simclr.ProjectionHead(self.projection_layers)
 
     def augmentation(self, input_shape):
@@ -461,7 +541,7 @@ class Recipe(_Checked):
         epochs, warmup_epochs = self.epochs_for(steps), self.warmup_epochs
         if warmup_epochs is None:
             warmup_epochs = min(10.0, epochs / 10)
-        rate = simclr.scaled_learning_rate(self.learning_rate, self.batch_size)
+        rate = simclr.scaled_learning_rate(self.rate, self.batch_size)
         schedule = simclr.warmup_cosine(
             rate, epochs * steps, warmup_steps=round(warmup_epochs * steps)
         )
@@ -532,7 +612,7 @@ class Recipe(_Checked):
 
 def is_open(name, value):
     """Whether a field's value is one that is chosen when the run begins."""
-    if name == "epochs":
+    if name in ("epochs", "learning_rate"):
         return value is None
     return name in _CHOSEN and value == AUTO
 

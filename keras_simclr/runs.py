@@ -15,6 +15,7 @@ from keras_simclr import (
     copies,
     devices,
     fingerprints,
+    pretrained,
     recipe as recipes,
 )
 from keras_simclr.callbacks import (
@@ -25,9 +26,11 @@ from keras_simclr.callbacks import (
     save_model as save_model,
 )
 from keras_simclr.copies import weights_digest
+from keras_simclr.features import settle_on
 from keras_simclr.replicas import check_agreement
 
 _LOG, _SUMMARY = "log.csv", "summary.json"
+START = "start.keras"  # The model before the first step, of a run with a start.
 _EARLIER = "earlier_evaluations"  # Of other weights than model.keras has.
 # How texts hold names of files, under any locale, and also those not in UTF-8.
 _ANY_NAME = {"encoding": "utf-8", "errors": "surrogateescape"}
@@ -90,14 +93,15 @@ def carry_out(
     run = carry_out(simclr.recipe.Recipe(epochs=20), data, "runs/photos")
     ```
     """
+    given = {**vars(data), **recipe.values} if given is None else given
+    recipe.check_start(given)
     strategy = devices.make_strategy(recipe.strategy)
     report(f"Devices: {devices.describe_devices(strategy)}.")
     check_can_run(run_dir, more_epochs=more_epochs)
     if strategy.extended.should_checkpoint:
         _files.check_can_write(run_dir)
-    if given is None:
-        given = {**vars(data), **vars(recipe)}.keys()
     recipe, data, given = _as_it_began(recipe, data, run_dir, set(given))
+    recipe = _with_size_of_start(recipe, run_dir)
     flags = recipes.as_flags(_values(recipe, data, run_dir))
     check_can_run(run_dir, flags, accept_changed_data, more_epochs)
     added = _added_epochs(run_dir, more_epochs)
@@ -108,7 +112,7 @@ def carry_out(
     keras.utils.set_random_seed(recipe.seed)
     source, dataset = recipe.open(data)
     spec, steps = dataset.element_spec, int(dataset.cardinality())
-    recipe = dataclasses.replace(recipe, epochs=recipe.epochs_for(steps))
+    recipe = recipe.completed(steps)
     for text in _in_words(recipe, data, source, steps, added):
         report(text)
     recipe = recipe.with_choice(
@@ -118,7 +122,7 @@ def carry_out(
         report,
     )
     with strategy.scope():
-        model = recipe.build(spec, steps, added)
+        model = _again(recipe, run_dir).build(spec, steps, added)
     values = _values(recipe, data, run_dir)
     all_epochs = sum(added, recipe.epochs)
     summary = {
@@ -126,7 +130,7 @@ def carry_out(
         "data": _data_of_record(source, data, steps * recipe.batch_size),
         **cards.versions(),
         "flags": {"given": sorted(given), "values": values},
-        **({"more_epochs": added} if added else {}),
+        **_beginning_of_record(recipe, model, added),
     }
     epochs = pretrain(
         model,
@@ -153,6 +157,81 @@ def _in_words(recipe, data, source, steps, added):
         yield f"Epochs that are added: {' + '.join(map(str, added))}."
 
 
+def _with_size_of_start(recipe, run_dir):
+    """The recipe with the size of images that its start is made for."""
+    if recipe.start_from is None:
+        return recipe
+    recorded = recorded_flags(run_dir)
+    if recorded:
+        side = recipes.from_text(recipes.Recipe, recorded).get("image_size")
+    else:  # What cannot be a start is refused now.
+        side = pretrained.own_side(recipe.start_from)
+        if recipe.keep_head:
+            recipe.projection_head()
+    return dataclasses.replace(recipe, image_size=recipe.image_size or side)
+
+
+def _again(recipe, run_dir):
+    """The recipe that goes on from what the run has kept of its start."""
+    path = pathlib.Path(run_dir) / START
+    if recipe.start_from is None or not path.exists():
+        return recipe
+    return dataclasses.replace(recipe, start_from=str(path))
+
+
+def _beginning_of_record(recipe, model, added):
+    """What a summary says of added epochs, and of the encoder before all."""
+    found = {"more_epochs": added} if added else {}
+    if recipe.start_from is None:
+        return found
+    weights = weights_digest(model.encoder)
+    return {**found, "start": {"name": recipe.start_from, "weights": weights}}
+
+
+def encoders_beside(run_dir, names, report=print):
+    """What the encoder of a run is compared with.
+
+    Args:
+        run_dir: The run directory.
+        names: Of encoders and tables, as `evaluate` opens them.
+        report: Function that is told, in words, what the run started from.
+
+    Returns:
+        Dictionary for `evaluate`: the names as they are; and `"start"`, the
+        model that the run started from, if it did.
+
+    Raises:
+        ValueError: If a name is `"start"`, too.
+
+    Example:
+
+    ```python
+    others = encoders_beside("runs/a", ["keras_applications:VGG16"])
+    ```
+    """
+    encoders = {name: name for name in names}
+    path = pathlib.Path(run_dir) / START
+    if not path.exists():
+        return encoders
+    if "start" in encoders:
+        raise ValueError(
+            "`encoders` must have names other than 'start', which is what this "
+            "run started from. Received: 'start'. Write ./start"
+        )
+    name = read_summary(run_dir)["start"]["name"]
+    report(f"Beside it its start, {name}, as it was before.")
+    return {**encoders, "start": keras.models.load_model(path)}
+
+
+def _begin(model, dataset, run_dir, is_chief):
+    """Keeps the weights that a run starts from, and has them see its images."""
+    if is_chief:
+        start = pretrained.without_compiling(model)
+        with _files.replacing(run_dir / START) as staged:
+            start.save(staged)
+    settle_on(model, dataset)
+
+
 def _added_epochs(run_dir, more_epochs):
     """Numbers of epochs that were added to a run, and that are now."""
     added = [*read_summary(run_dir).get("more_epochs", ())]
@@ -175,7 +254,7 @@ def _data_of_record(source, data, images_per_epoch):
 
 def _values(recipe, data, run_dir):
     """All flags of `pretrain`."""
-    return {**vars(data), "output_dir": str(run_dir), **vars(recipe)}
+    return {**vars(data), "output_dir": str(run_dir), **recipe.values}
 
 
 def _as_it_began(recipe, data, run_dir, given):
@@ -233,7 +312,10 @@ def pretrain(
         flags: Text of `flags.txt`, for `--flagfile`.
         summary: Dictionary, the first content of `summary.json`. Its entry
             `data` tells which data these are: a dictionary, as from
-            `fingerprints.fingerprint`.
+            `fingerprints.fingerprint`. Its entry `start`, with a `name`, tells
+            that the encoder has been trained before: `start.keras` keeps the
+            model as it is, and the averages of batch norm are estimated on the
+            dataset, before the first step.
         accept_changed_data: Whether an unfinished run may go on with other
             data. The schedule is then that of a run on these from the start,
             at the epoch reached; `summary.json` keeps what they were before
@@ -300,6 +382,8 @@ def _train(
             known.pop(name, None)
         _write_summary(run_dir, _sorted_evaluations(known, None))
         callbacks.insert(0, _csv_logger(run_dir / _LOG, first))
+    if "start" in summary and not first:
+        _begin(model, dataset, run_dir, is_chief)
     if first:
         keeper.epochs, keeper.weights = first, weights_digest(model)
         keeper.steps = int(model.optimizer.iterations.numpy())
@@ -421,7 +505,7 @@ def about(run_dir, model=None):
     recipe = recorded_flags(run_dir)
     recipe.pop("output_dir", None)
     summary = read_summary(run_dir)
-    known = ("data", "earlier_data", "more_epochs", "weights")
+    known = ("data", "earlier_data", "more_epochs", "weights", "start")
     known += (*cards.TRAINED, *cards.EVALUATED)
     found = {k: summary[k] for k in known if k in summary}
     if found.keys() - {"data", "earlier_data", "more_epochs"}:
@@ -472,7 +556,7 @@ def check_can_run(
         differing = {k for k in ours | theirs if ours.get(k) != theirs.get(k)}
         cure = ". --accept_changed_data goes on with these data"
         raise FileExistsError(
-            "An unfinished run goes on with the flags that it began with. "
+            "A run goes on with the flags that it began with. "
             f"Received: {_differing(ours, theirs) or 'no flag'} for "
             f"{str(run_dir)!r}, which has {_differing(theirs, ours) or 'none'}"
             f"{cure * (differing <= of_data)}"

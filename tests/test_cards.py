@@ -38,11 +38,13 @@ def test_readme_shows_evaluation_recipe_and_data():
         "rows": [row],
         "recipe": {"data": "my photos", "epochs": "100"},
         "data": {"images": 24},
+        "start": {"name": "runs/a", "weights": "c3"},
     }
     text = cards.readme({**CARD, **run}, [])
     assert "| simclr | linear | 10 | 90.0 | 85.0 to 95.0 |\n" in text
     assert "keras-simclr pretrain '--data=my photos' --epochs=100\n" in text
     assert "## Weights\n\na7b8 (SHA-256" in text
+    assert "## Start\n\nruns/a, an encoder with the weights c3 (SHA" in text
     assert "## Data\n\nimages 24\n" in text
 
 

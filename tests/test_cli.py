@@ -248,6 +248,28 @@ def test_evaluate_without_a_test_set_compares_encoders(
     assert "No test set: 2 random splits of 48 images" in text
 
 
+def test_evaluate_shows_what_a_run_started_from(
+    run_dir, data, tmp_path, capsys
+):
+    told = ("--depth", "--width")
+    arguments = [x for x in PRETRAIN if not x.startswith(told)]
+    out, start = f"--output_dir={tmp_path / 'run'}", f"--start_from={run_dir}"
+    assert cli.main([*arguments, data, out, start]) == 0
+    run = f"--run_dir={tmp_path / 'run'}"
+    options = ["--probes=knn", "--draws=2", "--labels=all"]
+    assert cli.main(["evaluate", run, data, *options]) == 0
+    text = capsys.readouterr().out
+    assert f"Beside it its start, {run_dir}, as it was before.\n" in text
+    assert "\nstart, knn  " in text
+    (tmp_path / "start").mkdir()
+    runs.save_model(runs.load_model(run_dir), tmp_path / "start")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        other = "--encoders=start"
+        assert cli.main(["evaluate", run, data, *options, other]) == 1
+    assert "other than 'start'" in capsys.readouterr().err
+
+
 def paint(directory, shades, copies=6):
     """A folder with pictures of a shade for each class."""
     rng = np.random.default_rng(len(shades))
@@ -274,6 +296,17 @@ def grey_run(tmp_path_factory):
     model.compile()
     model.save(run_dir / "model.keras")
     return run_dir
+
+
+@pytest.fixture(scope="module")
+def classifier(grey_run, tmp_path_factory):
+    """What `finetune` writes, of a network that is not trained."""
+    network = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten()])
+    path = tmp_path_factory.mktemp("models") / "classifier"
+    names = [str(x) for x in range(192)]
+    model = runs.load_model(grey_run)
+    classification.write_classifier(model, network, path, names)
+    return path
 
 
 def test_evaluate_tests_on_another_folder_by_names(grey_run, tmp_path, capsys):
@@ -419,10 +452,13 @@ def test_what_an_npz_split_tests_on_and_cannot_learn_is_said(
     )
 
 
+SPLITS = ["--split=train[:60%]", "--test_split=train[60%:]"]
+
+
+# Found here or by `scan`, they reach random splits and those of a user.
 @pytest.mark.parametrize(
-    "splits", [[], ["--split=train[:60%]", "--test_split=train[60%:]"]]
+    ("splits", "scanned"), [([], False), ([], True), (SPLITS, False)]
 )
-@pytest.mark.parametrize("scanned", [False, True])
 def test_pictures_that_are_there_twice_do_not_leak(
     tmp_path, splits, scanned, capsys
 ):
@@ -480,7 +516,7 @@ def test_embed_writes_what_the_model_predicts(run_dir, data, tmp_path):
 
 @pytest.mark.parametrize("command", ["embed", "predict", "scan"])
 def test_table_does_not_overwrite_what_came_meanwhile(
-    command, grey_run, tmp_path, monkeypatch, capsys
+    command, grey_run, classifier, tmp_path, monkeypatch, capsys
 ):
     paint(tmp_path / "photos", {"k\udcfft": 20}, copies=2)
     out, module, function, name = {
@@ -503,11 +539,7 @@ def test_table_does_not_overwrite_what_came_meanwhile(
     monkeypatch.setattr(module, function, slowly)
     arguments = [command, f"--data={tmp_path / 'photos'}"]
     if command == "predict":
-        paint(tmp_path / "learn", SHADES)
-        model = f"--output_dir={tmp_path / 'model'}"
-        learn = [f"--run_dir={grey_run}", f"--data={tmp_path / 'learn'}"]
-        assert cli.main(["finetune", *learn, model]) == 0
-        arguments.append(f"--model={tmp_path / 'model'}")
+        arguments.append(f"--model={classifier}")
     elif command == "embed":
         arguments.append(f"--run_dir={grey_run}")
     assert cli.main([*arguments, f"--output_dir={out}"]) == 1
@@ -656,7 +688,7 @@ def test_progress_is_a_bar_on_terminals_only(is_terminal, monkeypatch, capsys):
     [("embed", "npz"), ("embed", "csv"), ("embed", "parquet"), ("predict", "")],
 )
 def test_no_readable_image_makes_no_table(
-    command, table, grey_run, tmp_path, monkeypatch, capsys
+    command, table, grey_run, classifier, tmp_path, capsys
 ):
     (tmp_path / "photos").mkdir()
     for name in ("a.png", "b.jpg"):
@@ -667,14 +699,7 @@ def test_no_readable_image_makes_no_table(
     if command == "embed":
         arguments += [f"--run_dir={grey_run}", f"--format={table}"]
     else:
-        model = runs.load_model(grey_run)
-        classifier = keras.Sequential(
-            [keras.Input((8, 8, 3)), keras.layers.Flatten()]
-        )
-        names = [str(x) for x in range(192)]
-        where = tmp_path / "classifier"
-        classification.write_classifier(model, classifier, where, names)
-        arguments += [f"--model={where}"]
+        arguments += [f"--model={classifier}"]
     assert cli.main(arguments) == 1
     text = capsys.readouterr().err
     assert f"{command}: `data` must hold an image that can be read" in text
@@ -703,10 +728,29 @@ def test_chosen_micro_batch_and_strategy_are_used(
     arguments = ["--micro_batch_size=auto", "--strategy=mirrored"]
     arguments += ["--precision=mixed_bfloat16"]
     arguments += [data, f"--output_dir={tmp_path / 'run'}"]
-    assert cli.main([*PRETRAIN, *arguments]) == 0
+    with standins.uncompiled():
+        assert cli.main([*PRETRAIN, *arguments]) == 0
     text = capsys.readouterr().out
     assert "Devices: 4 x CPU found; training on 2.\n" in text
     assert "Chosen for this machine: --micro_batch_size=4.\n" in text
+
+
+def test_more_epochs_are_for_a_run_that_is_finished(
+    data, tmp_path, monkeypatch, capsys
+):
+    def carry_out(*_, more_epochs, **__):
+        assert more_epochs == 2
+        model = standins.model()
+        model.compile()
+        return runs.Run(model, None, 3, 3)
+
+    monkeypatch.setattr(runs, "carry_out", carry_out)
+    (tmp_path / "flags.txt").touch()
+    (tmp_path / "summary.json").write_text('{"finished": true}')
+    arguments = ["pretrain", data, f"--output_dir={tmp_path}"]
+    assert cli.main([*arguments, "--more_epochs=2"]) == 0
+    assert cli.main(arguments) == 1
+    assert "whose run is finished" in capsys.readouterr().err
 
 
 def test_micro_batches_are_of_a_number(data, tmp_path, capsys):

@@ -197,6 +197,8 @@ def test_features_are_made_only_once(model, images, tmp_path, monkeypatch):
             spoil(path)
         assert run(model, images).rows == first.rows
         assert (3, 48) in counts
+    run(model, images)
+    assert (3, 48) not in counts
     # Of other images there are others, and these are gone.
     run(model, (images[0] / 2, images[1]))
     assert (3, 48) in counts
@@ -400,6 +402,47 @@ def test_verdict_says_what_was_worth_it():
         " labels: own pretraining adds +1.0 points (-1.0 to +4.0) to a.npz, "
         "linear."
     )
+
+
+def test_verdict_says_whether_going_on_was_worth_it(model, images):
+    start = model.encoder
+    result = simclr.evaluate(
+        model,
+        images,
+        probes=["knn", "linear"],
+        labels=[5],
+        draws=2,
+        encoders={"start": start, "again": start},
+    )
+    (gain,) = result.summary["evaluation"]["over_start"]
+    assert gain["baseline"].startswith("start, ")
+    assert (gain["gain"], gain["labels"]) == (0.0, 5)  # It is the same one.
+    low, high = (100 * x for x in gain["interval"])
+    assert result.verdict.endswith(
+        f" Going on from the start adds +0.0 points ({low:+.1f} to {high:+.1f}"
+        ") with 5 labels per class."
+    )
+
+
+def test_encoders_of_any_size_see_images_in_that_of_the_model(tmp_path):
+    """And one encoder has one digest, whatever it comes in."""
+    norm = keras.layers.BatchNormalization()
+    encoder = standins.encoder(norm, shape=(None, None, 1))
+    model = standins.model()
+    encoder.set_weights(model.encoder.get_weights())
+    encoder.save(tmp_path / "any.keras")
+    result = simclr.evaluate(
+        model,
+        standins.labelled_images(),
+        probes=["knn"],
+        labels=[2],
+        draws=2,
+        encoders={"any": tmp_path / "any.keras", "start": model},
+    )
+    draws = {row["features"]: row["draws"] for row in result.rows}
+    assert draws["any"] == draws["start"] == draws["simclr"]
+    digest = copies.weights_digest(model.encoder)
+    assert result.settings["encoders"] == {"any": digest, "start": digest}
 
 
 @pytest.mark.parametrize("wrong", [0, "some", "0%", "100%", 2.5, True])

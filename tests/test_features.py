@@ -297,3 +297,24 @@ def test_features_that_are_not_finite_are_refused(value, words, images):
         model = simclr.SimCLRModel(unusable(value))
         with pytest.raises(ValueError, match="Weights must be finite"):
             simclr.extract_features(model, images[0])
+
+
+def test_batch_norm_settles_on_the_first_images_of_a_dataset(monkeypatch):
+    monkeypatch.setattr(features, "_SETTLED_ON", 12)
+    norm = keras.layers.BatchNormalization(momentum=0.999)
+    encoder = standins.encoder(norm)
+    encoder.trainable = False
+    model = simclr.SimCLRModel(
+        encoder, augmentation=simclr.RandomFlip(), micro_batch_size=3
+    )
+    images = np.random.default_rng(0).random((24, 8, 8, 1), "float32")
+    images[12:] = 1.0  # Which are not seen.
+    dataset = tf.data.Dataset.from_tensor_slices(images).batch(4)
+    before = [np.copy(x) for x in encoder.layers[0].weights]
+    features.settle_on(model, dataset)
+    seen = encoder.layers[0](images[:12])
+    mean = np.mean(seen, axis=(0, 1, 2))
+    np.testing.assert_allclose(norm.moving_mean, mean, rtol=1e-4)
+    assert (norm.momentum, norm.trainable) == (0.999, False)
+    for old, new in zip(before, encoder.layers[0].weights, strict=True):
+        np.testing.assert_array_equal(old, new)

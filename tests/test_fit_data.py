@@ -78,11 +78,21 @@ by_source = pytest.mark.parametrize(
 pytestmark = pytest.mark.filterwarnings("ignore:These layers of")
 
 
-@by_source
-@pytest.mark.parametrize("steps_per_execution", [3, 8, 16])
-def test_epochs_end_where_executions_do_not(make, steps_per_execution):
-    plain = model()
-    expected = seen(plain, make(), epochs=3)
+# An epoch has ten steps: 3 and 8 do not divide it, 16 are more than it has.
+@pytest.mark.parametrize(
+    ("source", "steps_per_execution"),
+    [
+        ("arrays", 3),
+        ("arrays", 16),
+        ("package", 8),
+        ("mapped", 3),
+        ("shuffled", 16),
+        ("user", 8),
+    ],
+)
+def test_epochs_end_where_executions_do_not(source, steps_per_execution):
+    make = SOURCES[source]
+    expected = seen(model(), make(), epochs=3)
     other = model(steps_per_execution=steps_per_execution)
     assert seen(other, make(), epochs=3) == expected
     assert len(expected) == int(other.optimizer.iterations) == 30
@@ -111,13 +121,18 @@ def test_validation_steps_are_those_that_were_asked_for():
 
 @by_source
 def test_fit_in_a_loop_goes_on_with_new_orders(make):
-    whole = seen(model(), make(), epochs=3)
-    again, anew, data = model(), model(), make()
-    assert flat(seen(again, data) for _ in range(3)) == whole
-    assert flat(seen(anew, make()) for _ in range(3)) == whole
-    third = seen(model(), make(), epochs=3, initial_epoch=2)
-    assert third == whole[20:]
-    assert seen(again, ROWS, initial_epoch=0) == seen(model(), ROWS)
+    whole = seen(model(), make(), epochs=4)
+    # The same dataset again, a new one, and one that was left out.
+    again, data = model(), make()
+    assert flat(seen(again, x) for x in (data, data, make(), data)) == whole
+    third = model(run_eagerly=True)  # Ten steps take less than a graph.
+    assert seen(third, make(), epochs=3, initial_epoch=2) == whole[20:30]
+
+
+def test_fit_begins_anew_if_it_is_told_to():
+    first, again = (model(run_eagerly=True) for _ in range(2))
+    seen(again, ROWS)
+    assert seen(again, ROWS, initial_epoch=0) == seen(first, ROWS)
 
 
 def test_orders_do_not_depend_on_the_global_seed():

@@ -37,6 +37,7 @@ VALUES = {
     "grayscale_rate": SHARES,
     "hours": POSITIVE,
     "image_size": COUNTS,
+    "keep_head": ["maybe", "2", ""],
     "labels": ["", "0", "-1", "x", "0%", "101%", "100%", "5%%", "5,5", "5,x"],
     "learning_rate": POSITIVE,
     "manifest": [""],
@@ -53,6 +54,7 @@ VALUES = {
     "seed": ["-1", str(2**32), str(2**63), "1.5", "x", ""],
     "smallest_crop": [*POSITIVE, "1.5"],
     "split": [""],
+    "start_from": [""],
     "stem": NAMES,
     "strategy": NAMES,
     "strength": [*AT_LEAST_0, "3"],
@@ -65,6 +67,7 @@ VALUES = {
     "views": [*COUNTS, "1"],
     "warmup_epochs": AT_LEAST_0,
     "weight_decay": AT_LEAST_0,
+    "without_dropout": ["maybe", "2", ""],
     "width_multiplier": [*POSITIVE, "1e300"],
 }
 ABSENT = ["absent", "absent/below", "notes.txt/below", "x" * 300, "link"]
@@ -79,6 +82,7 @@ PLACES = {
     "output_dir": ["full", "notes.txt", "notes.txt/below", "x" * 300, "link"],
     "path": ABSENT,
     "run_dir": [*ABSENT, "notes.txt", "full"],
+    "start_from": [*ABSENT, "full", "keras_application:VGG16", "keras_hub:"],
     "test_data": [*ABSENT, "cifar10"],
 }
 RIGHT = {

@@ -26,33 +26,29 @@ def random_images(*shape, dtype="float32"):
 
 
 # Goldens: google-research/simclr@383d414, tf2/resnet.py, parameters counted on
-# the built networks, for ResNet-50 with and without the moving averages.
+# the built networks, for ResNet-50 with and without the moving averages. Deeper
+# and wider ones, which take long to build, are counted in test_official.py.
 @pytest.mark.parametrize(
-    ("depth", "width", "sk_ratio", "stem", "official"),
+    ("depth", "sk_ratio", "stem", "official"),
     [
-        (18, 1, 0.0, "imagenet", 11_180_736),
-        (18, 1, 0.0, "cifar", 11_173_056),
-        (34, 1, 0.0, "imagenet", 21_288_896),
-        (50, 1, 0.0, "imagenet", 23_508_032),
-        (50, 1, 0.0625, "imagenet", 35_215_584),
-        (50, 2, 0.0, "imagenet", 93_907_072),
-        (50, 2, 0.0625, "imagenet", 140_306_048),
-        (101, 1, 0.0, "imagenet", 42_500_160),
-        (152, 1, 0.0, "imagenet", 58_143_808),
-        (200, 1, 0.0, "imagenet", 62_624_832),
+        (18, 0.0, "imagenet", 11_180_736),
+        (18, 0.0, "cifar", 11_173_056),
+        (34, 0.0, "imagenet", 21_288_896),
+        (50, 0.0, "imagenet", 23_508_032),
+        (50, 0.0625, "imagenet", 35_215_584),
     ],
 )
 def test_number_of_parameters_is_the_official_one(
-    monkeypatch, depth, width, sk_ratio, stem, official
+    monkeypatch, depth, sk_ratio, stem, official
 ):
     # To draw millions of kernels takes long, and nobody looks at them here.
     zeros = keras.initializers.Zeros
     monkeypatch.setattr(keras.initializers, "VarianceScaling", zeros)
     encoder = simclr.ResNet(
-        depth, width_multiplier=width, sk_ratio=sk_ratio, stem=stem
+        depth, width_multiplier=1, sk_ratio=sk_ratio, stem=stem
     )
     assert count(encoder.trainable_variables) == official
-    if (depth, width, sk_ratio) == (50, 1, 0.0):
+    if (depth, sk_ratio) == (50, 0.0):
         assert encoder.count_params() == 23_561_152
 
 

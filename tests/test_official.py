@@ -323,7 +323,7 @@ def test_selective_kernels_of_another_ratio_are_not_supported(
     tmp_path, monkeypatch, write
 ):
     monkeypatch.setattr(official_files, "SK_RATIO", 0.5)
-    network = official_files.Network(50, LARGE, sk=True, head_layers=0)
+    network = official_files.Network(50, SMALL, sk=True, head_layers=0)
     getattr(official_files, write)(network, tmp_path / "model.ckpt-1")
     path = tmp_path if write == "write_tf1" else tmp_path / "model.ckpt-1"
     text = failure(path)
@@ -427,8 +427,12 @@ def test_damaged_files_are_refused(r18, tmp_path, end, length):
     assert text.endswith("). Copy them again")
 
 
+# Counted as in test_networks.py; no weights of it were published.
+R200 = official.Published("r200_1x_sk0", 62_624_832)
+
+
 @pytest.mark.parametrize(
-    "model", official.PUBLISHED, ids=lambda model: model.name
+    "model", [*official.PUBLISHED, R200], ids=lambda model: model.name
 )
 def test_published_parameters_are_those_of_our_network(model):
     depth, width, has_sk = model.name[1:].replace("x", "").split("_")

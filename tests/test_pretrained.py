@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 from helpers import standins
+from helpers.replicas import mirrored
 
 import keras_simclr as simclr
 from keras_simclr import copies, pretrained, runs, trials
@@ -23,8 +24,10 @@ def _float32():
     keras.config.set_dtype_policy("float32")
 
 
-def small(*layers, **kwargs):
-    return standins.encoder(*layers, **{"shape": (8, 8, 3), **kwargs})
+def small(*layers, shape=(8, 8, 3), name="small"):
+    network = standins.encoder(*layers, shape=shape)
+    network.name = name
+    return network
 
 
 def assert_same(encoder, other, images=PIXELS):
@@ -70,9 +73,14 @@ def test_networks_without_size_of_their_own_get_another(tmp_path):
     any_size.save(tmp_path / "any.keras")
     encoder = open_encoder(tmp_path / "any.keras", input_shape=(8, 8, 3))
     assert_same(encoder, network)
-    assert message(tmp_path / "any.keras").startswith(
+    for beside in (network, simclr.SimCLRModel(network)):
+        encoder = open_encoder(tmp_path / "any.keras", beside=beside)
+        assert_same(encoder, network)
+    text = message(tmp_path / "any.keras", beside=any_size)
+    assert text.startswith(
         f"{str(tmp_path / 'any.keras')!r} takes images of any size"
     )
+    assert text.endswith('input_shape=(224, 224, 3)).save("encoder.keras")')
 
 
 def test_what_depends_on_the_size_of_images_keeps_it(tmp_path):
@@ -83,8 +91,8 @@ def test_what_depends_on_the_size_of_images_keeps_it(tmp_path):
         assert open_encoder(path).input_shape == (None, 8, 8, 3)
         text = message(path, input_shape=(9, 9, 3))
         assert text.endswith(
-            "can only be made for images of the size that it was trained on, "
-            "(8, 8). Received: images of 9 x 9 pixels. Leave out the size"
+            "can only be made for images of the size that it was trained on. "
+            "Received: images of 9 x 9 pixels. Leave out the size"
         )
 
 
@@ -118,39 +126,102 @@ def test_a_copy_without_chance_draws_nothing():
         assert_same(copy, network)
 
 
+def dense(name="top", activation=None):
+    return keras.layers.Dense(5, activation, name=name)
+
+
+def alone(width, *layers):
+    return keras.Sequential([keras.Input((width,)), *layers], name="probe")
+
+
+@pytest.mark.parametrize("is_nested", [False, True])
+@pytest.mark.parametrize("has_front", [False, True])
 @pytest.mark.parametrize(
     ("top", "words"),
     [
+        ([dense(activation="softmax")], "'top', softmax of 5"),
+        ([keras.layers.Dropout(0.1), dense("logits")], "'logits', logits of 5"),
+        ([dense(), keras.layers.Softmax(name="p")], "'p', softmax of 5"),
+        ([dense(), alone(5, keras.layers.Softmax(name="p"))], "'p', softmax"),
         (
-            [keras.layers.Dense(5, "softmax", name="top")],
-            "whose top is 'top', softmax of 5",
-        ),
-        (
-            [keras.layers.Dropout(0.1), keras.layers.Dense(5, name="logits")],
-            "whose top is 'logits', logits of 5",
-        ),
-        (
-            [keras.layers.Dense(5), keras.layers.Softmax(name="p")],
-            "whose top is 'p', softmax of 5",
+            [alone(6, dense(), keras.layers.Softmax(name="p"))],
+            "'p', softmax of 5",
         ),
     ],
 )
-@pytest.mark.parametrize("is_nested", [False, True])
 def test_a_classifier_is_refused_with_the_layer_to_take(
-    top, words, is_nested, tmp_path
+    top, words, has_front, is_nested, tmp_path
 ):
-    network = keras.Sequential([keras.Input((8, 8, 3)), small(), *top])
-    if is_nested:
-        network = keras.Sequential([keras.Input((8, 8, 3)), network])
-    path = tmp_path / "classifier.keras"
+    front = [keras.layers.Rescaling(2.0)] * has_front
+    network = [keras.Input((8, 8, 3)), *front, small(), *top]
+    network = keras.Sequential(network)
+    if is_nested:  # As with a view in front.
+        inputs = keras.Input((8, 8, 3))
+        outputs = network(keras.layers.Cropping2D(0)(inputs))
+        network = keras.Model(inputs, outputs)
+    path = tmp_path / "classifier.keras"  # As `finetune` leaves it.
     network.save(path)
-    text = message(tmp_path)  # As `finetune` leaves it.
-    assert words in text
-    cure = text.partition("returns: ")[2]
+    text = message(tmp_path)
+    assert f"whose top is {words}" in text
+    cure = text.partition("Take ")[2].partition(": ")[2]
+    if not cure:
+        assert has_front
+        assert isinstance(top[0], keras.Model)
+        return
     cure = cure.replace("...", repr(str(path)))
     cure = cure.replace("encoder.keras", str(tmp_path / "cured.keras"))
     exec(cure, {"keras": keras})
     assert open_encoder(tmp_path / "cured.keras").output_shape == (None, 6)
+
+
+def test_the_head_is_kept_of_what_has_one(tmp_path):
+    model = simclr.SimCLRModel(small(), simclr.ProjectionHead(1, units=3))
+    model.save(tmp_path / "model.keras")
+    model.encoder.save(tmp_path / "mine.keras")
+    head = pretrained.open_head(tmp_path)
+    for weight, other in zip(
+        head.weights, model.projection_head.weights, strict=True
+    ):
+        np.testing.assert_array_equal(weight, other)
+    for name in (tmp_path / "mine.keras", "keras_applications:VGG16"):
+        with pytest.raises(ValueError, match=r"none. Leave out --keep_head$"):
+            pretrained.open_head(name)
+
+
+def test_images_are_of_the_starts_size_if_it_has_one(tmp_path):
+    for shape, side in (
+        ((8, 8, 3), 8),
+        ((None, None, 3), None),
+        ((8, 9, 3), None),
+    ):
+        small(shape=shape).save(tmp_path / "encoder.keras")
+        assert pretrained.own_side(tmp_path) == side
+    assert pretrained.own_side("keras_applications:VGG16") is None
+
+
+class Noisy(keras.layers.Layer):
+    """Draws in training, by a rate that its config does not have."""
+
+    def call(self, images, training=False):
+        return keras.random.dropout(images, 0.5) if training else images
+
+
+def test_encoders_that_draw_train_on_one_device_only(tmp_path):
+    encoder = small(keras.layers.Dropout(0.5), name="mine")
+    with pytest.warns(UserWarning, match=r"--without_dropout turns it off"):
+        pretrained.check_chance(encoder, is_cached=False)
+    with pytest.raises(ValueError, match=r"'mine' in micro-batches\. Turn"):
+        pretrained.check_chance(encoder, is_cached=True)
+    with (
+        mirrored(2).scope(),
+        pytest.raises(ValueError, match=r"'mine' on 2 devices\. Turn it"),
+    ):
+        pretrained.check_chance(encoder, is_cached=False)
+    encoder.save(tmp_path / "drops.keras")
+    quiet = open_encoder(tmp_path / "drops.keras", is_random=False)
+    pretrained.check_chance(quiet, is_cached=True)
+    with pytest.raises(ValueError, match="'mine', which still draws random"):
+        pretrained._without_chance(small(Noisy(), name="mine"))
 
 
 def test_names_of_nothing_are_refused(tmp_path):
@@ -314,7 +385,7 @@ def test_presets_that_are_none_are_refused_in_a_sentence(preset, monkeypatch):
     assert message("keras_hub:other") == (
         "An encoder of KerasHub must be the preset of an image backbone that "
         "can be loaded. Received: 'other' (Unknown preset.). Check its name, "
-        "or leave out the size of the images"
+        "or give the directory of a preset"
     )
     monkeypatch.setitem(sys.modules, "keras_hub", None)
     with pytest.raises(ImportError, match=r"pip install 'keras_simclr\[keras"):
@@ -347,4 +418,4 @@ def test_a_preset_of_keras_hub_itself(tmp_path):
     encoder.save(tmp_path / "encoder.keras")
     assert_same(open_encoder(tmp_path / "encoder.keras"), encoder)
     text = message(f"keras_hub:{tmp_path}", input_shape=(16, 16, 3))
-    assert text.endswith("or leave out the size of the images")
+    assert text.endswith("images of 16 x 16 pixels. Leave out the size")

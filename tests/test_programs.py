@@ -45,7 +45,8 @@ def test_images_of_many_sizes_share_a_program(name):
     sizes = [(9, 12), (16, 10), (11, 11), (12, 15)]
     for height, width in sizes:
         width = height if name == "rotate" else width
-        for batch in (2, 3, 33):  # More than a piece.
+        # 33 are more than a piece.
+        for batch in (3,) if traced else (2, 3, 33):
             images = random_images(batch, height, width, 3)
             views = layer(images, seed=(0, 1))
             np.testing.assert_allclose(
@@ -127,7 +128,7 @@ def test_known_shapes_stay_as_they_are_in_graphs(shapes):
     np.testing.assert_array_equal(views[0, 0, 0], (5, 10, 13))
 
 
-@pytest.mark.parametrize("name", ["crop", "flip", "color", "noise"])
+@pytest.mark.parametrize("name", ["crop", "color", "noise"])
 def test_pipelines_of_any_shape_draw_what_batches_draw(name):
     layer = shared(name)
     batches = [random_images(*shape, 3) for shape in ((3, 9, 12), (9, 16, 10))]
@@ -196,8 +197,17 @@ def gradient_of(function, images):
 
 
 # What the recipe is made of is tried in it, or in graphs.
-@pytest.mark.parametrize("name", ["flip", "rotate", "noise", "recipe"])
-@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("name", "training"),
+    [
+        ("flip", True),
+        ("flip", False),
+        ("rotate", True),
+        ("noise", True),
+        ("recipe", True),
+        ("recipe", False),
+    ],
+)
 def test_gradients_with_respect_to_images(name, training):
     layer = shared(name)
     augment = functools.partial(layer, training=training, seed=(0, 3))
@@ -217,10 +227,8 @@ def test_gradients_with_respect_to_images(name, training):
 @pytest.mark.parametrize(
     ("name", "how"),
     [
-        ("crop", "graph"),
         ("crop", "any shape"),
         ("color", "xla"),
-        ("color", "any shape"),
         ("blur", "graph"),
     ],
 )

@@ -143,6 +143,38 @@ def test_warm_up_ends_before_the_training():
     )
 
 
+@pytest.mark.parametrize(
+    ("values", "rule", "wrong"),
+    [
+        (
+            {"start_from": "a", "depth": 18, "stem": "cifar"},
+            "`depth`, `stem` must be left out: what `start_from` names has its",
+            "depth=18, stem='cifar'",
+        ),
+        (
+            {"start_from": "a", "keep_head": True, "projection_layers": 3},
+            "`projection_layers` must be left out: what `start_from` names has",
+            "projection_layers=3",
+        ),
+        (
+            {"keep_head": True},
+            "`keep_head` must be left out without `start_from`",
+            "keep_head=True",
+        ),
+    ],
+)
+def test_what_a_start_tells_is_told_by_nothing_else(values, rule, wrong):
+    with pytest.raises(ValueError, match=f"^{rule}") as error:
+        Recipe(**values)
+    assert str(error.value).endswith(f". Received: {wrong}")
+
+
+def test_rates_are_lower_where_weights_exist():
+    assert Recipe().rate == 1.0
+    assert Recipe(start_from="a").rate == 0.3
+    assert Recipe(start_from="a", learning_rate=2.0).rate == 2.0
+
+
 def test_choices_are_what_the_library_takes():
     choices = {
         x.name: x.metadata["rule"][1].get("choices")

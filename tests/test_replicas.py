@@ -34,21 +34,14 @@ def adamw():
     return keras.optimizers.AdamW(1e-3)
 
 
-def dull_adamw():
-    # With its usual epsilon, a first step is the sign even of rounding errors.
-    return keras.optimizers.AdamW(1e-3, epsilon=0.1)
-
-
 @pytest.mark.parametrize(
     ("dtype", "tolerance", "optimizer", "replicas"),
     [
+        # Optimizers have float32 in all three; their steps, in float64, below.
         ("float32", 1e-5, sgd, 4),
-        ("float32", 1e-5, lars, 2),
-        ("float32", 1e-5, dull_adamw, 2),
         # Of a gradient in bfloat16, with its 8 bits, no more can be asked.
         ("mixed_bfloat16", 0.02, sgd, 2),
         ("mixed_bfloat16", 1e-3, lars, 2),
-        ("mixed_bfloat16", 1e-3, dull_adamw, 2),
     ],
 )
 def test_replicas_equal_one_device(dtype, tolerance, optimizer, replicas):
@@ -129,33 +122,22 @@ def penalized(**kwargs):
 L2 = keras.regularizers.L2(1.0)
 
 
-@pytest.mark.parametrize(
-    ("encoder", "head", "replicas"),
-    [
-        (
-            lambda: of_rows(
-                penalized(activity_regularizer=L2),
-                keras.layers.BatchNormalization(),
-            ),
-            None,
-            2,
-        ),
-        (
-            lambda: of_rows(
-                penalized(kernel_regularizer=L2),
-                keras.layers.BatchNormalization(),
-                Adds(),
-                penalized(activity_regularizer=L2),
-            ),
-            lambda: keras.layers.Dense(3, activity_regularizer="l1"),
-            4,
-        ),
-    ],
-    ids=["before batch norm", "behind it and in the head"],
-)
-def test_penalties_on_replicas_are_those_of_one_device(encoder, head, replicas):
-    kwargs = {"encoder": encoder, "head": head}
-    actual = train_rows(replicas=replicas, **kwargs)
+def test_penalties_on_replicas_are_those_of_one_device():
+    """Before batch norm, behind it and in the head, of all kinds."""
+
+    def encoder():
+        return of_rows(
+            penalized(kernel_regularizer=L2, activity_regularizer=L2),
+            keras.layers.BatchNormalization(),
+            Adds(),
+            penalized(activity_regularizer=L2),
+        )
+
+    def head():
+        return keras.layers.Dense(3, activity_regularizer="l1")
+
+    kwargs = {"encoder": encoder, "head": head, "has_validation": True}
+    actual = train_rows(replicas=4, **kwargs)
     assert_equal(actual, train_rows(**kwargs), 1e-9)
 
 
@@ -170,10 +152,11 @@ class Distance(keras.losses.Loss):
     "loss",
     [
         keras.losses.CosineSimilarity(),
-        Distance(reduction="sum"),
-        lambda z_1, z_2: Distance()(z_1, z_2),
+        lambda z_1, z_2: (
+            Distance()(z_1, z_2) + Distance(reduction="sum")(z_1, z_2)
+        ),
     ],
-    ids=["of Keras", "sum", "within a function"],
+    ids=["of Keras", "within a function"],
 )
 def test_keras_losses_are_not_divided_by_the_replicas(loss):
     def encoder():

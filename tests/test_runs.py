@@ -12,7 +12,7 @@ from helpers import standins
 from helpers.replicas import mirrored
 
 import keras_simclr as simclr
-from keras_simclr import callbacks, copies, recipe, runs, scanning
+from keras_simclr import _files, callbacks, copies, recipe, runs, scanning
 
 pytestmark = pytest.mark.usefixtures("eagerly")
 
@@ -186,7 +186,7 @@ def test_run_goes_on_with_its_own_flags_only(tmp_path, dataset):
             tmp_path / "run", "--epochs=6\n--seed=0\n--strategy=mirrored\n"
         )
     assert str(error.value) == (
-        "An unfinished run goes on with the flags that it began with. "
+        "A run goes on with the flags that it began with. "
         f"Received: --epochs=6 for {str(tmp_path / 'run')!r}, which has "
         "--epochs=5"
     )
@@ -226,15 +226,15 @@ def test_two_processes_do_not_train_in_one_directory(tmp_path, dataset):
     interrupt(model, after=3)
     runs.pretrain(model, dataset, run_dir, epochs=2)
     before = {path: path.read_bytes() for path in run_dir.iterdir()}
-    code = (
-        "import sys\n"
-        "from keras_simclr import _files\n"
-        "with _files.locked(sys.argv[1]):\n"
+    code = (  # Without the package around it, which takes seconds to import.
+        "import runpy, sys\n"
+        "locked = runpy.run_path(sys.argv[1])['locked']\n"
+        "with locked(sys.argv[2]):\n"
         "    print(flush=True)\n"
         "    sys.stdin.read()\n"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", code, run_dir],
+        [sys.executable, "-c", code, _files.__file__, run_dir],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     ) as other:
@@ -538,7 +538,7 @@ def test_run_records_its_version_and_all_values(start, tmp_path):
         ["data", "output_dir", "epochs", "batch_size", "precision"]
     )
     values = summary["flags"]["values"]
-    fields = {**vars(recipe.Recipe()), **vars(recipe.Data(data=""))}
+    fields = {**recipe.Recipe().values, **vars(recipe.Data(data=""))}
     assert values.keys() == {*fields, "output_dir"}
     assert (values["manifest"], values["epochs"]) == (None, 2)
 
@@ -555,7 +555,7 @@ def test_flag_that_a_run_does_not_know_has_its_default(start, tmp_path):
     with pytest.raises(FileExistsError) as error:
         start(blur_rate=0.0)
     assert str(error.value) == (
-        "An unfinished run goes on with the flags that it began with. "
+        "A run goes on with the flags that it began with. "
         f"Received: --blur_rate=0.0 for {str(run_dir)!r}, which has "
         "--blur_rate=0.5"
     )
@@ -576,7 +576,7 @@ def test_flag_that_was_given_must_be_given_again(start, tmp_path):
     with pytest.raises(FileExistsError) as error:
         start()
     assert str(error.value) == (
-        "An unfinished run goes on with the flags that it began with. "
+        "A run goes on with the flags that it began with. "
         f"Received: --seed=0 for {str(tmp_path / 'run')!r}, which has --seed=3"
     )
     # What was not given then may be given now, if it says the same.
@@ -599,7 +599,7 @@ def test_flags_that_are_on_or_off_are_recorded(tmp_path):
             tmp_path, same.replace("report=true", "report=false")
         )
     assert str(error.value) == (
-        "An unfinished run goes on with the flags that it began with. "
+        "A run goes on with the flags that it began with. "
         f"Received: --report=false for {str(tmp_path)!r}, which has "
         "--report=true"
     )
@@ -746,7 +746,7 @@ def test_other_flags_of_the_data_are_a_change_of_them(start, tmp_path):
     with pytest.raises(FileExistsError) as error:
         start(split="train[:8]")
     assert str(error.value) == (
-        "An unfinished run goes on with the flags that it began with. "
+        "A run goes on with the flags that it began with. "
         f"Received: --split=train[:8] for {str(tmp_path / 'run')!r}, which has "
         "--split=train. --accept_changed_data goes on with these data"
     )
@@ -960,3 +960,92 @@ def test_more_epochs_need_a_finished_run(start, tmp_path):
         start(more_epochs=1)
     assert (tmp_path / "run" / "model.keras").read_bytes() == before
     assert summary_of(tmp_path / "run")["finished"]
+
+
+@pytest.fixture
+def encoder(tmp_path):
+    """The file of an encoder of other images, which draws in training."""
+    keras.utils.set_random_seed(5)
+    norm = keras.layers.BatchNormalization(momentum=0.999)
+    network = standins.encoder(norm, keras.layers.Dropout(0.3))
+    norm.moving_mean.assign(np.full(6, 100.0))
+    network.save(tmp_path / "encoder.keras")
+    return tmp_path / "encoder.keras"
+
+
+@pytest.mark.filterwarnings("ignore:'sequential.* draws random numbers")
+def test_run_that_starts_from_weights_keeps_them_and_goes_on(
+    start, encoder, tmp_path
+):
+    weights = copies.weights_digest(keras.models.load_model(encoder))
+    flags = {"start_from": str(encoder), "epochs": 2}
+    whole = start(output_dir=tmp_path / "whole", **flags)
+    assert whole.recipe.rate == 0.3
+    assert start(stops=True, **flags).epochs == 1
+    encoder.rename(tmp_path / "gone.keras")
+    with pytest.raises(FileExistsError, match="flags that it began with"):
+        start(start_from="keras_applications:VGG16")
+    run_dir = tmp_path / "run"
+    run = start(**flags)
+    assert run.epochs == 2
+    for ours, right in zip(
+        run.model.variables, whole.model.variables, strict=True
+    ):
+        np.testing.assert_array_equal(ours, right)
+    kept = runs.encoders_beside(run_dir, [])["start"]
+    assert copies.weights_digest(kept.encoder) == weights
+    about = {"name": str(encoder), "weights": weights}
+    assert summary_of(run_dir)["start"] == runs.about(run_dir)["start"] == about
+    found = flags_of(run_dir)
+    assert (found["image_size"], found["learning_rate"]) == ("8", "0.3")
+    assert not {"depth", "stem", "width_multiplier"} & found.keys()
+    # The averages became those of the run's images before the first step.
+    (mean,) = (x for x in run.model.encoder.variables if "mean" in x.path)
+    assert np.abs(mean).max() < 1
+    assert runs.encoders_beside(tmp_path, []) == {}
+
+
+def test_run_can_start_from_a_run_with_its_head_at_another_size(
+    start, tmp_path
+):
+    first, second = tmp_path / "first", tmp_path / "second"
+    model = simclr.SimCLRModel(
+        standins.encoder(), simclr.ProjectionHead(1, units=3)
+    )
+    first.mkdir()
+    runs.save_model(model, first)
+    flags = {"start_from": str(first), "keep_head": True, "image_size": 10}
+    start(output_dir=second, epochs=1, **flags)
+    kept = runs.encoders_beside(second, [])["start"]
+    assert kept.encoder.input_shape == (None, 10, 10, 1)
+    for part in ("encoder", "projection_head"):
+        for ours, right in zip(
+            getattr(kept, part).weights,
+            getattr(model, part).weights,
+            strict=True,
+        ):
+            np.testing.assert_array_equal(ours, right)
+    assert "projection_layers" not in flags_of(second)
+
+
+def test_starts_that_do_not_fit_are_refused_unwritten(start, encoder, tmp_path):
+    path = str(encoder)
+    network = keras.models.load_model(encoder)
+    keras.Sequential([network, keras.layers.Softmax()]).save(
+        tmp_path / "classes.keras"
+    )
+    standins.encoder(shape=(8, 8, 3)).save(tmp_path / "rgb.keras")
+    for words, flags in {
+        "has none. Leave out --keep_head": {"keep_head": True},
+        "Turn it off: --without_dropout": {"micro_batch_size": "4"},
+        "must end in a representation": {
+            "start_from": str(tmp_path / "classes.keras")
+        },
+        "Take --channels=3": {"start_from": str(tmp_path / "rgb.keras")},
+        "`stem` must be left out": {"stem": "auto"},
+    }.items():
+        with pytest.raises(ValueError, match=words):
+            start(**{"start_from": path, **flags})
+        assert not (tmp_path / "run").exists()
+    run = start(start_from=path, micro_batch_size="4", without_dropout=True)
+    assert run.epochs == 2

@@ -209,11 +209,12 @@ def _of_pace(flags):
 
 
 def _all_flags(flags):
-    from keras_simclr.recipe import Recipe
+    """All flags that say something: others may come, and do nothing."""
+    from keras_simclr.recipe import AUTO, Recipe
 
     found = dataclasses.asdict(Recipe(**flags))
     del found["seed"]
-    return found
+    return {k: v for k, v in found.items() if v not in (None, False, AUTO)}
 
 
 def _built(flags, seed, values, steps):

@@ -123,8 +123,8 @@ def run(changed, seed, values, splits, labels=None):
         return {**shares, "minutes": minutes}
 
     recipe = Recipe(**changed)
+    recipe = recipe.completed(_IMAGES // recipe.batch_size)
     flags = dataclasses.asdict(recipe)
-    flags["epochs"] = recipe.epochs_for(_IMAGES // recipe.batch_size)
     del flags["seed"]
     key = {"flags": flags, "seed": seed, "splits": list(splits)}
     return once(values.results / "recipe.json", key, train_and_probe)

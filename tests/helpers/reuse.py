@@ -7,13 +7,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-import keras_simclr  # noqa: F401 (registers its classes)
+from keras_simclr import copies
 
 IMAGES = np.random.default_rng(0).random((6, 8, 8, 3), "float32")
 
 
 def go_on(model):
-    """What a step leaves: weights, moments, optimizer, views and loss."""
+    """What a step leaves: weights, moments, optimizer, views, loss, digest."""
     batches = tf.data.Dataset.from_tensors(IMAGES)
     history = model.fit(batches, verbose=0).history
     step = model.optimizer.iterations
@@ -23,6 +23,7 @@ def go_on(model):
         *(view.numpy() for view in model.views(IMAGES, step=step)),
         *history["loss"],
         model(IMAGES).numpy(),
+        np.array(copies.weights_digest(model)),
     ]
 
 
