@@ -446,6 +446,8 @@ class Recipe(_Checked):
         Returns:
             A `SimCLRModel`.
         """
+        import keras
+
         import keras_simclr as simclr
         from keras_simclr import pretrained
 
@@ -454,6 +456,8 @@ class Recipe(_Checked):
         size = self.micro_batch_size
         if self.start_from is not None:
             pretrained.check_chance(encoder, is_cached=size is not None)
+            # A new head is the same, however much was drawn to open this.
+            keras.utils.set_random_seed(self.seed)
         model = simclr.SimCLRModel(
             encoder,
             head,
