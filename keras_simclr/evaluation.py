@@ -290,12 +290,11 @@ def evaluate(
     settings = {
         "examples": _examples_in_words(splits),
         "remarks": remarks,
-        **{name: _SETTINGS[name] for name in probes},
-        **({"pixels": _SETTINGS["pixels"]} if baselines else {}),
+        **{x: _SETTINGS[x] for x in (*probes, *["pixels"] * baselines)},
         "projection_layer": projection_layer,
         "draws": draws,
         **_described(model, encoders, examples, splits),
-        **(_over_start(jobs, results, correction) if gains else {}),
+        **_over_start(jobs, results, correction),
         "seed": seed,
         "seconds": round(time.perf_counter() - start),
     }
