@@ -138,10 +138,7 @@ _COMMANDS = {
     ),
     "scan": (
         "Checks every image of a directory, finds duplicates, and says so.",
-        {
-            **_from_fields(_RECIPE.Data, "data"),
-            **_OUTPUT_DIR,
-        },
+        {**_from_fields(_RECIPE.Data, "data"), **_OUTPUT_DIR},
     ),
     "pretrain": (
         "Trains an encoder on unlabelled images and writes a run directory.",
@@ -433,6 +430,10 @@ def _check_places(command, values):
     """Refuses what flags name if it is not there, or in the way."""
     files, table = _module("_files"), _COMMANDS[command][1]
     for name, flag in table.items():
+        if name == "start_from":
+            # What a run began with it keeps: that may be gone elsewhere.
+            if pathlib.Path(values.output_dir, "start.keras").exists():
+                continue
         for item in _items(values[name]):
             if flag.place and item is not None:
                 check, rules = flag.place

@@ -583,6 +583,13 @@ def nested_layers(layer):
     return list(found.values())
 
 
+def unfreeze(network):
+    """Has a layer, and all layers inside it, trained."""
+    # Of a `Sequential` from a config, Keras 3.15 leaves the layers frozen.
+    for layer in nested_layers(network):
+        layer.trainable = True
+
+
 def weights_digest(model):
     """Names the weights of a model, so that a result can say what it is of.
 

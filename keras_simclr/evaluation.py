@@ -300,7 +300,7 @@ def evaluate(
         "projection_layer": projection_layer,
         "draws": draws,
         **about,
-        **(_over_start(encoders, jobs, results, correction) if gains else {}),
+        **_over_start(jobs, results, correction),
         "seed": seed,
         "seconds": round(time.perf_counter() - start),
     }
@@ -626,9 +626,9 @@ def _row(result, correction):
     }
 
 
-def _over_start(encoders, jobs, results, correction):
-    """What the model adds to what it started from, if that is known."""
-    if START not in encoders:
+def _over_start(jobs, results, correction):
+    """What the model adds to what it started from, if that was tried."""
+    if START not in {result.features for result in results}:
         return {}
     gains = [_gain(job, results, correction, {START}) for job in jobs]
     return {"over_start": gains}

@@ -244,7 +244,7 @@ class Tuner:
         self._is_proven = False  # That copies return what was copied.
         layers = _layers(copies.untrained_copy(model, 0), projection_layer)
         for layer in layers:
-            _unfreeze(layer)
+            copies.unfreeze(layer)
         self._network = _Network(model, layers, len(classes))
         start = "scratch" if from_scratch else "finetune"
         self._schedule = _Cosine(_LEARNING_RATES[start])
@@ -430,13 +430,6 @@ def _batches(images, places, seed, steps):
 
     batches = tf.data.Dataset.from_tensor_slices(rows).map(batch)
     return fit_data.prepared(batches.prefetch(1))
-
-
-def _unfreeze(layer):
-    layer.trainable = True
-    # Of a `Sequential` from a config, Keras 3.15 leaves the layers frozen.
-    for inner in getattr(layer, "layers", ()):
-        _unfreeze(inner)
 
 
 def _assign(variables, values):

@@ -446,6 +446,8 @@ class Recipe(_Checked):
         Returns:
             A `SimCLRModel`.
         """
+        import keras
+
         import keras_simclr as simclr
         from keras_simclr import pretrained
 
@@ -454,6 +456,8 @@ class Recipe(_Checked):
         size = self.micro_batch_size
         if self.start_from is not None:
             pretrained.check_chance(encoder, is_cached=size is not None)
+            # A new head is the same, however much was drawn to open this.
+            keras.utils.set_random_seed(self.seed)
         model = simclr.SimCLRModel(
             encoder,
             head,
@@ -480,14 +484,16 @@ class Recipe(_Checked):
     def encoder(self, input_shape):
         """The encoder, for views of that shape."""
         import keras_simclr as simclr
-        from keras_simclr import networks, pretrained
+        from keras_simclr import copies, networks, pretrained
 
         if self.start_from is not None:
-            return pretrained.open_encoder(
+            encoder = pretrained.open_encoder(
                 self.start_from,
                 input_shape=input_shape,
                 is_random=not self.without_dropout,
             )
+            copies.unfreeze(encoder)
+            return encoder
         stem = self.stem
         if stem == AUTO:
             stem = networks.stem_for(max(input_shape[:2]))

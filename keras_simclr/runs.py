@@ -218,7 +218,7 @@ def encoders_beside(run_dir, names, report=print):
             "`encoders` must have names other than 'start', which is what this "
             "run started from. Received: 'start'. Write ./start"
         )
-    name = read_summary(run_dir)["start"]["name"]
+    name = read_summary(run_dir).get("start", {}).get("name", START)
     report(f"Beside it its start, {name}, as it was before.")
     return {**encoders, "start": keras.models.load_model(path)}
 

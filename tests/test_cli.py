@@ -745,12 +745,17 @@ def test_more_epochs_are_for_a_run_that_is_finished(
         return runs.Run(model, None, 3, 3)
 
     monkeypatch.setattr(runs, "carry_out", carry_out)
-    (tmp_path / "flags.txt").touch()
+    for name in ("flags.txt", "start.keras"):
+        (tmp_path / name).touch()
     (tmp_path / "summary.json").write_text('{"finished": true}')
     arguments = ["pretrain", data, f"--output_dir={tmp_path}"]
+    arguments += ["--start_from=gone"]  # The run has it.
     assert cli.main([*arguments, "--more_epochs=2"]) == 0
     assert cli.main(arguments) == 1
     assert "whose run is finished" in capsys.readouterr().err
+    (tmp_path / "start.keras").unlink()
+    assert cli.main([*arguments, "--more_epochs=2"]) == 1
+    assert "`start_from` must be an existing" in capsys.readouterr().err
 
 
 def test_micro_batches_are_of_a_number(data, tmp_path, capsys):

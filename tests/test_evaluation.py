@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+import types
 
 import keras
 import numpy as np
@@ -335,6 +336,25 @@ def test_verdict_says_whether_going_on_was_worth_it(model, images):
         f" Going on from the start adds +0.0 points ({low:+.1f} to {high:+.1f}"
         ") with 5 labels per class."
     )
+
+
+def test_start_without_a_row_is_not_in_the_verdict(model, images, monkeypatch):
+    """Fine-tuning is of the model alone."""
+    tuner = types.SimpleNamespace(
+        fit=lambda *_, **__: None,
+        predict=lambda test: test["labels"],
+    )
+    monkeypatch.setattr(finetuning, "Tuner", lambda *_, **__: tuner)
+    result = simclr.evaluate(
+        model,
+        images,
+        probes=["finetune"],
+        labels=[5],
+        draws=2,
+        encoders={"start": model.encoder},
+    )
+    assert "over_start" not in result.settings
+    assert "the start" not in result.verdict
 
 
 def test_encoders_of_any_size_see_images_in_that_of_the_model(tmp_path):

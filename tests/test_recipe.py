@@ -175,6 +175,23 @@ def test_rates_are_lower_where_weights_exist():
     assert Recipe(start_from="a", learning_rate=2.0).rate == 2.0
 
 
+def test_new_head_is_the_same_in_whatever_the_start_is_kept(tmp_path):
+    """A run that was ended in its first epoch goes on from another file."""
+    encoder = standins.encoder()
+    encoder.trainable = False  # As probes leave it.
+    encoder.save(tmp_path / "encoder.keras")
+    spec = tf.TensorSpec((4, 8, 8, 1))
+    heads = []
+    for name in ("encoder.keras", "start.keras"):
+        recipe = Recipe(start_from=str(tmp_path / name), batch_size=4, seed=1)
+        model = recipe.build(spec, steps=10)
+        assert len(model.encoder.trainable_weights) == 2
+        heads.append(model.projection_head.get_weights())
+        model.save(tmp_path / "start.keras")
+    for ours, right in zip(*heads, strict=True):
+        np.testing.assert_array_equal(ours, right)
+
+
 def test_choices_are_what_the_library_takes():
     choices = {
         x.name: x.metadata["rule"][1].get("choices")

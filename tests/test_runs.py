@@ -1003,6 +1003,10 @@ def test_run_that_starts_from_weights_keeps_them_and_goes_on(
     (mean,) = (x for x in run.model.encoder.variables if "mean" in x.path)
     assert np.abs(mean).max() < 1
     assert runs.encoders_beside(tmp_path, []) == {}
+    (run_dir / "summary.json").unlink()  # Nothing else knows its name.
+    told = []
+    assert [*runs.encoders_beside(run_dir, [], told.append)] == ["start"]
+    assert told == ["Beside it its start, start.keras, as it was before."]
 
 
 def test_run_can_start_from_a_run_with_its_head_at_another_size(
