@@ -265,7 +265,7 @@ def evaluate(
     """
     _checks.seed("seed", seed)
     probes, amounts = _chosen(probes, labels, draws, thorough, features_dir)
-    encoders = _opened(encoders or {}, model)
+    encoders = _opened(encoders or {}, model, probes)
     start, say = time.perf_counter(), report or (lambda text: None)
     load = functools.partial(
         load_labelled,
@@ -321,13 +321,18 @@ def _chosen(probes, labels, draws, thorough, features_dir):
     return probes, list(dict.fromkeys(map(sampling.checked_amount, labels)))
 
 
-def _opened(encoders, model):
+def _opened(encoders, model, probes):
     """What to compare a model with, opened if given by name."""
     taken = {"pixels", "untrained", "simclr"} & {*encoders}
     if taken:
         raise ValueError(
             "`encoders` must have names other than 'pixels', 'untrained' and "
             f"'simclr', which the table has already. Received: {taken}"
+        )
+    if {*encoders} - {START} and {*KINDS}.isdisjoint(probes):
+        raise ValueError(
+            f"`encoders` are compared by the probes {' and '.join(KINDS)}. "
+            f"Received: probes={list(probes)}. Add one, or leave out `encoders`"
         )
     opened, opening = {}, functools.partial(open_encoder, beside=model)
     for name, encoder in encoders.items():

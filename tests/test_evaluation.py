@@ -357,6 +357,18 @@ def test_start_without_a_row_is_not_in_the_verdict(model, images, monkeypatch):
     assert "the start" not in result.verdict
 
 
+def test_encoders_that_would_have_no_row_are_refused(model):
+    """At once: nothing is read."""
+    with pytest.raises(ValueError) as error:
+        simclr.evaluate(
+            model, None, probes=["finetune"], encoders={"other": "absent.keras"}
+        )
+    assert str(error.value) == (
+        "`encoders` are compared by the probes linear and knn. Received: "
+        "probes=['finetune']. Add one, or leave out `encoders`"
+    )
+
+
 def test_encoders_of_any_size_see_images_in_that_of_the_model(tmp_path):
     """And one encoder has one digest, whatever it comes in."""
     norm = keras.layers.BatchNormalization()
