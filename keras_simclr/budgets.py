@@ -30,8 +30,8 @@ _TRIED = {  # There: the least and the most.
     "{:,.1f} million views": (0.3, 2.2),
 }
 MOST_EPOCHS = 1000  # The paper's longest training.
-# The demo's 1,437 digits make an encoder better than pixels; of 400 it gains
-# less.
+# A choice: the demo's 1,437 digits make an encoder that is better than pixels;
+# fewer photographs were not tried.
 FEWEST_IMAGES = 1000
 
 

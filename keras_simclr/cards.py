@@ -32,11 +32,8 @@ _ARCHIVE = "encoder.tar.gz"
 # `evaluation`, the others in `weights`, each with a digest.
 EVALUATED = ("rows", "gains", "evaluation")
 TRAINED = ("official", "epochs_trained", "steps_trained")
-_MADE_OF = (
-    "recipe",
-    "data",
-    "start",
-)  # Believed where `weights` are not recorded.
+# Believed where `weights` are not recorded.
+_MADE_OF = ("recipe", "data", "start")
 
 _README = """\
 # {name}

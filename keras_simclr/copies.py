@@ -114,17 +114,25 @@ def _sizes(network):
     return weights, network.output_shape
 
 
-def _with_policy(config, name):
-    """A config whose layers compute in that policy, but for whole numbers."""
+def _with_changed(config, change):
+    """A config of which each dictionary is changed, those inside it first."""
     if isinstance(config, (list, tuple)):
-        return [_with_policy(part, name) for part in config]
+        return [_with_changed(part, change) for part in config]
     if not isinstance(config, dict):
         return config
-    config = {key: _with_policy(part, name) for key, part in config.items()}
-    if config.get("class_name") == "DTypePolicy":
-        if "float" in config["config"]["name"]:  # Not int64, of a lookup.
-            config["config"] = {"name": name}
-    return config
+    return change({k: _with_changed(x, change) for k, x in config.items()})
+
+
+def _with_policy(config, name):
+    """A config whose layers compute in that policy, but for whole numbers."""
+
+    def change(part):
+        if part.get("class_name") == "DTypePolicy":
+            if "float" in part["config"]["name"]:  # Not int64, of a lookup.
+                part["config"] = {"name": name}
+        return part
+
+    return _with_changed(config, change)
 
 
 _SHAPES = ("batch_shape", "input_shape", "build_input_shape", "shape")
@@ -132,18 +140,12 @@ _SHAPES = ("batch_shape", "input_shape", "build_input_shape", "shape")
 
 def _with_shape(config, before, after):
     """A config in which inputs of one shape have another."""
-    if isinstance(config, (list, tuple)):
-        return [_with_shape(part, before, after) for part in config]
-    if not isinstance(config, dict):
-        return config
-    return {
-        key: list(after)
-        if key in _SHAPES
-        and isinstance(part, (list, tuple))
-        and tuple(part) == tuple(before)
-        else _with_shape(part, before, after)
-        for key, part in config.items()
-    }
+
+    def change(part):
+        same = [x for x in _SHAPES if part.get(x) == list(before)]
+        return part | {key: list(after) for key in same}
+
+    return _with_changed(config, change)
 
 
 def _random_names(network):
@@ -151,11 +153,7 @@ def _random_names(network):
     return {
         layer.name
         for layer in nested_layers(network)
-        if any(
-            isinstance(value, keras.random.SeedGenerator)
-            for part in nested_layers(layer)
-            for value in vars(part).values()
-        )
+        if any(map(trials.generators_of, nested_layers(layer)))
     }
 
 
@@ -164,18 +162,18 @@ _CHANCES = ("rate", "drop", "stddev")  # In names of what makes layers random.
 
 def _without_chance(config, names):
     """A config whose layers of these names do nothing at random."""
-    if isinstance(config, (list, tuple)):
-        return [_without_chance(part, names) for part in config]
-    if not isinstance(config, dict):
-        return config
-    if config.get("name") in names:
-        config = {
+
+    def change(part):
+        if part.get("name") not in names:
+            return part
+        return {
             key: 0.0
-            if isinstance(part, float) and any(x in key for x in _CHANCES)
-            else part
-            for key, part in config.items()
+            if isinstance(value, float) and any(x in key for x in _CHANCES)
+            else value
+            for key, value in part.items()
         }
-    return {key: _without_chance(part, names) for key, part in config.items()}
+
+    return _with_changed(config, change)
 
 
 def _rebuilt(network, change=lambda config: config):
@@ -285,10 +283,9 @@ class KeepsGenerators(keras.Model):
 
     def _generators(self):
         found = {
-            id(value): value
+            id(generator): generator
             for layer in nested_layers(self)
-            for value in vars(layer).values()
-            if isinstance(value, keras.random.SeedGenerator)
+            for generator in trials.generators_of(layer)
         }
         return {f"seed_{place}": x for place, x in enumerate(found.values())}
 
@@ -401,19 +398,17 @@ def examples_for(network):
 
 
 def _plain_config(config):
-    if isinstance(config, (list, tuple)):
-        return [_plain_config(part) for part in config]
-    if not isinstance(config, dict):
-        return config
-    config = {name: _plain_config(part) for name, part in config.items()}
-    plain_class = _PLAIN_CLASSES.get(config.get("registered_name"))
-    if plain_class is not None:
-        config.update(
-            module="keras.layers",
-            class_name=plain_class.__name__,
-            registered_name=None,
-        )
-    return config
+    def change(part):
+        plain_class = _PLAIN_CLASSES.get(part.get("registered_name"))
+        if plain_class is not None:
+            part.update(
+                module="keras.layers",
+                class_name=plain_class.__name__,
+                registered_name=None,
+            )
+        return part
+
+    return _with_changed(config, change)
 
 
 _PLAIN_CLASSES = {

@@ -635,16 +635,17 @@ def _over_start(jobs, results, correction):
     """What the model adds to what it started from, if that was tried."""
     if START not in {result.features for result in results}:
         return {}
-    gains = [_gain(job, results, correction, {START}) for job in jobs]
+    gains = [_gain(job, results, correction, START) for job in jobs]
     return {"over_start": gains}
 
 
-def _gain(job, results, correction, others=None):
-    """The best of SimCLR against the best of the others, or of some."""
+def _gain(job, results, correction, features=None):
+    """The best of SimCLR against the best of the others, or of one of them."""
     results = [result for result in results if result.job is job]
     ours = [result for result in results if result.features == "simclr"]
-    others = [x for x in results if x.features in (others or {x.features})]
-    others = [result for result in others if result.features != "simclr"]
+    others = [result for result in results if result.features != "simclr"]
+    if features is not None:
+        others = [result for result in others if result.features == features]
     best, baseline = (max(x, key=lambda y: y.mean) for x in (ours, others))
     return {
         "labels": job.amount,

@@ -83,13 +83,17 @@ def open_encoder(name, *, input_shape=None, beside=None, is_random=True):
     model = simclr.SimCLRModel(encoder)
     ```
     """
-    kind, _, rest = str(name).partition(":")
-    if kind in _KINDS:
-        network = _KINDS[kind](rest, input_shape)
-    else:
-        network = encoder_of(_load(pathlib.Path(name)))
+    network = _network(name, input_shape)
     encoder = as_encoder(network, str(name), input_shape, beside)
     return encoder if is_random else _without_chance(encoder)
+
+
+def _network(name, input_shape=None):
+    """What a name stands for, as it is; perhaps for images of that shape."""
+    kind, _, rest = str(name).partition(":")
+    if kind in _KINDS:
+        return _KINDS[kind](rest, input_shape)
+    return encoder_of(_load(pathlib.Path(name)))
 
 
 def _without_chance(encoder):
@@ -186,10 +190,7 @@ def own_side(name):
     if kind == "keras_applications":
         _checks.choice(kind, rest, _applications())
         return None
-    if kind in _KINDS:
-        network = _KINDS[kind](rest, None)
-    else:
-        network = encoder_of(_load(pathlib.Path(name)))
+    network = _network(name)
     check_is_no_classifier(network, str(name))
     sides = {*(network.input_shape or ())[1:3]}
     return sides.pop() if len(sides) == 1 else None

@@ -177,14 +177,7 @@ def prepare(layers, embed, inputs, *, replicas, micro_batch_size):
 
 
 def _refuse_randomness(layers, is_cached):
-    names = [
-        layer.name
-        for layer in layers
-        if any(
-            isinstance(value, keras.random.SeedGenerator)
-            for value in vars(layer).values()
-        )
-    ]
+    names = [layer.name for layer in layers if trials.generators_of(layer)]
     words = f"layers {', '.join(names)}. Leave them out"
     if not names:
         words = (

@@ -66,6 +66,15 @@ def ramps(shape):
     return tf.constant([1 - down, down, right, 1 - right], "float32")
 
 
+def generators_of(layer):
+    """Keras's generators of random numbers that a layer holds, in a list."""
+    return [
+        value
+        for value in vars(layer).values()
+        if isinstance(value, keras.random.SeedGenerator)
+    ]
+
+
 def is_random(function, inputs, *, runs=2, at_rest=False):
     """Whether a function of a batch draws random numbers.
 
