@@ -78,6 +78,7 @@ LEVELS = {
     "demo": 11,
     "tables": 10,
     "official": 12,
+    "commands": 13,
 }
 HEAVY = {
     "PIL",

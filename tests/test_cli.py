@@ -28,6 +28,7 @@ import keras_simclr_cli as cli
 from keras_simclr import (
     _terminal,
     classification,
+    commands,
     copies,
     devices,
     embedding,
@@ -634,7 +635,7 @@ def test_signals_that_are_ignored_stay_so(monkeypatch):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         monkeypatch.setattr(
-            cli, "_demo", lambda values: signal.raise_signal(signal.SIGHUP)
+            commands, "_demo", lambda values: signal.raise_signal(signal.SIGHUP)
         )
         assert cli.main(["demo", "--output_dir=out"]) == 0
     finally:
@@ -647,7 +648,7 @@ def test_signal_that_ends_a_training_in_order_is_told(monkeypatch):
             signal.raise_signal(signal.SIGTERM)
         return 130
 
-    monkeypatch.setattr(cli, "_demo", train)
+    monkeypatch.setattr(commands, "_demo", train)
     assert cli.main(["demo", "--output_dir=out"]) == 143
 
 

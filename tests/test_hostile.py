@@ -8,6 +8,7 @@ import pathlib
 import pytest
 
 import keras_simclr_cli as cli
+from keras_simclr import commands
 
 COUNTS = ["0", "-5", "1.5", "x", "nan", "", "9" * 5000]
 POSITIVE = ["0", "-1", "nan", "inf", "-inf", "x", ""]
@@ -106,8 +107,8 @@ def _here(tmp_path, monkeypatch):
         (tmp_path / name).write_text("mine")
     (tmp_path / "link").symlink_to("nowhere")
     monkeypatch.chdir(tmp_path)
-    for name in [x for x in vars(cli) if x[1:] in _names(cli._COMMANDS)]:
-        monkeypatch.setattr(cli, name, None)
+    for name in _names(cli._COMMANDS):
+        monkeypatch.setattr(commands, f"_{name}", None)
 
 
 def _names(commands):
@@ -210,7 +211,7 @@ def test_flags_that_sound_alike_are_told_apart(command, other, own, capsys):
 
 def test_the_last_of_several_counts_and_spaces_do(monkeypatch):
     seen = []
-    monkeypatch.setattr(cli, "_demo", seen.append)
+    monkeypatch.setattr(commands, "_demo", seen.append)
     pathlib.Path("flags.txt").write_text("--seed=1\n")
     for arguments, seed in {
         ("--seed=1", "--seed=2"): 2,
@@ -226,7 +227,7 @@ def test_home_is_found_in_lists(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "a.keras").write_text("")
     seen = []
-    monkeypatch.setattr(cli, "_evaluate", seen.append)
+    monkeypatch.setattr(commands, "_evaluate", seen.append)
     arguments = ["evaluate", *right("evaluate"), "--encoders=~/a.keras"]
     assert cli.main(arguments) == 0
     assert seen[0].encoders == [str(tmp_path / "a.keras")]
