@@ -3,7 +3,8 @@ import pytest
 from absl import flags
 
 import keras_simclr_cli as cli
-from benchmarks.recipes import factors, minutes
+from benchmarks.recipes import equal_minutes, factors, minutes
+from benchmarks.speed import images
 
 
 def test_factors_are_flags_of_pretrain_and_as_frequent_as_each_other():
@@ -51,9 +52,9 @@ def test_time_is_counted_in_steps_and_no_result_made_twice(
         made.append(images)
         return None, round(images / flags["batch_size"])
 
-    monkeypatch.setattr(minutes, "_trained", trained)
-    monkeypatch.setattr(minutes, "_probed", lambda *_: {"linear": 0.5})
-    monkeypatch.setattr(minutes, "_known_pace", lambda *_: 200.0)
+    monkeypatch.setattr(minutes, "trained", trained)
+    monkeypatch.setattr(minutes, "probed", lambda *_: {"linear": 0.5})
+    monkeypatch.setattr(minutes, "known_pace", lambda *_: 200.0)
     values = minutes.parser("").parse_args(
         ["--cifar10=x", f"--results={tmp_path}", "--minutes=2"]
     )
@@ -68,3 +69,44 @@ def test_time_is_counted_in_steps_and_no_result_made_twice(
     assert result["flags"]["temperature"] == 0.2
     values.test = True
     assert not minutes.is_stored(change, 1, values)
+
+
+@pytest.mark.parametrize(("count", "steps", "parts"), [(10, 7, 3), (100, 5, 5)])
+def test_parts_of_a_training_are_whole_batches_of_whole_epochs(
+    count, steps, parts
+):
+    found = list(images.parts_of_training(count, 4, steps, parts, seed=0))
+    assert len(found) == parts
+    assert all(len(part) % 4 == 0 for part in found)
+    places = np.concatenate(found)
+    assert len(places) == 4 * steps
+    for start in range(0, len(places), count):
+        epoch = places[start : start + count]
+        assert len(set(epoch)) == len(epoch)
+    again = images.parts_of_training(count, 4, steps, 1, seed=0)
+    np.testing.assert_array_equal(next(again), places)
+
+
+def test_leads_are_those_of_the_same_seed(tmp_path):
+    values = equal_minutes.minutes.parser("").parse_args(
+        ["--cifar10=x", f"--results={tmp_path}", "--minutes=2"]
+    )
+    values.seeds = 2
+    results = []
+    for seed, (ours, theirs) in enumerate([(0.5, 0.4), (0.7, 0.66)]):
+        for name in ("keras_simclr", *equal_minutes._RECIPES):
+            share = ours if name == "keras_simclr" else theirs
+            shares = dict.fromkeys(("linear", "few_labels", "knn"), share)
+            results.append(
+                {
+                    **equal_minutes._key(seed, values),
+                    "contender": name,
+                    "images_per_second": 100.0,
+                    **shares,
+                }
+            )
+    equal_minutes.store(tmp_path / "equal_minutes.json", results)
+    lines = equal_minutes._table(values).splitlines()
+    assert lines[2].split(" | ")[2:] == ["60.0", "60.0", "60.0 |"]
+    cell = "53.0 (+4.0 to +10.0)"
+    assert lines[3].split(" | ")[2:] == [cell, cell, f"{cell} |"]

@@ -45,7 +45,7 @@ _SPLITS = {
     "fashion_mnist": ("train[:50000]", "train[50000:]", "train", "test"),
 }
 # Shoes and bags all face one way: what a flip makes of them is never seen.
-_OF_DATA = {"cifar10": {}, "fashion_mnist": {"flip_rate": 0}}
+OF_DATA = {"cifar10": {}, "fashion_mnist": {"flip_rate": 0}}
 _LABELS = 20_000  # That the probes of the search learn from.
 _FEW, _DRAWS = 10, 5  # Labels of each class, and how often they are drawn.
 _TURNS, _SECONDS = 3, 4.0  # Of measuring steps.
@@ -92,15 +92,15 @@ def parser(text):
 
 def run(change, seed, values):
     """Trains and probes, unless the results are there."""
-    flags = {**_OF_DATA[values.data], **change}
+    flags = {**OF_DATA[values.data], **change}
 
     def train_and_probe():
-        pace = _known_pace(values, flags)
+        pace = known_pace(values, flags)
         images = 60 * values.minutes * pace
         start = time.perf_counter()
-        model, steps = _trained(flags, seed, values, images)
+        model, steps = trained(flags, seed, values, images)
         seconds = time.perf_counter() - start
-        shares = _probed(model, values)
+        shares = probed(model, values)
         return {
             "changed": change,
             "images_per_second": pace,
@@ -126,7 +126,7 @@ def _key(change, seed, values):
         "splits": list(_splits(values)),
         "minutes": values.minutes,
         "seed": seed,
-        "flags": _all_flags({**_OF_DATA[values.data], **change}),
+        "flags": all_flags({**OF_DATA[values.data], **change}),
     }
 
 
@@ -135,8 +135,8 @@ def measure(changes, values):
     path = values.results / "paces.json"
     waiting = {}
     for change in changes:
-        flags = {**_OF_DATA[values.data], **change}
-        if _known_pace(values, flags) is None:
+        flags = {**OF_DATA[values.data], **change}
+        if known_pace(values, flags) is None:
             waiting[json.dumps(_of_pace(flags), sort_keys=True)] = flags
     clock = _clock(_SECONDS) if waiting else None
     trainings = {
@@ -194,7 +194,7 @@ def _batch_size(dataset):
     return elements.unpack(dataset.element_spec)["images"].shape[0]
 
 
-def _known_pace(values, flags):
+def known_pace(values, flags):
     """What was measured on this processor, or None."""
     here = {"data": values.data, "flags": _of_pace(flags), **processor()}
     for result in stored(values.results / "paces.json"):
@@ -205,10 +205,10 @@ def _known_pace(values, flags):
 
 def _of_pace(flags):
     """Of all flags, those that change how long a step takes."""
-    return {k: v for k, v in _all_flags(flags).items() if k in _SLOWING}
+    return {k: v for k, v in all_flags(flags).items() if k in _SLOWING}
 
 
-def _all_flags(flags):
+def all_flags(flags):
     """All flags that say something: others may come, and do nothing."""
     from keras_simclr.recipe import AUTO, Recipe
 
@@ -232,39 +232,60 @@ def _built(flags, seed, values, steps):
     return recipe.build(dataset.element_spec, steps), dataset
 
 
-def _trained(flags, seed, values, images):
+def trained(flags, seed, values, images):
     """The model after so many images, and its steps."""
+    from keras_simclr import features
+
     _, dataset = _built(flags, seed, values, 1)
     steps = round(images / _batch_size(dataset))
     model, dataset = _built(flags, seed, values, steps)
+    if flags.get("start_from"):  # As `pretrain` does.
+        features.settle_on(model, dataset)
     model.fit(dataset.repeat(), steps_per_epoch=steps, verbose=0)
     return model, steps
 
 
-def _probed(model, values):
+def probed(model, values):
     """Shares of 1 that probes of the encoder reach."""
+    import keras_simclr as simclr
+
+    train, test = arrays_of(values)
+    labels = None if values.test else _LABELS
+    train = [array[:labels] for array in train]
+    features = [
+        simclr.extract_features(model, images) for images in (train[0], test[0])
+    ]
+    return shares(features[0], train[1], features[1], test[1])
+
+
+def shares(features, labels, test_features, test_labels):
+    """Shares of the test images that probes of features get right.
+
+    Args:
+        features: (N, D), to learn from.
+        labels: (N,)
+        test_features: (M, D)
+        test_labels: (M,)
+
+    Returns:
+        Dictionary: of a linear probe and of k-NN with all labels, and of a
+        linear probe with few, the mean of several draws.
+    """
     import numpy as np
 
     import keras_simclr as simclr
 
-    train, test = (_arrays(values, split) for split in _splits(values))
-    labels = None if values.test else _LABELS
-    features = [
-        simclr.extract_features(model, images)
-        for images in (train[0][:labels], test[0])
-    ]
-    known = train[1][:labels]
-    arrays = features[0], known, features[1], test[1]
+    arrays = features, labels, test_features, test_labels
     few = []
     for draw in range(_DRAWS):
         rng = np.random.default_rng(draw)
         rows = np.concatenate(
             [
-                rng.choice(np.flatnonzero(known == name), _FEW, replace=False)
-                for name in np.unique(known)
+                rng.choice(np.flatnonzero(labels == name), _FEW, replace=False)
+                for name in np.unique(labels)
             ]
         )
-        probe = simclr.linear_probe(features[0][rows], known[rows], *arrays[2:])
+        probe = simclr.linear_probe(features[rows], labels[rows], *arrays[2:])
         few.append(probe.accuracy)
     return {
         "linear": simclr.linear_probe(*arrays).accuracy,
@@ -273,19 +294,25 @@ def _probed(model, values):
     }
 
 
-def _arrays(values, split):
-    """Images and labels of a split."""
+def arrays_of(values):
+    """Images and labels: to train on, and to test on."""
     import numpy as np
 
     from keras_simclr.recipe import Data
 
-    _, dataset = Data(**_place(values), split=split).open_in_order(32)
-    batches = list(dataset.as_numpy_iterator())
-    return [np.concatenate(parts) for parts in zip(*batches, strict=True)]
+    found = []
+    for split in _splits(values):
+        _, dataset = Data(**_place(values), split=split).open_in_order(32)
+        batches = list(dataset.as_numpy_iterator())
+        parts = zip(*batches, strict=True)
+        found.append([np.concatenate(part) for part in parts])
+    return found
 
 
 def _splits(values):
-    return _SPLITS[values.data][2:] if values.test else _SPLITS[values.data][:2]
+    """To train on and to test on: others than these, if `values` has some."""
+    own = _SPLITS[values.data][2:] if values.test else _SPLITS[values.data][:2]
+    return getattr(values, "splits", own)
 
 
 def _place(values):

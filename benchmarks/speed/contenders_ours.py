@@ -1,6 +1,5 @@
 """keras_simclr, as its README uses it."""
 
-import dataclasses
 import pathlib
 
 import keras
@@ -8,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 import keras_simclr as simclr
-from benchmarks.speed.images import parts_of_epochs, smooth_noise
+from benchmarks.speed.images import parts_of_training, smooth_noise
 from keras_simclr import decoding, fit_data, folders, scanning
 from keras_simclr.recipe import Recipe
 
@@ -159,29 +158,17 @@ def optimizer(name):
 
 
 class Pretraining:
-    """Half an epoch of pretraining per unit of work, for time to accuracy."""
+    """Pretraining for so many steps; one of `parts` of them at a time."""
 
-    def __init__(self, data, **changed):
-        recipe = Recipe(
-            **{
-                "width_multiplier": 0.25,
-                "epochs": 3,
-                "precision": "mixed_bfloat16",
-                **changed,
-            }
-        )
+    def __init__(self, data, steps, parts, **flags):
+        recipe = Recipe(**{"precision": "mixed_bfloat16", **flags, "epochs": 1})
         keras.config.set_dtype_policy(recipe.precision)
         keras.utils.set_random_seed(recipe.seed)
         arrays = np.load(data)
         self.images, self.test_images = arrays["images"], arrays["test_images"]
         self.batch_size = recipe.batch_size
-        self.parts = parts_of_epochs(
-            len(self.images), recipe.epochs, recipe.seed
-        )
-        steps = 2 * (len(self.images) // 2 // recipe.batch_size)
-        # As many steps as the peers': a tenth of all, rounded down.
-        recipe = dataclasses.replace(
-            recipe, warmup_epochs=recipe.epochs * steps // 10 / steps
+        self.parts = parts_of_training(
+            len(self.images), self.batch_size, steps, parts, recipe.seed
         )
         spec = tf.TensorSpec((None, *self.images.shape[1:]))
         self.model = recipe.build(spec, steps)

@@ -19,7 +19,11 @@ from torchvision.models import resnet50
 from torchvision.models.resnet import BasicBlock
 from torchvision.transforms import v2
 
-from benchmarks.speed.images import blur_size, parts_of_epochs, smooth_noise
+from benchmarks.speed.images import (
+    blur_size,
+    parts_of_training,
+    smooth_noise,
+)
 
 _THREADS = int(os.environ["OMP_NUM_THREADS"])
 torch.set_num_threads(_THREADS)
@@ -73,17 +77,27 @@ def albumentations_augmentation(source, size, batch_size):
     return lambda: len([transform(image=image)["image"] for image in images])
 
 
-def _albumentations_transform(size, min_scale=0.08):
-    taps = blur_size(size)
+def _albumentations_transform(
+    size,
+    min_scale=0.08,
+    strength=1.0,
+    flip_rate=0.5,
+    grayscale_rate=0.2,
+    blur_rate=0.5,
+    seed=0,
+):
+    taps, most = blur_size(size), 0.8 * strength
+    factors = (max(0.0, 1 - most), 1 + most)
+    hues = (-0.2 * strength, 0.2 * strength)
     return A.Compose(
         [
             A.RandomResizedCrop((size, size), scale=(min_scale, 1.0)),
-            A.HorizontalFlip(),
-            A.ColorJitter((0.2, 1.8), (0.2, 1.8), (0.2, 1.8), (-0.2, 0.2), 0.8),
-            A.ToGray(p=0.2),
-            A.GaussianBlur((taps, taps), (0.1, 2.0)),
+            A.HorizontalFlip(flip_rate),
+            A.ColorJitter(factors, factors, factors, hues, 0.8),
+            A.ToGray(p=grayscale_rate),
+            A.GaussianBlur((taps, taps), (0.1, 2.0), p=blur_rate),
         ],
-        seed=0,
+        seed=seed,
     )
 
 
@@ -229,21 +243,24 @@ class _Trainer:
         is_compiled=False,
         batch_size=256,
         temperature=0.5,
-        smallest_crop=0.08,
+        hidden=None,
+        augmentation=None,
         **optimizer,
     ):
         self.is_tuned = is_tuned
         self.workers = workers
         self.batch_size = batch_size
         self.encoder = encoder
-        head = SimCLRProjectionHead(features, features, 128)
+        head = SimCLRProjectionHead(features, hidden or features, 128)
         self.model = nn.Sequential(encoder, head)
-        self.transform = SimCLRTransform(
-            input_size=size, min_scale=smallest_crop, normalize=None
-        )
+        augmentation = augmentation or {}
         if is_tuned:
             self.model = self.model.to(memory_format=torch.channels_last)
-            self.transform = _albumentations_transform(size, smallest_crop)
+            self.transform = _albumentations_transform(size, **augmentation)
+        else:
+            self.transform = SimCLRTransform(
+                input_size=size, normalize=None, **augmentation
+            )
         if is_compiled:
             self.model = torch.compile(self.model)
         self.criterion = NTXentLoss(temperature)
@@ -346,36 +363,21 @@ def optimizer(name):
 
 
 class Pretraining:
-    """Half an epoch of pretraining per unit of work, for time to accuracy."""
+    """Pretraining for so many steps; one of `parts` of them at a time."""
 
-    def __init__(
-        self,
-        data,
-        is_tuned,
-        workers,
-        epochs=3,
-        temperature=0.2,
-        smallest_crop=0.2,
-        seed=0,
-        **optimizer,
-    ):
+    def __init__(self, data, steps, parts, width, seed=0, **flags):
         torch.manual_seed(seed)
         arrays = np.load(data)
         self.images, self.test_images = arrays["images"], arrays["test_images"]
-        self.parts = parts_of_epochs(len(self.images), epochs, seed)
+        _, size, _, channels = self.images.shape
         self.trainer = _Trainer(
-            _encoder(1, 0.25, 1),
-            128,
-            28,
-            is_tuned=is_tuned,
-            workers=workers,
-            temperature=temperature,
-            smallest_crop=smallest_crop,
-            **optimizer,
+            _encoder(1, width, channels), round(512 * width), size, **flags
         )
-        steps = epochs * 2 * (len(self.images) // 2 // self.trainer.batch_size)
         self.trainer.scheduler = CosineWarmupScheduler(
             self.trainer.optimizer, steps // 10, steps
+        )
+        self.parts = parts_of_training(
+            len(self.images), self.trainer.batch_size, steps, parts, seed
         )
 
     def __call__(self):

@@ -31,12 +31,15 @@ def blur_size(size):
     return max(3, size // 10 // 2 * 2 + 1)
 
 
-def parts_of_epochs(count, epochs, seed):
-    """Shuffles the places of `count` images anew for each epoch.
+def parts_of_training(count, batch_size, steps, parts, seed):
+    """Places of `count` images for so many steps, in an order of each epoch.
 
     Yields:
-        Half of the places at a time.
+        Those of as many batches at a time as make `parts` of all.
     """
     rng = np.random.default_rng(seed)
-    for _ in range(epochs):
-        yield from np.split(rng.permutation(count), [count // 2])
+    epochs = -(-steps * batch_size // count)
+    places = np.concatenate([rng.permutation(count) for _ in range(epochs)])
+    for batches in np.array_split(np.arange(steps), parts):
+        start, end = batches[0] * batch_size, (batches[-1] + 1) * batch_size
+        yield places[start:end]

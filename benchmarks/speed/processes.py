@@ -97,9 +97,9 @@ def _environments():
     return pathlib.Path(os.environ.get("BENCHMARK_ENVIRONMENTS", default))
 
 
-def set_up_environments():
-    """Makes the peers' environments with the pinned versions."""
-    for requirements in _HERE.glob("requirements_*.txt"):
+def set_up_environments(which="*"):
+    """Makes the peers' environments, or one, with the pinned versions."""
+    for requirements in _HERE.glob(f"requirements_{which}.txt"):
         name = requirements.stem.removeprefix("requirements_")
         directory = _environments() / name
         python = directory / "bin" / "python"
