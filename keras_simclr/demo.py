@@ -24,6 +24,7 @@ from keras_simclr.sources import dataset_from_arrays
 # another sign: no flip.
 RECIPE = Recipe(
     width_multiplier=0.25,
+    views=2,
     epochs=80,
     batch_size=128,
     learning_rate=0.8,

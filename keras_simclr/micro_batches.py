@@ -249,3 +249,23 @@ def _peak_memory():
 
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def largest_of_model(model, spec, batch_size):
+    """As `largest_micro_batch`, of steps of a model.
+
+    Args:
+        model: Compiled `SimCLRModel` without micro-batches.
+        spec: `tf.TensorSpec` of its images.
+        batch_size: Images of one replica in a step.
+    """
+    model.build_optimizer()  # Its slots take memory, too.
+
+    @tf.function
+    def step(images):
+        return model.replica_gradients({"images": images})[0]
+
+    def train(size):
+        return step(tf.zeros((size, *spec.shape[1:]), spec.dtype))
+
+    return largest_micro_batch(train, batch_size)

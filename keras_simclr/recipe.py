@@ -20,6 +20,7 @@ _PRECISIONS = (
     *("mixed_float16", "mixed_bfloat16"),
 )
 _IMAGE_SIZE = 64  # Of views of images that have no one size.
+_OPEN = {"epochs", "learning_rate", "strength", "blur_rate"}  # Until there are.
 # Of the default epochs. An encoder of 1,437 digits is better than raw pixels
 # after 400 steps, not always after 200; photographs differ more.
 FEWEST_STEPS, _FEWEST_EPOCHS = 800, 8
@@ -250,9 +251,10 @@ class Recipe(_Checked):
         2, "Layers of the projection head, 0 to 3.", _one_of(0, 1, 2, 3)
     )
     views: int = _told(
-        2,
+        4,
         "Views of each image; as many fewer images take the same time.",
         ("integer", {"minimum": 2}),
+        SimCLRModel=2,
     )
     epochs: int | None = _told(
         None,
@@ -261,7 +263,7 @@ class Recipe(_Checked):
         _COUNT,
     )
     batch_size: int = _told(
-        256,
+        64,
         "Images in a batch (not views), at least 2.",
         ("integer", {"minimum": 2}),
     )
@@ -310,16 +312,21 @@ class Recipe(_Checked):
         SimCLRAugmentation=0.08,
     )
     flip_rate: float = _told(0.5, "Probability of a horizontal flip.", _SHARE)
-    strength: float = _told(
-        1.0,
-        "Strength of the colour distortion, 0 to 2.5.",
+    strength: float | None = _told(
+        None,
+        "Strength of the colour distortion, 0 to 2.5. By default 0.5 for RGB "
+        "of up to 32 pixels, else 1.",
         _between(0, 2.5, "between 0 and 2.5"),
     )
     color_rate: float = _told(0.8, "Probability of the colour jitter.", _SHARE)
     grayscale_rate: float = _told(
         0.2, "Probability of dropping the colours.", _SHARE
     )
-    blur_rate: float = _told(0.5, "Probability of the blur.", _SHARE)
+    blur_rate: float | None = _told(
+        None,
+        "Probability of the blur. By default 0 up to 32 pixels, else 0.5.",
+        _SHARE,
+    )
     strategy: str = _told(
         AUTO,
         "one, mirrored, multi_worker, tpu, or auto: what there is.",
@@ -388,11 +395,28 @@ class Recipe(_Checked):
         idle = self._idle
         return {k: value for k, value in vars(self).items() if k not in idle}
 
-    def completed(self, steps):
-        """This recipe with the numbers that it leaves open, for such epochs."""
+    def completed(self, element_spec, steps):
+        """This recipe with what it leaves open, for such data and epochs."""
         return dataclasses.replace(
-            self, epochs=self.epochs_for(steps), learning_rate=self.rate
+            self,
+            **self.for_shape(self.input_shape(element_spec)),
+            epochs=self.epochs_for(steps),
+            learning_rate=self.rate,
         )
+
+    def for_shape(self, input_shape):
+        """What of the augmentation depends on the views, by name.
+
+        Small ones have the paper's for CIFAR-10 (appendix B.9), others those
+        for ImageNet. Without colours half the strength is worse.
+        """
+        is_small, is_rgb = max(input_shape[:2]) <= 32, input_shape[2] == 3
+        found = {
+            "strength": 0.5 if is_small and is_rgb else 1.0,
+            "blur_rate": 0.0 if is_small else 0.5,
+        }
+        given = {x: getattr(self, x) for x in found}
+        return found | {x: v for x, v in given.items() if v is not None}
 
     def epochs_for(self, steps):
         """Passes over the images, for epochs of so many steps."""
@@ -419,14 +443,7 @@ class Recipe(_Checked):
         )
 
     def open(self, data):
-        """The images to train on.
-
-        Args:
-            data: `Data`.
-
-        Returns:
-            As `Data.open`.
-        """
+        """The images of `Data` to train on; returns what `Data.open` does."""
         from keras_simclr import decoding
 
         side = self.image_size or _IMAGE_SIZE
@@ -519,12 +536,11 @@ class Recipe(_Checked):
 
         return simclr.SimCLRAugmentation(
             tuple(input_shape[:2]),
-            strength=self.strength,
+            **self.for_shape(input_shape),
             scale=(self.smallest_crop, 1.0),
             flip_rate=self.flip_rate,
             color_rate=self.color_rate,
             grayscale_rate=self.grayscale_rate,
-            blur_rate=self.blur_rate,
         )
 
     def loss(self):
@@ -594,21 +610,13 @@ class Recipe(_Checked):
     def largest_micro_batch(self, element_spec, steps, strategy):
         """The largest micro-batch that fits, as text; or None for the batch."""
         import keras
-        import tensorflow as tf
 
         from keras_simclr import devices, elements, micro_batches
 
         whole = dataclasses.replace(self, micro_batch_size=None)
-        model = whole.build(element_spec, steps)
-        model.build_optimizer()  # Its slots take memory, too.
-        spec = elements.unpack(element_spec)["images"]
-
-        @tf.function
-        def step(images):
-            return model.replica_gradients({"images": images})[0]
-
-        size = micro_batches.largest_micro_batch(
-            lambda size: step(tf.zeros((size, *spec.shape[1:]), spec.dtype)),
+        size = micro_batches.largest_of_model(
+            whole.build(element_spec, steps),
+            elements.unpack(element_spec)["images"],
             self.batch_size // strategy.num_replicas_in_sync,
         )
         devices.forget_models()
@@ -618,7 +626,7 @@ class Recipe(_Checked):
 
 def is_open(name, value):
     """Whether a field's value is one that is chosen when the run begins."""
-    if name in ("epochs", "learning_rate"):
+    if name in _OPEN:
         return value is None
     return name in _CHOSEN and value == AUTO
 

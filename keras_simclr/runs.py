@@ -112,7 +112,7 @@ def carry_out(
     keras.utils.set_random_seed(recipe.seed)
     source, dataset = recipe.open(data)
     spec, steps = dataset.element_spec, int(dataset.cardinality())
-    recipe = recipe.completed(steps)
+    recipe = recipe.completed(spec, steps)
     for text in _in_words(recipe, data, source, steps, added):
         report(text)
     recipe = recipe.with_choice(

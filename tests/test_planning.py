@@ -25,7 +25,7 @@ GIVEN = {
     "learning_rate": 1.0,
     "views": 2,
 }
-RECIPE = recipe.Recipe(precision="float32", batch_size=64)
+RECIPE = recipe.Recipe(precision="float32", views=2, batch_size=64)
 SMALL, MIDDLE, LARGE = (Encoder(10, width, 32) for width in (0.25, 0.5, 1.0))
 
 

@@ -89,6 +89,29 @@ def test_few_images_are_passed_over_more_often(images, batch_size, epochs):
     assert float(schedule(epochs * steps // 2)) > 0.1 * batch_size / 256
 
 
+@pytest.mark.parametrize(
+    ("shape", "strength", "blur_rate"),
+    [
+        ((32, 32, 3), 0.5, 0.0),
+        ((28, 28, 1), 1.0, 0.0),  # Nothing to distort but the brightness.
+        ((32, 32, 4), 1.0, 0.0),
+        ((33, 32, 3), 1.0, 0.5),
+        ((64, 64, 3), 1.0, 0.5),
+    ],
+)
+def test_colours_and_blur_suit_the_views(shape, strength, blur_rate):
+    spec = tf.TensorSpec((4, *shape), "uint8")
+    recipe = Recipe().completed(spec, steps=10)
+    assert (recipe.strength, recipe.blur_rate) == (strength, blur_rate)
+    # What a run keeps makes the same views.
+    for each in (Recipe(), recipe):
+        config = each.augmentation(shape).get_config()
+        assert config["strength"] == strength
+        assert config["blur_rate"] == blur_rate
+    given = Recipe(strength=0.0, blur_rate=0.25).completed(spec, steps=10)
+    assert (given.strength, given.blur_rate) == (0.0, 0.25)
+
+
 def test_epochs_that_are_asked_for_are_what_is_trained():
     recipe = Recipe(epochs=8)
     assert recipe.epochs_for(1) == 8

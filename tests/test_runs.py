@@ -547,20 +547,20 @@ def test_flag_that_a_run_does_not_know_has_its_default(start, tmp_path):
     assert start(stops=True).epochs == 1
     run_dir = tmp_path / "run"
     lines = (run_dir / "flags.txt").read_text().splitlines(keepends=True)
-    old = [line for line in lines if not line.startswith("--blur_rate")]
+    old = [line for line in lines if not line.startswith("--color_rate")]
     (run_dir / "flags.txt").write_text("".join(old))
     summary = summary_of(run_dir)
     del summary["flags"]  # Version 0.1 did not write it.
     (run_dir / "summary.json").write_text(json.dumps(summary))
     with pytest.raises(FileExistsError) as error:
-        start(blur_rate=0.0)
+        start(color_rate=0.0)
     assert str(error.value) == (
         "A run goes on with the flags that it began with. "
-        f"Received: --blur_rate=0.0 for {str(run_dir)!r}, which has "
-        "--blur_rate=0.5"
+        f"Received: --color_rate=0.0 for {str(run_dir)!r}, which has "
+        "--color_rate=0.8"
     )
     assert start().epochs == 2
-    assert flags_of(run_dir)["blur_rate"] == "0.5"
+    assert flags_of(run_dir)["color_rate"] == "0.8"
 
 
 def test_absence_of_a_flag_means_what_it_meant(start, tmp_path):

@@ -7,7 +7,8 @@ import numpy as np
 import keras_simclr as simclr
 from keras_simclr.recipe import Recipe
 
-# The defaults of `keras-simclr pretrain`, made small.
+# The defaults of `keras-simclr pretrain`, made small; of a first version, all
+# that concerns the views.
 RECIPE = {
     "data": "fashion_mnist",
     "images": 4096,
@@ -31,6 +32,8 @@ def recipe_of(config, images):
         # A tenth of all steps, rounded down.
         warmup_epochs=config["epochs"] * steps // 10 / steps,
         smallest_crop=config["smallest_crop"],
+        strength=1.0,
+        blur_rate=0.5,
         seed=config["seed"],
     )
 

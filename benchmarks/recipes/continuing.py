@@ -48,7 +48,7 @@ def _run(rate, seed, values):
         "share": share,
         "rate": rate,
         "seed": seed,
-        "flags": minutes.all_flags(_FLAGS),
+        "flags": minutes.all_flags(_FLAGS, values),
     }
 
     def train_and_probe():

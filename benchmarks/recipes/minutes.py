@@ -44,6 +44,7 @@ _SPLITS = {
     ),
     "fashion_mnist": ("train[:50000]", "train[50000:]", "train", "test"),
 }
+_SHAPES = {"cifar10": (32, 32, 3), "fashion_mnist": (28, 28, 1)}
 # Shoes and bags all face one way: what a flip makes of them is never seen.
 OF_DATA = {"cifar10": {}, "fashion_mnist": {"flip_rate": 0}}
 _LABELS = 20_000  # That the probes of the search learn from.
@@ -126,7 +127,7 @@ def _key(change, seed, values):
         "splits": list(_splits(values)),
         "minutes": values.minutes,
         "seed": seed,
-        "flags": all_flags({**OF_DATA[values.data], **change}),
+        "flags": all_flags({**OF_DATA[values.data], **change}, values),
     }
 
 
@@ -137,7 +138,7 @@ def measure(changes, values):
     for change in changes:
         flags = {**OF_DATA[values.data], **change}
         if known_pace(values, flags) is None:
-            waiting[json.dumps(_of_pace(flags), sort_keys=True)] = flags
+            waiting[json.dumps(_of_pace(flags, values), sort_keys=True)] = flags
     clock = _clock(_SECONDS) if waiting else None
     trainings = {
         key: (*_built(flags, 0, values, 10**6), [])
@@ -196,23 +197,30 @@ def _batch_size(dataset):
 
 def known_pace(values, flags):
     """What was measured on this processor, or None."""
-    here = {"data": values.data, "flags": _of_pace(flags), **processor()}
+    here = {
+        "data": values.data,
+        "flags": _of_pace(flags, values),
+        **processor(),
+    }
     for result in stored(values.results / "paces.json"):
         if here.items() <= result.items():
             return result["images_per_second"]
     return None
 
 
-def _of_pace(flags):
+def _of_pace(flags, values):
     """Of all flags, those that change how long a step takes."""
-    return {k: v for k, v in all_flags(flags).items() if k in _SLOWING}
+    found = all_flags(flags, values)
+    return {k: v for k, v in found.items() if k in _SLOWING}
 
 
-def all_flags(flags):
+def all_flags(flags, values):
     """All flags that say something: others may come, and do nothing."""
     from keras_simclr.recipe import AUTO, Recipe
 
-    found = dataclasses.asdict(Recipe(**flags))
+    recipe = Recipe(**flags)
+    of_shape = recipe.for_shape(_SHAPES[values.data])
+    found = {**dataclasses.asdict(recipe), **of_shape}
     del found["seed"]
     return {k: v for k, v in found.items() if v not in (None, False, AUTO)}
 

@@ -139,7 +139,10 @@ def _features(images, others):
     from keras_simclr.recipe import Recipe
 
     keras.utils.set_random_seed(0)
-    recipe, shape = Recipe(width_multiplier=0.25), images.shape[1:]
+    recipe = Recipe(
+        width_multiplier=0.25, batch_size=256, strength=1.0, blur_rate=0.5
+    )
+    shape = images.shape[1:]
     model = simclr.SimCLRModel(
         recipe.encoder(shape),
         recipe.projection_head(),

@@ -148,7 +148,7 @@ def train(values):
     from keras_simclr import devices, runs
     from keras_simclr.recipe import Recipe
 
-    recipe, shape = Recipe(stem="imagenet"), (28, 28, 1)
+    recipe, shape = Recipe(stem="imagenet", blur_rate=0.5), (28, 28, 1)
     strategy = devices.make_strategy("auto")
     keras.utils.set_random_seed(0)
     dataset = simclr.dataset_from_tfds(
