@@ -110,3 +110,18 @@ def test_leads_are_those_of_the_same_seed(tmp_path):
     assert lines[2].split(" | ")[2:] == ["60.0", "60.0", "60.0 |"]
     cell = "53.0 (+4.0 to +10.0)"
     assert lines[3].split(" | ")[2:] == [cell, cell, f"{cell} |"]
+
+
+def test_gains_are_those_of_the_same_seed():
+    changes = [{"views": 2}, {"views": 4}]
+    results = [
+        [dict.fromkeys(minutes.PROBES, share) for share in seed]
+        for seed in ((0.5, 0.54), (0.7, 0.76))
+    ]
+    text = minutes.table(changes, results)
+    first, second = text.splitlines()[2:]
+    assert first.endswith(" | 60.0 | 60.0 | 60.0 |")
+    # Gains of 4 and 6: 5, with 12.706 x 1.
+    assert second.endswith(3 * " | 65.0 (+5.0 ± 12.7)" + " |")
+    alone = minutes.table(changes, results[1:])
+    assert alone.splitlines()[3].endswith(3 * " | 76.0 (+6.0 ± nan)" + " |")

@@ -21,7 +21,6 @@ from benchmarks.results import markdown, once, report
 
 _FIRST, _OTHERS, _TEST = "train[:25000]", "train[25000:50000]", "train[50000:]"
 _FLAGS = {"depth": 10, "width_multiplier": 0.25}
-_PROBES = ("linear", "few_labels", "knn")
 
 
 def main():
@@ -84,9 +83,9 @@ def _table(results):
     for result in results:
         rate, share = result["rate"], result["share"]
         name = f"from the other, rate {rate}" if rate else "from nothing"
-        cells = [f"{100 * result[probe]:.1f}" for probe in _PROBES]
+        cells = [f"{100 * result[probe]:.1f}" for probe in minutes.PROBES]
         rows.append([name, f"{share * result['minutes']:.1f}", *cells])
-    titles = ["", "minutes", *(f"{probe}, %" for probe in _PROBES)]
+    titles = ["", "minutes", *(f"{probe}, %" for probe in minutes.PROBES)]
     return markdown(titles, rows)
 
 

@@ -55,7 +55,6 @@ _RECIPES = {
 }
 _PARTS = 10
 _TURNS, _SECONDS, _STEPS = 3, 4.0, 10_000  # Of measuring, and never so many.
-_PROBES = ("linear", "few_labels", "knn")
 
 
 def main():
@@ -205,7 +204,7 @@ def _table(values):
     rows = []
     for name in ("keras_simclr", *_RECIPES):
         cells = []
-        for probe in _PROBES:
+        for probe in minutes.PROBES:
             own = [100 * seed[name][probe] for seed in seeds]
             ours = [100 * seed["keras_simclr"][probe] for seed in seeds]
             leads = np.subtract(ours, own)
@@ -214,7 +213,7 @@ def _table(values):
                 cells[-1] += f" ({leads.min():+.1f} to {leads.max():+.1f})"
         pace = statistics.median(x[name]["images_per_second"] for x in seeds)
         rows.append([name, f"{pace:,.0f}", *cells])
-    titles = ["", "images/s", *(f"{probe}, %" for probe in _PROBES)]
+    titles = ["", "images/s", *(f"{probe}, %" for probe in minutes.PROBES)]
     return markdown(titles, rows)
 
 

@@ -36,7 +36,6 @@ LEVELS = {
     "projection_layers": (2, 3),
 }
 _DESIGNS = 4000
-_PROBES = ("linear", "few_labels", "knn")
 
 
 def main():
@@ -127,7 +126,7 @@ def effects(places, scores):
 def table(places, results):
     """Effects in points of each probe, in Markdown."""
     columns = []
-    for probe in _PROBES:
+    for probe in minutes.PROBES:
         scores = 100 * np.array([result[probe] for result in results])
         found = zip(*effects(places, scores), strict=True)
         columns.append([f"{x:+.1f} ± {half:.1f}" for x, half in found])
@@ -136,7 +135,7 @@ def table(places, results):
         for level in levels[1:]:
             names.append(f"{name}: {level} instead of {levels[0]}")
     rows = [[name, *row] for name, *row in zip(names, *columns, strict=True)]
-    return markdown(["change", *_PROBES], rows)
+    return markdown(["change", *minutes.PROBES], rows)
 
 
 if __name__ == "__main__":

@@ -23,9 +23,13 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
+import numpy as np
+import scipy.stats
+
 from benchmarks.results import (
     add_results_flag,
     circumstances,
+    markdown,
     once,
     processor,
     report,
@@ -49,6 +53,7 @@ _SHAPES = {"cifar10": (32, 32, 3), "fashion_mnist": (28, 28, 1)}
 OF_DATA = {"cifar10": {}, "fashion_mnist": {"flip_rate": 0}}
 _LABELS = 20_000  # That the probes of the search learn from.
 _FEW, _DRAWS = 10, 5  # Labels of each class, and how often they are drawn.
+PROBES = ("linear", "few_labels", "knn")
 _TURNS, _SECONDS = 3, 4.0  # Of measuring steps.
 _WARM_UP = 2  # Steps of a turn that are not.
 # Flags that steps take longer for; others change a step by 1 % or less.
@@ -69,11 +74,10 @@ def main():
         help="Flags of pretrain other than its defaults, as JSON.",
     )
     values = arguments.parse_args()
-    changes = values.change or [{}]
+    changes, seeds = values.change or [{}], values.seed or [0]
     measure(changes, values)
-    for seed in values.seed or [0]:
-        for change in changes:
-            run(change, seed, values)
+    results = [[run(x, seed, values) for x in changes] for seed in seeds]
+    report(table(changes, results))
 
 
 def parser(text):
@@ -112,6 +116,35 @@ def run(change, seed, values):
 
     key = _key(change, seed, values)
     return once(values.results / "minutes.json", key, train_and_probe)
+
+
+def table(changes, results):
+    """Means of the seeds in %, and gains over the first change, in Markdown.
+
+    Gains are of the same seeds, with half their 95 % interval. `results` has a
+    list for each seed.
+    """
+    rows, shares = [], []
+    for change, seeds in zip(changes, zip(*results, strict=True), strict=True):
+        shares.append([[100 * x[probe] for x in seeds] for probe in PROBES])
+        cells = [f"{np.mean(each):.1f}" for each in shares[-1]]
+        if len(shares) > 1:
+            gains = np.subtract(shares[-1], shares[0])
+            halves = _half_interval(gains)
+            for place, half in enumerate(halves):
+                gain = f"{gains[place].mean():+.1f} ± {half:.1f}"
+                cells[place] += f" ({gain})"
+        rows.append([json.dumps(change), *cells])
+    return markdown(["change", *PROBES], rows)
+
+
+def _half_interval(gains):
+    """Of each row's mean, by Student's t: nan where there is one seed."""
+    count = gains.shape[1]
+    if count < 2:
+        return [float("nan")] * len(gains)
+    deviations = gains.std(axis=1, ddof=1) / count**0.5
+    return scipy.stats.t.ppf(0.975, count - 1) * deviations
 
 
 def is_stored(change, seed, values):
@@ -279,8 +312,6 @@ def shares(features, labels, test_features, test_labels):
         Dictionary: of a linear probe and of k-NN with all labels, and of a
         linear probe with few, the mean of several draws.
     """
-    import numpy as np
-
     import keras_simclr as simclr
 
     arrays = features, labels, test_features, test_labels
@@ -304,8 +335,6 @@ def shares(features, labels, test_features, test_labels):
 
 def arrays_of(values):
     """Images and labels: to train on, and to test on."""
-    import numpy as np
-
     from keras_simclr.recipe import Data
 
     found = []
