@@ -379,13 +379,33 @@ class RandomResizedCrop(Augmentation):
         is_fitting = images.shape[1:3] == self._target and sizes is None
         if is_fitting and self._sees_whole_image:
             return to_float(images)
-        heights, widths = _valid_sizes(images, sizes)
-        rows, columns = self.rest_box(heights, widths)
-        return self._resize(
-            images,
-            (*rows, rows[0], rows[0] + rows[1]),
-            (*columns, columns[0], columns[0] + columns[1]),
+        boxes = [
+            (start, length, _centers(start, length, target))
+            for (start, length), target in zip(
+                self.rest_box(*_valid_sizes(images, sizes)),
+                self._target,
+                strict=True,
+            )
+        ]
+        if not programs.are_wanted():
+            return self._resize_boxes(images, boxes)
+        program = programs.program_of(
+            self, "_resize_boxes", one_by_one=devices.only_cpus()
         )
+        views = program(images, boxes, keeps_size=False, in_pieces=True)
+        views.set_shape(self.compute_output_shape(images.shape))
+        return views
+
+    def _resize_boxes(self, images, boxes, sizes=None):
+        """What is seen at rest. `sizes` only allow for a canvas.
+
+        Centers come from outside: XLA would round them otherwise.
+        """
+        rows, columns = (
+            (start, length, start, start + length, centers)
+            for start, length, centers in boxes
+        )
+        return self._resize(images, rows, columns)
 
     @property
     def _sees_whole_image(self):
@@ -449,7 +469,16 @@ class RandomResizedCrop(Augmentation):
         return _unit(images)
 
     def _resample(
-        self, images, axis, target, start, length, first, last, mirrored=None
+        self,
+        images,
+        axis,
+        target,
+        start,
+        length,
+        first,
+        last,
+        centers=None,
+        mirrored=None,
     ):
         """Resizes the pixels [start, start + length) of `axis` to `target`.
 
@@ -458,8 +487,8 @@ class RandomResizedCrop(Augmentation):
         kernel, radius = _KERNELS[self.interpolation]
         step = length / target  # (B,)
         reach = tf.maximum(step, 1.0) if self.antialias else tf.ones_like(step)
-        centers = tf.range(float(target)) + 0.5
-        centers = start[:, None] + step[:, None] * centers  # (B, target)
+        if centers is None:
+            centers = _centers(start, length, target)
         if mirrored is not None:
             turned = tf.reverse(centers, axis=[1])
             centers = tf.where(mirrored[:, None], turned, centers)
@@ -518,6 +547,12 @@ def _valid_sizes(images, sizes):
         shape = tf.shape(images)
         sizes = tf.tile(tf.cast(shape[None, 1:3], tf.float32), (shape[0], 1))
     return sizes[:, 0], sizes[:, 1]
+
+
+def _centers(start, length, target):
+    """Places of the target's pixels in the image, (B, target)."""
+    step = length / target
+    return start[:, None] + step[:, None] * (tf.range(float(target)) + 0.5)
 
 
 def _triangle(distances):
@@ -1506,6 +1541,15 @@ def at_rest(augmentation, images, sizes=None):
         images = call_layer(layer, images, training=False, sizes=sizes)
         sizes = None  # Views fill their canvas.
     return images
+
+
+def seen_at_rest(augmentation, images, sizes=None):
+    """As `at_rest`, of images as they come: uint8, or float in [0, 1]."""
+    layers = as_list(augmentation)
+    # Ours convert what they make, which is less than what they take.
+    if not layers or not isinstance(layers[0], Augmentation):
+        images = as_views(images)
+    return at_rest(layers, images, sizes)
 
 
 def call_layer(layer, images, *, training, seed=None, sizes=None, part=None):
