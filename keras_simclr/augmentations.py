@@ -82,13 +82,28 @@ def _per_image(values):
     return values[:, None, None, None]  # (B,) -> (B, 1, 1, 1)
 
 
-def _loop(count, body, *values, at_most=None):
-    """`values = body(step, *values)`, `count` times.
+def _loop(count, body, *values, at_most=None, at_once=1):
+    """`values = body(step, *values)`, `count` times, some `at_once`.
 
     Gradients under XLA need `at_most`, known from shapes, where `count` is a
     tensor. The loop also keeps XLA from fusing what comes before it with what
     comes after, which would compute the former once for every use.
     """
+    if at_once > 1:
+
+        def steps(step, *values):
+            for place in range(at_once):
+                values = body(at_once * step + place, *values)
+            return values
+
+        done, rest = count // at_once, count % at_once
+        values = _loop(done, steps, *values, at_most=at_most // at_once)
+        return _loop(
+            rest,
+            lambda step, *values: body(count - rest + step, *values),
+            *values,
+            at_most=at_once,
+        )
     _, *values = tf.while_loop(
         lambda step, *_: step < count,
         lambda step, *values: (step + 1, *body(step, *values)),
@@ -487,7 +502,8 @@ class RandomResizedCrop(Augmentation):
         kernel, radius = _KERNELS[self.interpolation]
         step = length / target  # (B,)
         reach = tf.maximum(step, 1.0) if self.antialias else tf.ones_like(step)
-        if centers is None:
+        is_drawn = centers is None
+        if is_drawn:
             centers = _centers(start, length, target)
         if mirrored is not None:
             turned = tf.reverse(centers, axis=[1])
@@ -523,6 +539,7 @@ class RandomResizedCrop(Augmentation):
             tf.zeros(shape),
             tf.zeros_like(centers),
             at_most=tf.cast(most, tf.int32),
+            at_once=1 if is_drawn else _AT_REST_AT_ONCE,
         )
         return total / tf.reshape(total_weight, spread)
 
@@ -568,6 +585,7 @@ def _keys_cubic(distances):
 
 # Each with its radius, in pixels of the target (of the image if that is less).
 _KERNELS = {"bilinear": (_triangle, 1.0), "bicubic": (_keys_cubic, 2.0)}
+_AT_REST_AT_ONCE = 4  # Pixels are added, as images are mostly made smaller.
 
 
 @keras.saving.register_keras_serializable(package="keras_simclr")
