@@ -97,7 +97,7 @@ def _loop(count, body, *values, at_most=None, at_once=1):
             return values
 
         done, rest = count // at_once, count % at_once
-        values = _loop(done, steps, *values, at_most=at_most // at_once)
+        values = _loop(done, steps, *values, at_most=-(-at_most // at_once))
         return _loop(
             rest,
             lambda step, *values: body(count - rest + step, *values),

@@ -309,6 +309,19 @@ def test_compiled_at_rest_views_are_the_same(on_canvas, how):
     np.testing.assert_allclose(found, plain, atol=atol)
 
 
+def test_gradients_at_rest_are_those_of_plain_operations():
+    model, images = resting_model(), tf.Variable(random_images(3, 50, 44, 3))
+
+    def pulled(view):
+        with tf.GradientTape() as tape:
+            views = view(images)
+        return tape.gradient(views, images, tf.cos(views))
+
+    compiled = tf.function(lambda images: model.evaluation_view(images))
+    plain = functools.partial(model.augmentation, training=False)
+    np.testing.assert_allclose(pulled(compiled), pulled(plain), atol=1e-6)
+
+
 def test_all_passes_over_images_of_a_size_share_a_program_at_rest():
     model, images = resting_model(height=35), random_images(70, 40, 40, 3)
     crop = model.augmentation.crop
