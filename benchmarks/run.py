@@ -65,6 +65,32 @@ def augmentation(quick):
         )
 
 
+def at_rest(quick):
+    """Views per second on one core, of those that nothing is drawn for."""
+    for source, size, batch_size in ((256, 64, 64), (512, 224, 16)):
+        sizes = {"source": source, "size": size, "batch_size": batch_size}
+        compare(
+            f"At rest, {size} px from {source} px",
+            "views/s",
+            [
+                Contender(name, f"contenders_{place}", {**sizes, **more})
+                for name, place, more in (
+                    ("keras_simclr, at rest", "ours:at_rest", {}),
+                    ("keras_simclr, training", "ours:augmentation", {}),
+                    ("tf.image.resize, antialias", "keras:tf_image_resize", {}),
+                    (
+                        "keras_simclr, exported",
+                        "ours:at_rest",
+                        {"is_exported": True},
+                    ),
+                )
+            ],
+            cores=1,
+            seconds=0.5 if quick else 2.0,
+            quick=quick,
+        )
+
+
 def training(quick):
     """Images per second of the whole training step on two cores."""
     widths = {0.25: ("quarter", 2)} if quick else _WIDTHS
@@ -179,8 +205,14 @@ def start_up(quick):
         "Start-up",
         "ms",
         [
-            Contender(f"import {name}", _PYTHON, {"code": f"import {name}"})
-            for name in ("keras_simclr", "keras")
+            Contender(name, _PYTHON, {"code": code})
+            for name, code in (
+                ("import keras_simclr", "import keras_simclr"),
+                ("import keras", "import keras"),
+                ("a model", _MODEL),
+                ("a model, first step", _MODEL + _FIRST_STEP),
+                ("a model, first batch", _MODEL + "; model.predict(images)"),
+            )
         ]
         + [
             Contender(
@@ -196,8 +228,16 @@ def start_up(quick):
 
 
 _PYTHON = "contenders_start_up:python"
+_MODEL = (
+    "import keras_simclr as simclr, numpy as np; "
+    "images = np.zeros((256, 32, 32, 3), 'uint8'); shape = images.shape[1:]; "
+    "encoder = simclr.ResNet(18, stem='cifar', width_multiplier=0.25, "
+    "input_shape=shape); model = simclr.SimCLRModel(encoder); model.compile()"
+)
+_FIRST_STEP = "; model.fit(images, batch_size=256, verbose=0)"
 _COMPARISONS = {
     "augmentation": augmentation,
+    "at_rest": at_rest,
     "training": training,
     "loss": loss,
     "optimizer": optimizer,

@@ -82,13 +82,28 @@ def _per_image(values):
     return values[:, None, None, None]  # (B,) -> (B, 1, 1, 1)
 
 
-def _loop(count, body, *values, at_most=None):
-    """`values = body(step, *values)`, `count` times.
+def _loop(count, body, *values, at_most=None, at_once=1):
+    """`values = body(step, *values)`, `count` times, some `at_once`.
 
     Gradients under XLA need `at_most`, known from shapes, where `count` is a
     tensor. The loop also keeps XLA from fusing what comes before it with what
     comes after, which would compute the former once for every use.
     """
+    if at_once > 1:
+
+        def steps(step, *values):
+            for place in range(at_once):
+                values = body(at_once * step + place, *values)
+            return values
+
+        done, rest = count // at_once, count % at_once
+        values = _loop(done, steps, *values, at_most=-(-at_most // at_once))
+        return _loop(
+            rest,
+            lambda step, *values: body(count - rest + step, *values),
+            *values,
+            at_most=at_once,
+        )
     _, *values = tf.while_loop(
         lambda step, *_: step < count,
         lambda step, *values: (step + 1, *body(step, *values)),
@@ -379,13 +394,33 @@ class RandomResizedCrop(Augmentation):
         is_fitting = images.shape[1:3] == self._target and sizes is None
         if is_fitting and self._sees_whole_image:
             return to_float(images)
-        heights, widths = _valid_sizes(images, sizes)
-        rows, columns = self.rest_box(heights, widths)
-        return self._resize(
-            images,
-            (*rows, rows[0], rows[0] + rows[1]),
-            (*columns, columns[0], columns[0] + columns[1]),
+        boxes = [
+            (start, length, _centers(start, length, target))
+            for (start, length), target in zip(
+                self.rest_box(*_valid_sizes(images, sizes)),
+                self._target,
+                strict=True,
+            )
+        ]
+        if not programs.are_wanted():
+            return self._resize_boxes(images, boxes)
+        program = programs.program_of(
+            self, "_resize_boxes", one_by_one=devices.only_cpus()
         )
+        views = program(images, boxes, keeps_size=False, in_pieces=True)
+        views.set_shape(self.compute_output_shape(images.shape))
+        return views
+
+    def _resize_boxes(self, images, boxes, sizes=None):
+        """What is seen at rest. `sizes` only allow for a canvas.
+
+        Centers come from outside: XLA would round them otherwise.
+        """
+        rows, columns = (
+            (start, length, start, start + length, centers)
+            for start, length, centers in boxes
+        )
+        return self._resize(images, rows, columns)
 
     @property
     def _sees_whole_image(self):
@@ -449,7 +484,16 @@ class RandomResizedCrop(Augmentation):
         return _unit(images)
 
     def _resample(
-        self, images, axis, target, start, length, first, last, mirrored=None
+        self,
+        images,
+        axis,
+        target,
+        start,
+        length,
+        first,
+        last,
+        centers=None,
+        mirrored=None,
     ):
         """Resizes the pixels [start, start + length) of `axis` to `target`.
 
@@ -458,8 +502,9 @@ class RandomResizedCrop(Augmentation):
         kernel, radius = _KERNELS[self.interpolation]
         step = length / target  # (B,)
         reach = tf.maximum(step, 1.0) if self.antialias else tf.ones_like(step)
-        centers = tf.range(float(target)) + 0.5
-        centers = start[:, None] + step[:, None] * centers  # (B, target)
+        is_drawn = centers is None
+        if is_drawn:
+            centers = _centers(start, length, target)
         if mirrored is not None:
             turned = tf.reverse(centers, axis=[1])
             centers = tf.where(mirrored[:, None], turned, centers)
@@ -494,6 +539,7 @@ class RandomResizedCrop(Augmentation):
             tf.zeros(shape),
             tf.zeros_like(centers),
             at_most=tf.cast(most, tf.int32),
+            at_once=1 if is_drawn else _AT_REST_AT_ONCE,
         )
         return total / tf.reshape(total_weight, spread)
 
@@ -520,6 +566,12 @@ def _valid_sizes(images, sizes):
     return sizes[:, 0], sizes[:, 1]
 
 
+def _centers(start, length, target):
+    """Places of the target's pixels in the image, (B, target)."""
+    step = length / target
+    return start[:, None] + step[:, None] * (tf.range(float(target)) + 0.5)
+
+
 def _triangle(distances):
     return tf.maximum(1.0 - distances, 0.0)
 
@@ -533,6 +585,7 @@ def _keys_cubic(distances):
 
 # Each with its radius, in pixels of the target (of the image if that is less).
 _KERNELS = {"bilinear": (_triangle, 1.0), "bicubic": (_keys_cubic, 2.0)}
+_AT_REST_AT_ONCE = 4  # Pixels are added, as images are mostly made smaller.
 
 
 @keras.saving.register_keras_serializable(package="keras_simclr")
@@ -1506,6 +1559,15 @@ def at_rest(augmentation, images, sizes=None):
         images = call_layer(layer, images, training=False, sizes=sizes)
         sizes = None  # Views fill their canvas.
     return images
+
+
+def seen_at_rest(augmentation, images, sizes=None):
+    """As `at_rest`, of images as they come: uint8, or float in [0, 1]."""
+    layers = as_list(augmentation)
+    # Ours convert what they make, which is less than what they take.
+    if not layers or not isinstance(layers[0], Augmentation):
+        images = as_views(images)
+    return at_rest(layers, images, sizes)
 
 
 def call_layer(layer, images, *, training, seed=None, sizes=None, part=None):

@@ -24,7 +24,7 @@ from keras_simclr import (
     fit_data,
     labelled,
 )
-from keras_simclr.features import extract
+from keras_simclr.features import TracedOnce, extract
 from keras_simclr.model import SimCLRModel
 from keras_simclr.probes import knn_probe, linear_probe
 
@@ -83,7 +83,7 @@ class _Copies:
         self._model = weakref.ref(model)
         self._encoder = weakref.ref(model.encoder)
         self.encoder = copies.plain_copy(model.encoder)
-        self.at_rest = tf.function(self._at_rest, reduce_retracing=True)
+        self.at_rest = TracedOnce(self._at_rest)
         self.with_views = tf.function(self._with_views, reduce_retracing=True)
 
     @functools.cached_property

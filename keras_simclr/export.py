@@ -17,8 +17,7 @@ from keras_simclr._files import staging
 from keras_simclr.augmentations import (
     Augmentation,
     as_list,
-    as_views,
-    at_rest,
+    seen_at_rest,
     takes_sizes,
     to_float,
 )
@@ -320,7 +319,7 @@ def _at_rest(model, images, sizes=None):
 
     Not every format knows assertions.
     """
-    return at_rest(model.augmentation, as_views(images), sizes)
+    return seen_at_rest(model.augmentation, images, sizes)
 
 
 def _view(model):

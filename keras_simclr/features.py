@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_simclr import fit_data
+from keras_simclr import fit_data, programs
 from keras_simclr._checks import finite_rows
 from keras_simclr.augmentations import (
     RandomResizedCrop,
@@ -144,12 +144,29 @@ def representation(model):
     encoder, prepare = model, view_of(model)
     if isinstance(model, SimCLRModel):
         encoder = plain_copy(model.encoder)
-    return tf.function(
+    return TracedOnce(
         lambda images, sizes: tf.cast(
             encoder(prepare(images, sizes), training=False), tf.float32
-        ),
-        reduce_retracing=True,
+        )
     )
+
+
+class TracedOnce:
+    """A function of images, and sizes or None, as a graph.
+
+    It is one graph for batches of any number of images.
+    """
+
+    def __init__(self, function):
+        self.graph = tf.function(function)
+
+    def __call__(self, images, sizes):
+        specs = [
+            None if x is None else tf.TensorSpec((None, *x.shape[1:]), x.dtype)
+            for x in (images, sizes)
+        ]
+        self.graph.get_concrete_function(*specs)  # Fits what follows.
+        return self.graph(images, sizes)
 
 
 def resized_representation(encoder):
@@ -161,12 +178,13 @@ def resized_representation(encoder):
     crop = RandomResizedCrop(height, width)
 
     def resized(images, sizes):
-        views = crop(images, training=False, sizes=sizes)
+        with programs.running_here():
+            views = crop(images, training=False, sizes=sizes)
         if channels == 3 and views.shape[-1] == 1:
             views = tf.repeat(views, 3, axis=-1)
         return represent(views, None)
 
-    return resized
+    return TracedOnce(resized)
 
 
 def view_of(model):
@@ -189,7 +207,7 @@ def pixels_of(model):
                 view = tf.image.resize(view, size, method="area")
         return tf.reshape(view, (tf.shape(view)[0], -1))
 
-    return tf.function(pixels, reduce_retracing=True)
+    return TracedOnce(pixels)
 
 
 def settle_batch_norm(model, examples, places, seed):

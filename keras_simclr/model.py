@@ -15,11 +15,9 @@ from keras_simclr import (
     fit_data,
     losses,
     micro_batches,
+    programs,
 )
-from keras_simclr.augmentations import (
-    as_views,
-    default_augmentation,
-)
+from keras_simclr.augmentations import as_views, default_augmentation
 from keras_simclr.networks import (
     ProjectionHead,
     check_encoder,
@@ -182,10 +180,8 @@ class SimCLRModel(copies.KeepsGenerators):
         return self.distribute_strategy.num_replicas_in_sync
 
     def call(self, images, sizes=None):
-        view = self.evaluation_view(images, sizes)
-        return tf.cast(
-            self.encoder(view, training=False), keras.config.floatx()
-        )
+        h = self.encoder(self._seen_at_rest(images, sizes), training=False)
+        return tf.cast(h, keras.config.floatx())
 
     def compute_output_shape(self, input_shape):
         return (input_shape[0], self.encoder.output_shape[-1])
@@ -211,8 +207,12 @@ class SimCLRModel(copies.KeepsGenerators):
         >>> model.evaluation_view(np.zeros((2, 16, 16, 3), "uint8")).shape
         TensorShape([2, 8, 8, 3])
         """
-        images = as_views(self._rules.usable(images, sizes))
-        view = augmentations.at_rest(self.augmentation, images, sizes)
+        with programs.running_here():
+            return self._seen_at_rest(images, sizes)
+
+    def _seen_at_rest(self, images, sizes):
+        images = self._rules.usable(images, sizes)
+        view = augmentations.seen_at_rest(self.augmentation, images, sizes)
         self._check_view(view, "`augmentation` at rest")
         return view
 
@@ -432,7 +432,8 @@ class SimCLRModel(copies.KeepsGenerators):
             return self._report(loss, found)
 
     def predict_step(self, element):
-        return self(*elements.images_and_sizes(element))
+        with programs.running_here():
+            return self(*elements.images_and_sizes(element))
 
     def _checked(self, element):
         """Context in which nothing runs before the values are checked."""
@@ -474,17 +475,16 @@ class SimCLRModel(copies.KeepsGenerators):
         )
 
     def _check_augmentations(self):
+        shape = self.encoder.input_shape
         for name in ("augmentation", "second_augmentation"):
             view = augmentations.check_augmentation(
                 name,
                 getattr(self, name),
-                self.encoder.input_shape,
+                shape,
                 needs_seed=self._replicas > 1 or self.micro_batch_size,
             )
             self._check_view(view, f"`{name}`")
-        view = augmentations.check_at_rest(
-            self.augmentation, self.encoder.input_shape
-        )
+        view = augmentations.check_at_rest(self.augmentation, shape)
         self._check_view(view, "`augmentation` at rest")
 
     def _check_view(self, view, name):

@@ -7,6 +7,8 @@ images of many sizes, images are laid on canvases whose sides are powers of
 two, and batches are cut into pieces of one size: a few programs for all.
 """
 
+import contextlib
+import contextvars
 import dataclasses
 import functools
 import inspect
@@ -22,24 +24,49 @@ _PIECE_PIXELS = 2**22
 _PIECE_OF_UNKNOWN = 8
 
 
-def program_of(layer, *, one_by_one):
+_runs_here = contextvars.ContextVar("runs_here", default=False)
+
+
+@contextlib.contextmanager
+def running_here():
+    """Context for graphs that run in this process: they may hold programs.
+
+    Others may be exported, to where there is no XLA.
+    """
+    token = _runs_here.set(True)
+    try:
+        yield
+    finally:
+        _runs_here.reset(token)
+
+
+def are_wanted():
+    """Whether what draws nothing shall be a program, too.
+
+    Not eagerly: few images are sooner done than compiled for.
+    """
+    return _runs_here.get() and not tf.executing_eagerly()
+
+
+def program_of(layer, method="_transform", *, one_by_one):
     """The `Program` of a layer, the same for all with equal settings.
 
     Args:
-        layer: A Keras layer with a method `_transform(images, draws)` that
-            depends on the layer's class and settings alone; with an argument
-            `sizes` it takes images on canvases.
+        layer: A Keras layer.
+        method: Name of its method `(images, draws)` that depends on the
+            layer's class and settings alone; with an argument `sizes` it takes
+            images on canvases.
         one_by_one: As in `Program`.
 
     Returns:
         A `Program`.
     """
-    return _program(_Settings.of(layer), one_by_one)
+    return _program(_Settings.of(layer), method, one_by_one)
 
 
 @functools.cache
-def _program(settings, one_by_one):
-    return Program(settings.layer()._transform, one_by_one)
+def _program(settings, method, one_by_one):
+    return Program(getattr(settings.layer(), method), one_by_one)
 
 
 @functools.cache
@@ -134,7 +161,7 @@ class Program:
             self._plain_backward, jit_compile=True, autograph=False
         )
 
-    def __call__(self, images, draws, *sizes, keeps_size):
+    def __call__(self, images, draws, *sizes, keeps_size, in_pieces=False):
         """Transforms a batch.
 
         Args:
@@ -142,13 +169,15 @@ class Program:
             draws: As of `transform`.
             *sizes: `sizes`, or nothing: all is image.
             keeps_size: Whether what comes out has the size of the images.
+            in_pieces: Whether to cut batches of a known size, too: one program
+                for all of them.
 
         Returns:
             float32 tensor, what `transform` returns.
         """
         is_known = images.shape.is_fully_defined()
         if tf.config.functions_run_eagerly() or (
-            is_known and not tf.executing_eagerly()
+            is_known and not in_pieces and not tf.executing_eagerly()
         ):
             return self._run(None, images, draws, *sizes)
         height, width = _shape(images)[1:3]

@@ -10,6 +10,7 @@ from helpers.standins import uncompiled
 
 import keras_simclr as simclr
 from keras_simclr import augmentations, programs
+from keras_simclr.features import extract_features
 
 # As in test_augmentations.py: what is compiled there is compiled here.
 LAYERS = {
@@ -267,6 +268,86 @@ def test_gradients_of_gradients_are_refused():
         penalty = tf.reduce_sum(gradient**2)
     with pytest.raises(NotImplementedError, match="no gradients of these"):
         tape.gradient(penalty, images)
+
+
+# At rest.
+
+
+def resting_model(height=34):
+    encoder = keras.Sequential(
+        [keras.Input((height, 36, 3)), keras.layers.GlobalAveragePooling2D()]
+    )
+    return simclr.SimCLRModel(encoder)
+
+
+def has_programs(graph):
+    """Whether XLA must compile a part of a graph."""
+    functions = graph.as_graph_def().library.function
+    return any(function.attr["_XlaMustCompile"].b for function in functions)
+
+
+@pytest.mark.parametrize("on_canvas", [False, True])
+@pytest.mark.parametrize("how", ["graph", "any batch", "any size", "xla"])
+def test_compiled_at_rest_views_are_the_same(on_canvas, how):
+    model, images = resting_model(), random_images(5, 50, 64, 3)
+    images = (255 * images).astype("uint8")
+    sizes = tf.constant([[50, 64], [20, 64], [50, 7], [31, 33], [1, 1]])
+    sizes = sizes if on_canvas else None
+    view = tf.function(
+        lambda images: model.evaluation_view(images, sizes),
+        autograph=False,
+        jit_compile=how == "xla",
+    )
+    shape = {"any batch": (None, 50, 64, 3), "any size": (None, None, None, 3)}
+    spec = tf.TensorSpec(shape.get(how, images.shape), tf.uint8)
+    compiled = view.get_concrete_function(spec)
+    assert has_programs(compiled.graph)
+    plain = model.augmentation(images, training=False, sizes=sizes)
+    found = view(images) if how == "xla" else compiled(tf.constant(images))
+    # XLA rounds places, too, where all is compiled.
+    atol = 1e-5 if how == "xla" else 1e-6
+    np.testing.assert_allclose(found, plain, atol=atol)
+
+
+def test_gradients_at_rest_are_those_of_plain_operations():
+    model, images = resting_model(), tf.Variable(random_images(3, 50, 44, 3))
+
+    def pulled(view):
+        with tf.GradientTape() as tape:
+            views = view(images)
+        return tape.gradient(views, images, tf.cos(views))
+
+    compiled = tf.function(lambda images: model.evaluation_view(images))
+    plain = functools.partial(model.augmentation, training=False)
+    np.testing.assert_allclose(pulled(compiled), pulled(plain), atol=1e-6)
+
+
+def test_all_passes_over_images_of_a_size_share_a_program_at_rest():
+    model, images = resting_model(height=35), random_images(70, 40, 40, 3)
+    crop = model.augmentation.crop
+    program = programs.program_of(crop, "_resize_boxes", one_by_one=True)
+    for batch_size in (16, 70):
+        model.predict(images, batch_size=batch_size, verbose=0)
+        extract_features(model, images, batch_size=batch_size)
+    assert program._forward.experimental_get_tracing_count() == 1
+
+
+def test_nothing_that_is_exported_holds_programs(tmp_path):
+    model, images = resting_model(), random_images(2, 40, 48, 3)
+    expected = model.predict(images, verbose=0)
+    model.export(tmp_path / "whole", verbose=False)
+    simclr.export_encoder(model, tmp_path / "encoder")
+    for path in (tmp_path / "whole", tmp_path / "encoder" / "saved_model"):
+        loaded = tf.saved_model.load(path)
+        for signature in loaded.signatures.values():
+            assert not has_programs(signature.graph)
+    assert not has_programs(
+        loaded.on_canvas.get_concrete_function(
+            tf.TensorSpec((None, None, None, 3), tf.uint8),
+            tf.TensorSpec((None, 2), tf.int32),
+        ).graph
+    )
+    np.testing.assert_allclose(loaded(images), expected, atol=1e-6)
 
 
 # Sharing.

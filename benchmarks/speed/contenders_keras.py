@@ -33,6 +33,24 @@ def layers_augmentation(source, size, batch_size):
     return lambda: len(view(images).numpy())
 
 
+def tf_image_resize(source, size, batch_size):
+    """`tf.image.resize` of the central 7/8, with antialiasing."""
+    images = tf.constant(smooth_noise(batch_size, source))
+    side = round(7 / 8 * source)
+    first = (source - side + 1) // 2
+    view = tf.function(
+        lambda images: (
+            tf.image.resize(
+                images[:, first : first + side, first : first + side],
+                (size, size),
+                antialias=True,
+            )
+            / 255.0
+        )
+    )
+    return lambda: len(view(images).numpy())
+
+
 def tf_image_augmentation(source, size, batch_size):
     """`tf.image` for each image in `dataset.map`, as the official code."""
     images = tf.constant(smooth_noise(batch_size, source))

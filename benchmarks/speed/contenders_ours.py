@@ -8,7 +8,7 @@ import tensorflow as tf
 
 import keras_simclr as simclr
 from benchmarks.speed.images import parts_of_training, smooth_noise
-from keras_simclr import decoding, fit_data, folders, scanning
+from keras_simclr import augmentations, decoding, fit_data, folders, scanning
 from keras_simclr.recipe import Recipe
 
 
@@ -24,6 +24,24 @@ def augmentation(source, size, batch_size):
         return len(view(images, seed).numpy())
 
     return work
+
+
+def at_rest(source, size, batch_size, is_exported=False):
+    """Views at rest: as `predict` and probes make them, or an export."""
+    encoder = keras.Sequential(
+        [keras.Input((size, size, 3)), keras.layers.GlobalAveragePooling2D()]
+    )
+    model = simclr.SimCLRModel(encoder)
+    images = tf.constant(smooth_noise(batch_size, source))
+
+    def exported(images):
+        return augmentations.seen_at_rest(model.augmentation, images)
+
+    view = tf.function(
+        exported if is_exported else model.evaluation_view,
+        input_signature=[tf.TensorSpec((None, *images.shape[1:]), tf.uint8)],
+    )
+    return lambda: len(view(images).numpy())
 
 
 def input_pipeline(directory, size, batch_size):
