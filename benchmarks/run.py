@@ -6,6 +6,7 @@ An hour, or five minutes with `--quick`, on two cores.
 """
 
 import argparse
+import dataclasses
 import pathlib
 import sys
 
@@ -63,6 +64,18 @@ def augmentation(quick):
             seconds=0.5 if quick else 2.0,
             quick=quick,
         )
+    few = {**sizes, "smallest_crop": 0.2}
+    compare(
+        f"Augmentation, {size} px from {source} px, crops of 0.2 to 1",
+        "views/s",
+        [
+            dataclasses.replace(contender, arguments=few)
+            for contender in contenders[:2]
+        ],
+        cores=1,
+        seconds=0.5 if quick else 2.0,
+        quick=quick,
+    )
 
 
 def at_rest(quick):

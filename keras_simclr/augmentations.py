@@ -11,6 +11,7 @@ the cache, and only what it drew is computed. On a GPU or TPU the whole batch
 passes at once: everything is computed and each image takes its own.
 """
 
+import dataclasses
 import functools
 import inspect
 import itertools
@@ -30,6 +31,9 @@ _GRAY_WEIGHTS = (0.2989, 0.5870, 0.1140)
 
 # Targets up to this size (CIFAR and smaller) are evaluated on whole images.
 _WHOLE_IMAGE_SIZE = 32
+
+# Rows of an image that are resized at a time.
+_ROWS = 32
 
 
 def fold_seed(seed, number):
@@ -82,28 +86,13 @@ def _per_image(values):
     return values[:, None, None, None]  # (B,) -> (B, 1, 1, 1)
 
 
-def _loop(count, body, *values, at_most=None, at_once=1):
-    """`values = body(step, *values)`, `count` times, some `at_once`.
+def _loop(count, body, *values, at_most=None):
+    """`values = body(step, *values)`, `count` times.
 
     Gradients under XLA need `at_most`, known from shapes, where `count` is a
     tensor. The loop also keeps XLA from fusing what comes before it with what
     comes after, which would compute the former once for every use.
     """
-    if at_once > 1:
-
-        def steps(step, *values):
-            for place in range(at_once):
-                values = body(at_once * step + place, *values)
-            return values
-
-        done, rest = count // at_once, count % at_once
-        values = _loop(done, steps, *values, at_most=-(-at_most // at_once))
-        return _loop(
-            rest,
-            lambda step, *values: body(count - rest + step, *values),
-            *values,
-            at_most=at_once,
-        )
     _, *values = tf.while_loop(
         lambda step, *_: step < count,
         lambda step, *values: (step + 1, *body(step, *values)),
@@ -367,7 +356,10 @@ class RandomResizedCrop(Augmentation):
         sizes = [] if sizes is None else [tf.cast(sizes, tf.float32)]
         return self._augment(images, training, seed, part, *sizes)
 
-    def _transform(self, images, draws, sizes=None, mirrored=None):
+    def _transform(self, images, draws, sizes=None):
+        return _from_planes(self._planes(images, draws, sizes))
+
+    def _planes(self, images, draws, sizes=None, mirrored=None):
         heights, widths = _valid_sizes(images, sizes)
         area, ratio, top, left = tf.unstack(draws, axis=1)
         image_ratio = widths / heights
@@ -420,7 +412,7 @@ class RandomResizedCrop(Augmentation):
             (start, length, start, start + length, centers)
             for start, length, centers in boxes
         )
-        return self._resize(images, rows, columns)
+        return _from_planes(self._resize(images, rows, columns))
 
     @property
     def _sees_whole_image(self):
@@ -472,21 +464,40 @@ class RandomResizedCrop(Augmentation):
         return (self.height, self.width)
 
     def _resize(self, images, rows, columns, mirrored=None):
-        batch, height, width, channels = tf.unstack(tf.shape(images))
-        # Rows first, as lines of bytes: they lie together in memory.
+        """Planes of the target's size."""
+        batch, height, width, channels = programs.shape_of(images)
         lines = tf.reshape(images, (batch, height, width * channels))
-        lines = self._resample(lines, 1, self.height, *rows)
-        images = tf.reshape(lines, (batch, self.height, width, channels))
-        images = self._resample(
-            images, 2, self.width, *columns, mirrored=mirrored
-        )
-        images = tf.ensure_shape(images, (None, *self._target, None))
-        return _unit(images)
+        row_taps = self._taps(height, self.height, *rows)
+        column_taps = self._taps(width, self.width, *columns, mirrored=mirrored)
+        # Of one image, some rows at a time: they stay in the cache.
+        blocks = -(-self.height // _ROWS) if images.shape[0] == 1 else 1
+        extent = -(-self.height // blocks)
 
-    def _resample(
+        def block(number):
+            taps = row_taps.part(number * extent, extent)
+            part = taps.sums(lines)  # (B, extent, W * C)
+            # Columns next: what is added up shall lie together in memory.
+            part = tf.transpose(part, (0, 2, 1))
+            part = tf.reshape(part, (batch, width, channels, extent))
+            part = column_taps.sums(part, (batch, width, channels * extent))
+            return _unit(tf.transpose(part, (0, 2, 1)))
+
+        planes = tf.map_fn(
+            block, tf.range(blocks), fn_output_signature=tf.float32
+        )
+        planes = tf.reshape(
+            planes, (blocks, batch, channels, extent, self.width)
+        )
+        planes = tf.transpose(planes, (1, 2, 0, 3, 4))
+        planes = tf.reshape(
+            planes, (batch, channels, blocks * extent, self.width)
+        )
+        planes = planes[:, :, : self.height]
+        return tf.ensure_shape(planes, (None, None, *self._target))
+
+    def _taps(
         self,
-        images,
-        axis,
+        size,
         target,
         start,
         length,
@@ -495,53 +506,33 @@ class RandomResizedCrop(Augmentation):
         centers=None,
         mirrored=None,
     ):
-        """Resizes the pixels [start, start + length) of `axis` to `target`.
+        """How to resize the pixels [start, start + length) of an axis.
 
         Pixel k covers [k, k + 1). Only pixels in [first, last) count.
         """
         kernel, radius = _KERNELS[self.interpolation]
         step = length / target  # (B,)
         reach = tf.maximum(step, 1.0) if self.antialias else tf.ones_like(step)
-        is_drawn = centers is None
-        if is_drawn:
+        if centers is None:
             centers = _centers(start, length, target)
         if mirrored is not None:
             turned = tf.reverse(centers, axis=[1])
             centers = tf.where(mirrored[:, None], turned, centers)
-        size = tf.shape(images)[axis]
-        first = tf.broadcast_to(first, tf.shape(step))[:, None]
-        last = last[:, None]
         nearest = tf.math.ceil(centers - radius * reach[:, None] - 0.5)
-        around = [1] * (images.shape.rank - axis - 1)
-        spread = tf.concat(
-            [tf.shape(step), [1] * (axis - 1), [target], around], axis=0
+        largest = tf.cast(size, tf.float32) / target if self.antialias else 1.0
+        most = tf.cast(
+            tf.math.ceil(radius * tf.maximum(largest, 1.0)), tf.int32
         )
-
-        def add_tap(tap, total, total_weight):
-            pixel = nearest + tf.cast(tap, tf.float32)
-            distance = tf.abs(pixel + 0.5 - centers) / reach[:, None]
-            valid = (pixel + 0.5 > first) & (pixel + 0.5 < last)
-            weight = tf.where(valid, kernel(distance), 0.0)
-            place = tf.clip_by_value(tf.cast(pixel, tf.int32), 0, size - 1)
-            values = to_float(tf.gather(images, place, axis=axis, batch_dims=1))
-            total += tf.reshape(weight, spread) * values
-            return total, total_weight + weight
-
-        taps = tf.math.ceil(2.0 * radius * tf.reduce_max(reach))
-        most = tf.maximum(tf.cast(size, tf.float32) / target, 1.0)
-        most = tf.math.ceil(2.0 * radius * most)
-        shape = tf.concat(
-            [tf.shape(images)[:axis], [target], tf.shape(images)[axis + 1 :]], 0
-        )
-        total, total_weight = _loop(
-            tf.cast(taps, tf.int32),
-            add_tap,
-            tf.zeros(shape),
-            tf.zeros_like(centers),
-            at_most=tf.cast(most, tf.int32),
-            at_once=1 if is_drawn else _AT_REST_AT_ONCE,
-        )
-        return total / tf.reshape(total_weight, spread)
+        taps = tf.range(2 * most)[:, None]
+        middles = nearest[:, None] + tf.cast(taps, tf.float32) + 0.5
+        distances = tf.abs(middles - centers[:, None]) / reach[:, None, None]
+        first = tf.broadcast_to(first, tf.shape(step))[:, None, None]
+        valid = (middles > first) & (middles < last[:, None, None])
+        weights = tf.where(valid, kernel(distances), 0.0)
+        scales = 1.0 / tf.reduce_sum(weights, axis=1)
+        places = tf.clip_by_value(tf.cast(middles - 0.5, tf.int32), 0, size - 1)
+        pairs = tf.cast(tf.math.ceil(radius * tf.reduce_max(reach)), tf.int32)
+        return _Taps(places, weights, scales, pairs, most)
 
     def compute_output_shape(self, input_shape, *args, **kwargs):
         return (*input_shape[:-3], self.height, self.width, input_shape[-1])
@@ -556,6 +547,64 @@ class RandomResizedCrop(Augmentation):
             "interpolation": self.interpolation,
             "antialias": self.antialias,
         }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Taps:
+    """Of which lines, and with which weights, each line is the sum.
+
+    Attributes:
+        places: int32 tensor of shape `(batch, taps, target)`.
+        weights: float32 tensor of that shape.
+        scales: float32 tensor of shape `(batch, target)`, what makes the
+            weights of a line sum to 1.
+        pairs: Scalar tensor, pairs of taps that have any weight.
+        most: Pairs of taps at most, known from shapes.
+    """
+
+    places: tf.Tensor
+    weights: tf.Tensor
+    scales: tf.Tensor
+    pairs: tf.Tensor
+    most: tf.Tensor
+
+    def part(self, first, extent):
+        """Those of the lines [first, first + extent), zeros beyond the end."""
+
+        def cut(array):
+            rest = [0] * (array.shape.rank - 1)
+            beyond = [*rest, extent - 1]
+            array = tf.pad(array, [(0, margin) for margin in beyond])
+            shape = programs.shape_of(array)
+            return tf.slice(array, [*rest, first], [*shape[:-1], extent])
+
+        return dataclasses.replace(
+            self,
+            places=cut(self.places),
+            weights=cut(self.weights),
+            scales=cut(self.scales),
+        )
+
+    def sums(self, lines, shape=None):
+        """Sums (B, target, N) of lines (B, size, N), or what has that shape."""
+        shape = programs.shape_of(lines) if shape is None else shape
+        batch, _, target = programs.shape_of(self.places)
+
+        def tap(number):
+            # Not reshaped before the loop, or XLA would copy them twice.
+            places = self.places[:, number]
+            values = tf.reshape(lines, shape)
+            values = tf.gather(values, places, axis=1, batch_dims=1)
+            weights = self.weights[:, number, :, None]
+            return weights * to_float(values)
+
+        (total,) = _loop(
+            self.pairs,
+            lambda pair, total: [total + (tap(2 * pair) + tap(2 * pair + 1))],
+            tf.zeros((batch, target, shape[2])),
+            at_most=self.most,
+        )
+        return self.scales[:, :, None] * total
 
 
 def _valid_sizes(images, sizes):
@@ -585,7 +634,6 @@ def _keys_cubic(distances):
 
 # Each with its radius, in pixels of the target (of the image if that is less).
 _KERNELS = {"bilinear": (_triangle, 1.0), "bicubic": (_keys_cubic, 2.0)}
-_AT_REST_AT_ONCE = 4  # Pixels are added, as images are mostly made smaller.
 
 
 @keras.saving.register_keras_serializable(package="keras_simclr")
@@ -804,12 +852,16 @@ class RandomColorDistortion(Augmentation):
             )
 
     def _transform(self, images, draws, sizes=None):
+        planes = _to_planes(to_float(images))
+        return _from_planes(self._distort(planes, draws, sizes))
+
+    def _distort(self, planes, draws, sizes=None):
         spread = 0.8 * self.strength
         factors = _between(draws[:, 2:5], max(0.0, 1.0 - spread), 1.0 + spread)
         turns = 0.2 * self.strength * (2.0 * draws[:, 5] - 1.0)
         orders = tf.gather(_ORDERS, tf.cast(draws[:, 1] * 24.0, tf.int32))
         planes = _jitter(
-            _to_planes(to_float(images)),
+            planes,
             draws[:, 0] < self.rate,
             orders,
             factors,
@@ -820,7 +872,7 @@ class RandomColorDistortion(Augmentation):
             gray = tf.cast(draws[:, 6] < self.grayscale_rate, tf.int32)
             drop = functools.partial(_without_colors, planes)
             planes = _choose(gray, [lambda: planes, drop])
-        return _from_planes(planes)
+        return planes
 
     def get_config(self):
         return {
@@ -873,15 +925,18 @@ def _jitter(planes, chosen, orders, factors, turns, sizes=None):
     contrast = functools.partial(_contrast, sizes=sizes)
     operations = (_brightness, contrast, _saturation, _hue)
 
-    def one_step(step, planes):
-        factor = _per_image(factors[:, step])
-        branches = [
-            functools.partial(operation, planes, factor)
-            for operation in operations
-        ]
-        return [_choose(orders[:, step], branches)]
+    def two_steps(pair, planes):
+        # Two, so that XLA need not copy what a loop begins with.
+        for step in (2 * pair, 2 * pair + 1):
+            factor = _per_image(factors[:, step])
+            branches = [
+                functools.partial(operation, planes, factor)
+                for operation in operations
+            ]
+            planes = _choose(orders[:, step], branches)
+        return [planes]
 
-    return _loop_where(chosen, 4, one_step, planes)
+    return _loop_where(chosen, 2, two_steps, planes)
 
 
 def _brightness(planes, factor):
@@ -890,7 +945,7 @@ def _brightness(planes, factor):
 
 def _contrast(planes, factor, sizes=None):
     if sizes is None:
-        mean = tf.reduce_mean(planes, axis=(2, 3), keepdims=True)
+        mean = _mean(planes)
     else:
         rows, columns = (
             _is_valid(sizes, axis, tf.shape(planes)[axis + 2])
@@ -901,6 +956,20 @@ def _contrast(planes, factor, sizes=None):
         total = tf.reduce_sum(total, axis=(2, 3), keepdims=True)
         mean = total / _per_image(tf.reduce_prod(sizes, axis=1))
     return _unit(mean + factor * (planes - mean))
+
+
+def _mean(planes):
+    """Means of planes, (B, C, 1, 1)."""
+    batch, channels, height, width = programs.shape_of(planes)
+    total, count = planes, height * width
+    # XLA adds up numbers one by one, and arrays many at a time.
+    while isinstance(count, int) and (parts := math.gcd(count, 32)) > 1:
+        count //= parts
+        total = tf.reshape(total, (batch, channels, parts, count))
+        total = sum(tf.unstack(total, axis=2))
+    total = tf.reshape(total, (batch, channels, count))
+    total = tf.reduce_sum(total, axis=2)[:, :, None, None]
+    return total / tf.cast(height * width, tf.float32)
 
 
 def _saturation(planes, factor):
@@ -1033,8 +1102,12 @@ class RandomGaussianBlur(Augmentation):
             )
 
     def _transform(self, images, draws, sizes=None):
+        planes = _to_planes(to_float(images))
+        return _from_planes(self._blurred(planes, draws, sizes))
+
+    def _blurred(self, planes, draws, sizes=None):
         # An even number of taps becomes the next odd one, as officially.
-        radius = max(1, int(images.shape[1] * self.kernel_fraction) // 2)
+        radius = max(1, int(planes.shape[2] * self.kernel_fraction) // 2)
         sigma = _between(draws[:, 1], *self.sigma)
         offsets = tf.range(-radius, radius + 1, dtype=tf.float32)
         kernel = tf.exp(-0.5 * tf.square(offsets / sigma[:, None]))  # (B, taps)
@@ -1044,15 +1117,16 @@ class RandomGaussianBlur(Augmentation):
             most = tf.maximum(tf.cast(most, tf.float32), 1.0)
             kernel = tf.where(tf.abs(offsets) <= most, kernel, 0.0)
 
-        planes = _to_planes(to_float(images))
+        # Beyond six sigma a weight is lost in rounding.
+        reach = tf.cast(tf.math.ceil(6.0 * tf.reduce_max(sigma)), tf.int32)
 
-        def along_axis(axis, planes):
-            vertically = functools.partial(_blur, planes, kernel, 2, sizes)
-            horizontally = functools.partial(_blur, planes, kernel, 3, sizes)
-            return [tf.switch_case(axis, [vertically, horizontally])]
+        def along_both_axes(_, planes):
+            for axis in (2, 3):
+                planes = _blur(planes, kernel, reach, axis, sizes)
+            return [_unit(planes)]  # Means of ones may round to more.
 
         blurred = draws[:, 0] < self.rate
-        return _from_planes(_loop_where(blurred, 2, along_axis, planes))
+        return _loop_where(blurred, 1, along_both_axes, planes)
 
     def get_config(self):
         return {
@@ -1063,31 +1137,55 @@ class RandomGaussianBlur(Augmentation):
         }
 
 
-def _blur(planes, kernel, axis, sizes=None):
-    """Weighted mean of the neighbours along `axis` that lie on the image."""
-    size = planes.shape[axis]
-    taps = kernel.shape[1]
+_PAIRS = 4  # Of neighbours, on both sides, that are added at a time.
+
+
+def _blur(planes, kernel, reach, axis, sizes=None):
+    """Weighted mean of the neighbours along `axis` that lie on the image.
+
+    Neighbours further away than `reach` have no weight.
+    """
+    size, radius = planes.shape[axis], kernel.shape[1] // 2
+    valid = size if sizes is None else tf.cast(sizes[:, axis - 2], tf.int32)
+    valid = tf.reshape(valid, (-1, 1, 1))
+    places = tf.range(size)[:, None] + tf.range(-radius, radius + 1)
+    is_valid = (places >= 0) & (places < valid)  # (B, size, taps)
+    totals = tf.where(is_valid, kernel[:, None], 0.0)
+    totals = tf.reduce_sum(totals, axis=2)
+    if sizes is not None:
+        is_valid = tf.range(size) < valid[:, 0]
+        planes = tf.where(_along(axis, is_valid), planes, 0.0)
+        totals = tf.maximum(totals, _TINY)  # What is not image is 0.
+    pairs = min(_PAIRS, radius)
+    steps = -(-radius // pairs)
+    margin = pairs * steps
     margins = [(0, 0)] * 4
-    margins[axis] = (taps // 2, taps // 2)
+    margins[axis] = (margin, margin)
+    padded = tf.pad(planes, margins)
+    kernel = tf.pad(kernel, [(0, 0), (margin - radius, margin - radius)])
 
-    def convolve(planes):
-        padded = tf.pad(planes, margins)
-        blurred = 0.0
-        for tap in range(taps):
-            start, extent = [0] * 4, [-1] * 4
-            start[axis], extent[axis] = tap, size
-            neighbours = tf.slice(padded, start, extent)
-            blurred += _per_image(kernel[:, tap]) * neighbours
-        return blurred
+    def moved(place):
+        start = [0] * 4
+        start[axis] = place
+        return tf.slice(padded, start, programs.shape_of(planes))
 
-    extent = [1] * 4
-    extent[axis] = size
-    if sizes is None:
-        return convolve(planes) / convolve(tf.ones(extent))
-    valid = _is_valid(sizes[:1], axis - 2, size)
-    valid = tf.reshape(tf.cast(valid, tf.float32), extent)
-    # What is not image comes out as 0 / 0 else.
-    return convolve(valid * planes) / tf.maximum(convolve(valid), _TINY)
+    def add_pairs(step, total):
+        for pair in range(pairs):
+            distance = 1 + pairs * step + pair
+            both = moved(margin - distance) + moved(margin + distance)
+            total += _per_image(kernel[:, margin + distance]) * both
+        return [total]
+
+    count = -(-tf.minimum(reach, radius) // pairs)
+    center = _per_image(kernel[:, margin]) * planes
+    (total,) = _loop(count, add_pairs, center, at_most=steps)
+    # Multiplied: to divide takes as long as a dozen neighbours.
+    return total * _along(axis, 1.0 / totals)
+
+
+def _along(axis, values):
+    """Values (B, size) as a factor of planes (B, C, H, W)."""
+    return values[:, None, :, None] if axis == 2 else values[:, None, None]
 
 
 @keras.saving.register_keras_serializable(package="keras_simclr")
@@ -1281,9 +1379,9 @@ class SimCLRAugmentation(Augmentation):
         counts = [part._draws_per_image for part in self.parts]
         crop, flip, color, blur = tf.split(draws, counts, axis=1)
         mirrored = self.flip._flipped(flip, axis=2)
-        images = self.crop._transform(images, crop, sizes, mirrored)
-        images = self.color._transform(images, color)
-        return self.blur._transform(images, blur)
+        planes = self.crop._planes(images, crop, sizes, mirrored)
+        planes = self.color._distort(planes, color)
+        return _from_planes(self.blur._blurred(planes, blur))
 
     def _at_rest(self, images, *sizes):
         return self.crop._at_rest(images, *sizes)

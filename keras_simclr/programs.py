@@ -180,14 +180,14 @@ class Program:
             is_known and not in_pieces and not tf.executing_eagerly()
         ):
             return self._run(None, images, draws, *sizes)
-        height, width = _shape(images)[1:3]
+        height, width = shape_of(images)[1:3]
         if self._takes_sizes:
             images, draws, sizes = _on_canvas(images, draws, sizes)
         views = self._in_pieces(images, draws, *sizes)
         return views[:, :height, :width] if keeps_size else views
 
     def _in_pieces(self, *arrays):
-        batch, height, width, _ = _shape(arrays[0])
+        batch, height, width, _ = shape_of(arrays[0])
         if isinstance(height, int) and isinstance(width, int):
             piece = max(1, min(_PIECE, _PIECE_PIXELS // (height * width)))
         else:
@@ -199,7 +199,7 @@ class Program:
         def cut(array):
             rest = [(0, 0)] * (array.shape.rank - 1)
             array = tf.pad(array, [(0, pieces * piece - batch), *rest])
-            return tf.reshape(array, (pieces, piece, *_shape(array)[1:]))
+            return tf.reshape(array, (pieces, piece, *shape_of(array)[1:]))
 
         counts = tf.minimum(batch - piece * tf.range(pieces), piece)
         arrays = tf.nest.map_structure(cut, arrays)
@@ -208,7 +208,7 @@ class Program:
             (counts, *arrays),
             fn_output_signature=tf.float32,
         )
-        shape = _shape(views)[2:]
+        shape = shape_of(views)[2:]
         return tf.reshape(views, (pieces * piece, *shape))[:batch]
 
     def _run(self, count, images, *others):
@@ -262,7 +262,7 @@ class Program:
         _, views = tf.while_loop(
             lambda place, _: place < count,
             body,
-            (0, tf.TensorArray(tf.float32, _shape(arrays[0])[0])),
+            (0, tf.TensorArray(tf.float32, shape_of(arrays[0])[0])),
         )
         return views.stack()
 
@@ -274,7 +274,7 @@ def _no_second_gradient(*_):
     )
 
 
-def _shape(array):
+def shape_of(array):
     """Sizes of the axes: integers where they are known, else tensors."""
     dynamic = tf.shape(array)
     return [dynamic[i] if n is None else n for i, n in enumerate(array.shape)]
@@ -282,7 +282,7 @@ def _shape(array):
 
 def _on_canvas(images, draws, sizes):
     """Images padded to a canvas, draws of their pixels too, and `sizes`."""
-    batch, *size, _ = _shape(images)
+    batch, *size, _ = shape_of(images)
     canvas = [_canvas(side) for side in size]
     is_known = None not in images.shape[1:3]
     if is_known and (canvas == size or not tf.executing_eagerly()):

@@ -12,9 +12,9 @@ from keras_simclr import augmentations, decoding, fit_data, folders, scanning
 from keras_simclr.recipe import Recipe
 
 
-def augmentation(source, size, batch_size):
+def augmentation(source, size, batch_size, smallest_crop=0.08):
     """The whole recipe on a batch, in a compiled function."""
-    augment = simclr.SimCLRAugmentation(size)
+    augment = simclr.SimCLRAugmentation(size, scale=(smallest_crop, 1.0))
     view = tf.function(lambda images, seed: augment(images, seed=seed))
     images = tf.constant(smooth_noise(batch_size, source))
     steps = iter(range(1_000_000_000))

@@ -70,9 +70,9 @@ def kornia_augmentation(source, size, batch_size):
     return lambda: len(transform(images.float() / 255.0))
 
 
-def albumentations_augmentation(source, size, batch_size):
+def albumentations_augmentation(source, size, batch_size, smallest_crop=0.08):
     """The transforms of albumentations on uint8 arrays, image by image."""
-    transform = _albumentations_transform(size)
+    transform = _albumentations_transform(size, smallest_crop)
     images = list(smooth_noise(batch_size, source))
     return lambda: len([transform(image=image)["image"] for image in images])
 
