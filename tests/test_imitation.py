@@ -247,6 +247,17 @@ def test_views_are_brought_to_the_teachers_size():
     np.testing.assert_allclose(z, images.mean(axis=(1, 2)), atol=2e-3)
 
 
+def test_probes_ride_along_and_measures_of_two_views_do_not():
+    both = IMAGES[:16], np.arange(16) % 2
+    model = distiller(teacher_of())
+    probe = simclr.callbacks.KNNProbe(both, both)
+    history = model.fit(IMAGES, batch_size=32, verbose=0, callbacks=[probe])
+    assert history.history.keys() >= {"knn_accuracy", "agreement"}
+    callbacks = [simclr.callbacks.Measures(IMAGES)]
+    with pytest.raises(ValueError, match="compares two views of each image"):
+        model.fit(IMAGES, batch_size=32, verbose=0, callbacks=callbacks)
+
+
 def test_a_file_of_it_is_that_of_its_student(tmp_path):
     model = distiller(teacher_of())
     model.fit(IMAGES, batch_size=32, verbose=0)
