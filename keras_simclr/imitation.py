@@ -237,7 +237,7 @@ class Distiller(SimCLRModel):
     Raises:
         TypeError: As `SimCLRModel`.
         ValueError: As `SimCLRModel`; or if teacher and student do not fit
-            together, or the teacher is random at rest.
+            together or share weights, or the teacher is random at rest.
 
     Example:
 
@@ -323,6 +323,13 @@ def _check_pair(teacher, encoder, head):
             "The student must return as many numbers as the teacher. Received: "
             f"{ours[-1]} of the student, {teacher.output_shape[-1]} of the "
             "teacher"
+        )
+    theirs = {id(variable) for variable in teacher.variables}
+    if theirs & {id(x) for x in encoder.variables + head.variables}:
+        raise ValueError(
+            "Teacher and student must share no weights: the teacher would "
+            "change with it. Make the student of a copy: "
+            "keras.models.clone_model(...), or load it from its file"
         )
     inputs = copies.examples_for(teacher)
     if inputs is not None and trials.is_random(

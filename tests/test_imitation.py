@@ -341,3 +341,11 @@ def test_teachers_are_refused(kind):
     with pytest.raises(ValueError) as error:
         distiller(make())
     assert message in str(error.value)
+
+
+def test_a_student_is_not_a_part_of_its_teacher():
+    encoder = network()
+    teacher = keras.Sequential([encoder, keras.layers.Dense(5, "softmax")])
+    teacher.build((None, 8, 8, 3))
+    with pytest.raises(ValueError, match="must share no weights: the teacher "):
+        distiller(teacher, lambda: encoder)
