@@ -122,6 +122,34 @@ _PROJECTION_LAYER = {
         _PLACE,
     ),
 }
+_TEST_DATA = {
+    "test_data": _Flag(
+        "string",
+        None,
+        "Where these are, if elsewhere: as data. Classes go by name.",
+        place=("check_data", {}),
+    ),
+}
+_CHANGED_DATA = {
+    "accept_changed_data": _Flag(
+        "boolean",
+        False,
+        "Goes on with an unfinished run though its images changed.",
+    ),
+}
+_OUTPUT_RUN = {
+    "output_dir": _Flag(
+        "string",
+        _REQUIRED,
+        "Directory to write: new, empty, or with an unfinished run.",
+        place=_UNFINISHED,
+    ),
+}
+_OF_BOTH = [
+    field.name
+    for field in dataclasses.fields(_RECIPE.Recipe)
+    if field.name not in _RECIPE.OF_CONTRAST
+]
 _SEED = _from_fields(_RECIPE.Recipe, "seed")
 _COMMANDS = {
     "demo": (
@@ -144,18 +172,9 @@ _COMMANDS = {
         "Trains an encoder on unlabelled images and writes a run directory.",
         {
             **_DATA,
-            "output_dir": _Flag(
-                "string",
-                _REQUIRED,
-                "Directory to write: new, empty, or with an unfinished run.",
-                place=_UNFINISHED,
-            ),
+            **_OUTPUT_RUN,
             **_from_fields(_RECIPE.Recipe),
-            "accept_changed_data": _Flag(
-                "boolean",
-                False,
-                "Goes on with an unfinished run though its images changed.",
-            ),
+            **_CHANGED_DATA,
             "more_epochs": _Flag(
                 "integer",
                 None,
@@ -188,12 +207,7 @@ _COMMANDS = {
                 None,
                 "Images to test on; by default TFDS's test, or random fifths.",
             ),
-            "test_data": _Flag(
-                "string",
-                None,
-                "Where these are, if elsewhere: as data. Classes go by name.",
-                place=("check_data", {}),
-            ),
+            **_TEST_DATA,
             "labels": _Flag(
                 "list",
                 ["1", "10", "1%", "all"],
@@ -246,6 +260,35 @@ _COMMANDS = {
             **_SEED,
         },
     ),
+    "distill": (
+        "Has a classifier or an encoder teach a smaller one, without labels.",
+        {
+            "teacher": _Flag(
+                "string",
+                _REQUIRED,
+                "A directory that finetune wrote: its classes are taught, "
+                "without changes of colour. Or an encoder, as in start_from.",
+                place=("check_network", {}),
+            ),
+            **_DATA,
+            **_OUTPUT_RUN,
+            **_from_fields(_RECIPE.Recipe, *_OF_BOTH),
+            "temperature": _Flag(
+                "float",
+                None,
+                "Of what is compared; by default 1, of a student of a "
+                "classifier's own shape 0.1, of encoders 0.07 and 0.2.",
+                ("positive_number", {}),
+            ),
+            "test_split": _Flag(
+                "string",
+                None,
+                "Labelled images to test teacher and student on.",
+            ),
+            **_TEST_DATA,
+            **_CHANGED_DATA,
+        },
+    ),
     "predict": (
         "Classifies images and writes a table: path, class, probability.",
         {
@@ -274,9 +317,17 @@ _COMMANDS = {
         },
     ),
     "export": (
-        "Writes a run's encoder for use without this package.",
+        "Writes an encoder, or a classifier, for use without this package.",
         {
             **_RUN_DIR,
+            "model": _Flag(
+                "string",
+                None,
+                "Instead of run_dir: a classifier's directory, as finetune "
+                "writes it.",
+                place=_written_by("finetune", "class_names.json"),
+                instead_of="run_dir",
+            ),
             **_OUTPUT_DIR,
             "formats": _Flag(
                 "list",

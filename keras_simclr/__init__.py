@@ -45,6 +45,10 @@ from keras_simclr.augmentations import (
     RandomRotate90 as RandomRotate90,
     SimCLRAugmentation as SimCLRAugmentation,
 )
+from keras_simclr.distillation import (
+    distill as distill,
+    distill_encoder as distill_encoder,
+)
 from keras_simclr.evaluation import evaluate as evaluate
 from keras_simclr.export import export_encoder as export_encoder
 from keras_simclr.features import extract_features as extract_features

@@ -414,6 +414,32 @@ class RandomResizedCrop(Augmentation):
         )
         return _from_planes(self._resize(images, rows, columns))
 
+    def resize(self, images):
+        """Brings whole images to the layer's size, without cropping.
+
+        Args:
+            images: Shape `(batch, any, any, channels)`, uint8 or float in
+                [0, 1].
+
+        Returns:
+            float32 in [0, 1], of shape `(batch, height, width, channels)`.
+
+        Example:
+
+        >>> RandomResizedCrop(4, 4).resize(tf.ones((1, 9, 6, 3))).shape
+        TensorShape([1, 4, 4, 3])
+        """
+        images = tf.convert_to_tensor(images)
+        if images.shape[1:3] == self._target:
+            return to_float(images)
+        heights, widths = _valid_sizes(images, None)
+        zeros = tf.zeros_like(heights)
+        return self._resize(
+            images,
+            (zeros, heights, zeros, heights),
+            (zeros, widths, zeros, widths),
+        )
+
     @property
     def _sees_whole_image(self):
         return max(self.height, self.width) <= _WHOLE_IMAGE_SIZE

@@ -360,6 +360,12 @@ class Measures(_Periodic):
 
     def on_train_begin(self, logs=None):
         super().on_train_begin(logs)
+        if self.model.number_of_views < 2:
+            raise ValueError(
+                "`Measures` compares two views of each image. Received: a "
+                f"{type(self.model).__name__}, which makes one. Leave it out, "
+                "or put a KNNProbe in its place"
+            )
         self._chance = None
         self.copy_weights()  # Copies cannot be made in a graph.
         # What does not fit is refused.

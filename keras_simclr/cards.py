@@ -33,7 +33,7 @@ _ARCHIVE = "encoder.tar.gz"
 EVALUATED = ("rows", "gains", "evaluation")
 TRAINED = ("official", "epochs_trained", "steps_trained")
 # Believed where `weights` are not recorded.
-_MADE_OF = ("recipe", "data", "start")
+_MADE_OF = ("recipe", "data", "start", "teacher")
 
 _README = """\
 # {name}
@@ -225,6 +225,11 @@ def readme(card, uses):
     """
     result = card["round_trip"]
     kind = "A SimCLR encoder"
+    if teacher := card.get("teacher"):
+        name, weights = _as_text(teacher["name"]), teacher["weights"]
+        kind = (
+            f"An encoder taught by {name}, of the weights {weights} (SHA-256)"
+        )
     if official := card.get("official"):
         architecture = official.get("architecture", "an unknown architecture")
         kind = (
@@ -273,7 +278,8 @@ def _origin(card):
     if card.get("recipe"):
         flags = shlex.join(f"--{k}={v}" for k, v in card["recipe"].items())
         flags = _in_one_line(flags)
-        yield f"## Recipe\n\n```shell\nkeras-simclr pretrain {flags}\n```\n\n"
+        command = "distill" if "teacher" in card["recipe"] else "pretrain"
+        yield f"## Recipe\n\n```shell\nkeras-simclr {command} {flags}\n```\n\n"
     if card.get("weights"):
         yield (
             f"## Weights\n\n{card['weights']} (SHA-256, as from "

@@ -10,19 +10,27 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_simclr import elements, fit_data
+from keras_simclr import elements, fit_data, trials
 from keras_simclr._checks import finite_rows
 from keras_simclr._files import check_is_free, check_is_new, valid_names
 from keras_simclr.augmentations import to_float
 from keras_simclr.callbacks import FLAGS
-from keras_simclr.copies import check_finite, plain_copy
+from keras_simclr.copies import check_finite, examples_for, plain_copy
 from keras_simclr.evaluation import Evaluation, evaluate, with_groups
-from keras_simclr.export import plain_view, write_network
+from keras_simclr.export import (
+    plain_view,
+    with_evaluation_view,
+    write_network,
+)
 from keras_simclr.features import Features, check_fits, representation
 from keras_simclr.finetuning import Tuner
 from keras_simclr.labelled import load_labelled
+from keras_simclr.model import SimCLRModel
+from keras_simclr.networks import ProjectionHead
+from keras_simclr.pretrained import encoder_of
 from keras_simclr.probes import linear_probe
 from keras_simclr.recipe import as_flags
+from keras_simclr.runs import recorded_flags
 
 _CLASS_NAMES = "class_names.json"
 _RECIPES = ("linear", "finetune")
@@ -170,17 +178,67 @@ def _trained(model, examples, recipe, projection_layer, seed, progress):
     )
 
 
-def write_classifier(model, network, directory, names, bits=8):
+def write_classifier(
+    model, network, directory, names, bits=8, formats=("keras", "saved_model")
+):
     """Writes what `train_classifier` writes.
 
     `network` makes probabilities, of these names, of the model's evaluation
-    view.
+    view; `formats` are as in `write_network`.
     """
     texts = {
         _CLASS_NAMES: json.dumps(names, ensure_ascii=False, indent=2),
         FLAGS: as_flags({"bits": bits}),
     }
-    write_network(model, network, directory, "classifier", texts, bits)
+    return write_network(
+        model, network, directory, "classifier", texts, bits, formats
+    )
+
+
+def export_classifier(directory, output_dir, *, formats):
+    """Writes a classifier in other formats, and the names of its classes.
+
+    Args:
+        directory: What `train_classifier` wrote.
+        output_dir: Directory to write, new or empty. It is complete or absent.
+        formats: As `export_encoder`, but for `"hub"`; files are called
+            `classifier` in place of `encoder`.
+
+    Returns:
+        `pathlib.Path` of the directory.
+
+    Raises:
+        FileExistsError: If `output_dir` holds anything.
+        FileNotFoundError: If `directory` holds no classifier.
+        ImportError: As `export_encoder`.
+        ValueError: As `export_encoder`; or if the classifier does not bring
+            images to its size as the command line's do.
+
+    Example:
+
+    ```python
+    export_classifier("my_classifier", "my_app", formats=["litert_int8"])
+    ```
+    """
+    if "hub" in formats:
+        raise ValueError(
+            "`formats` of a classifier are all but hub, whose pages are those "
+            f"of encoders. Received: formats={list(formats)!r}"
+        )
+    whole, names = load_classifier(directory), class_names(directory)
+    network = encoder_of(whole)
+    model = SimCLRModel(network, ProjectionHead(0))
+    images = examples_for(whole)
+    if trials.differ(
+        with_evaluation_view(model, network)(images), whole(images)
+    ):
+        raise ValueError(
+            "A classifier that is exported must see of an image what those of "
+            f"the command line do. Received: {str(directory)!r}, which sees "
+            "another part of it, or not in that size"
+        )
+    bits = int(recorded_flags(directory).get("bits", 8))
+    return write_classifier(model, network, output_dir, names, bits, formats)
 
 
 def write_predictions(directory, dataset, path, names=None, progress=None):
@@ -215,7 +273,7 @@ def write_predictions(directory, dataset, path, names=None, progress=None):
     element = elements.unpack(dataset.element_spec)
     rules = elements.Rules(len(shape) == 4, channels=shape[-1])
     rules.check_at_rest(element)
-    classes = json.loads((directory / _CLASS_NAMES).read_text("utf-8"))
+    classes = class_names(directory)
     module = tf.saved_model.load(directory / "saved_model")
     names = None if names is None else list(names)
     total = None if names is None else len(names)
@@ -254,9 +312,21 @@ def load_classifier(directory):
     return network
 
 
+def class_names(directory):
+    """Tuple of the names of a classifier's probabilities."""
+    return tuple(
+        json.loads((_checked(directory) / _CLASS_NAMES).read_text("utf-8"))
+    )
+
+
+def is_classifier(directory):
+    """Whether `train_classifier` wrote a directory, by the names in it."""
+    return pathlib.Path(directory, _CLASS_NAMES).is_file()
+
+
 def _checked(directory):
     directory = pathlib.Path(directory)
-    if not (directory / _CLASS_NAMES).is_file():
+    if not is_classifier(directory):
         raise FileNotFoundError(
             f"`model` must be a directory with {_CLASS_NAMES}, written by "
             f"`finetune`. Received: {str(directory)!r}"

@@ -12,6 +12,7 @@ from keras_simclr import (
     _terminal,
     classification,
     demo,
+    distillation,
     embedding,
     evaluation,
     export,
@@ -82,8 +83,13 @@ def _pretrain(values):
         accept_changed_data=values.accept_changed_data,
         more_epochs=values.more_epochs,
     )
+    return _ended(done, values.output_dir)
+
+
+def _ended(done, run_dir):
+    """Says how far a run has come; the exit code."""
     step = int(done.model.optimizer.iterations.numpy())
-    print(f"{values.output_dir} keeps the model after step {step}.")
+    print(f"{run_dir} keeps the model after step {step}.")
     if done.epochs < done.all_epochs:
         print(f"Interrupted after {done.epochs} of {done.all_epochs} epochs.")
         return 130
@@ -154,6 +160,25 @@ def _finetune(values):
     print(f"{values.output_dir} holds classifier.keras and saved_model/.")
 
 
+def _distill(values):
+    with _files.naming("output_dir"):
+        distillation.check_directory(values.output_dir, values.teacher)
+    data, test = _data(values), None
+    if values.test_data or values.test_split:
+        data, test = data.and_test(values.test_data, values.test_split)
+    done = distillation.teach(
+        _fields(distillation.DistillationRecipe, values),
+        data,
+        values.output_dir,
+        test=test,
+        given=[name for name in values if values[name].present],
+        accept_changed_data=values.accept_changed_data,
+        report=print,
+        progress=_terminal.progress("image"),
+    )
+    return _ended(done, values.output_dir)
+
+
 def _predict(values):
     network = classification.load_classifier(values.model)
     data, source, images = _open_as_seen(values, values.model, network, "Found")
@@ -190,6 +215,11 @@ def _embed(values):
 
 def _export(values):
     export.check_formats(values.formats)
+    if values.model:
+        path = classification.export_classifier(
+            values.model, values.output_dir, formats=values.formats
+        )
+        return _listed(path)
     model = runs.load_model(values.run_dir)
     path = export.export_encoder(
         model,
@@ -198,6 +228,10 @@ def _export(values):
         about=runs.about(values.run_dir, model),
         report=print,
     )
+    return _listed(path)
+
+
+def _listed(path):
     print(f"{path} holds {', '.join(sorted(x.name for x in path.iterdir()))}.")
 
 

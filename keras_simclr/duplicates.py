@@ -1,6 +1,7 @@
 """Duplicates and near duplicates among images."""
 
 import hashlib
+import itertools
 
 import numpy as np
 
@@ -35,6 +36,8 @@ KEYS = np.dtype(
         ("contrast", "float32"),
     ]
 )
+
+_NO_KEYS = (0, 0, np.zeros(KEYS["thumbnail"].shape, "uint8"), 0.0)
 
 
 def perceptual_keys(small):
@@ -134,6 +137,48 @@ def group_images(images, sizes=None):
         else:
             keys["digest"][place] = _digest(image)
     return group(keys, usable), is_complete
+
+
+def repeated(images, others):
+    """Which images are among others, too.
+
+    Those of one colour are in neither. Near duplicates are looked for among the
+    first 20,000 of all; of those that follow, equal ones.
+
+    Args:
+        images: Iterable of arrays of shape `(height, width, channels)`, as in
+            `image_keys`, or of anything else.
+        others: The same. It is read once, and nothing of it is kept.
+
+    Returns:
+        Boolean array, one for each of `images`.
+
+    Example:
+
+    >>> images = np.random.default_rng(0).random((3, 8, 8, 1))
+    >>> repeated(images[:2], images[1:]).tolist()
+    [False, True]
+    """
+    keys, rest, count = [], set(), 0
+    for place, image in enumerate(itertools.chain(images, [None], others)):
+        if image is None:
+            count = place
+        elif np.ptp(image) == 0:
+            keys += [_NO_KEYS] * (not count)
+        elif place > _MOST_IN_MEMORY and count:
+            rest.add(_digest(image))
+        elif place <= _MOST_IN_MEMORY and image.shape[2:] in ((1,), (3,)):
+            keys.append(image_keys(image))
+        else:
+            keys.append((_digest(image), *_NO_KEYS[1:]))
+    keys = np.array(keys, KEYS)
+    usable = keys["digest"] > 0
+    groups = group(keys, usable)
+    known = np.isin(groups[:count], groups[count:])
+    return known | (
+        np.isin(keys["digest"][:count], np.array([*rest], "uint64"))
+        & usable[:count]
+    )
 
 
 def image_keys(image):

@@ -125,10 +125,8 @@ def export_encoder(
                 report(f"Writing {name}: {format.file}.")
             if format.save is not None:
                 path = staged / format.file
-                with _readable_errors(name):
-                    format.save(parts, path)
-                    found = _one_by_one(format.load(path), images)
-                differences[name] = _difference(name, found, expected)
+                difference = _saved(parts, name, path, images, expected)
+                differences[name] = difference
         card = {
             **cards.describe(
                 network,
@@ -193,17 +191,26 @@ def check_formats(formats):
     return [name for name in EXPORTS if name in formats]
 
 
-def write_network(model, network, directory, name, texts=None, bits=8):
+def write_network(
+    model,
+    network,
+    directory,
+    name,
+    texts=None,
+    bits=8,
+    formats=("keras", "saved_model"),
+):
     """Writes a network behind a model's evaluation view, whole or not at all.
 
     Args:
         model: The `SimCLRModel` that knows the evaluation view.
         network: Plain `keras.Model` that takes it.
         directory: Directory to write, new or empty.
-        name: Name of the Keras file without `.keras`; beside it is
-            `saved_model/`.
+        name: What files are called that `export_encoder` calls encoder.
         texts: Dictionary from the names of further files to their contents.
         bits: Of the images that it was trained on, as `decoding.decode`.
+        formats: As `export_encoder`, but for `"hub"`. What a converter makes is
+            loaded again, and tried.
 
     Returns:
         `pathlib.Path` of the directory.
@@ -217,8 +224,14 @@ def write_network(model, network, directory, name, texts=None, bits=8):
     check_finite(network)
     with staging(directory) as staged:
         parts = _parts(model, network, bits)
-        _save_keras(parts, staged / f"{name}.keras")
-        _save_saved_model(parts, staged / "saved_model")
+        images = _noise(parts.view.shape, _TRIED)
+        for format in check_formats(formats):
+            path = staged / EXPORTS[format].file.replace("encoder", name)
+            if EXPORTS[format].is_converted:
+                expected = _one_by_one(parts.whole, images)
+                _saved(parts, format, path, images, expected)
+            else:
+                EXPORTS[format].save(parts, path)
         for file, text in (texts or {}).items():
             (staged / file).write_text(text, encoding="utf-8")
     return pathlib.Path(directory)
@@ -492,6 +505,14 @@ def _load_litert(path):
     run = interpreter.get_signature_runner()
     (name,) = run.get_input_details()
     return lambda images: run(**{name: images})["output_0"]
+
+
+def _saved(parts, name, path, images, expected):
+    """Saves in a format; by how much it differs when it is loaded again."""
+    with _readable_errors(name):
+        EXPORTS[name].save(parts, path)
+        found = _one_by_one(EXPORTS[name].load(path), images)
+    return _difference(name, found, expected)
 
 
 @contextlib.contextmanager

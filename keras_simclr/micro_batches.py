@@ -14,7 +14,14 @@ _ROUNDING = {2: 0.1, 4: 0.01, 8: 0.01}  # By bytes of a number.
 
 
 def cached_gradients(
-    embed, contrast, variables, averages, *, size, micro_batch_size
+    embed,
+    contrast,
+    variables,
+    averages,
+    *,
+    size,
+    micro_batch_size,
+    again=None,
 ):
     """Gradients of a contrastive loss over a batch, in micro-batches.
 
@@ -31,6 +38,8 @@ def cached_gradients(
         averages: Keras variables that `embed` may assign.
         size: Number of images.
         micro_batch_size: Images in each; the last one may be smaller.
+        again: As `embed`, for the second pass; or None for `embed` itself. It
+            may leave out last entries that no variable has a part in.
 
     Returns:
         Gradients, one per variable, as from `dense_gradients`; what `contrast`
@@ -69,19 +78,22 @@ def cached_gradients(
     pull = tape.gradient(
         loss, z, unconnected_gradients=tf.UnconnectedGradients.ZERO
     )
+    again = again or embed
     has_gradient = set()  # Places in `variables`.
 
     def replay(number, *totals):
         start, stop = batches.bounds(number)
         with ForwardPass(), tf.GradientTape() as tape:
-            again = embed(start, stop)
-            tolerance = _ROUNDING[again.dtype.size]
-            again = tf.cast(again, pull.dtype)
-            repeated = _assert_repeated(again, z[start:stop], tolerance)
-            pulled = tf.reduce_sum(again * pull[start:stop])
+            repeated = again(start, stop)
+            tolerance = _ROUNDING[repeated.dtype.size]
+            repeated = tf.cast(repeated, pull.dtype)
+            width = repeated.shape[-1]
+            cached = z[start:stop, ..., :width]
+            is_same = _assert_repeated(repeated, cached, tolerance)
+            pulled = tf.reduce_sum(repeated * pull[start:stop, ..., :width])
         gradients = dense_gradients(tape, pulled, variables)
         has_gradient.update(i for i, x in enumerate(gradients) if x is not None)
-        with tf.control_dependencies([repeated]):
+        with tf.control_dependencies([is_same]):
             return [
                 tf.identity(sum_of(total, gradient))
                 for total, gradient in zip(totals, gradients, strict=True)

@@ -423,7 +423,7 @@ class SimCLRModel(copies.KeepsGenerators):
                 forward.write()
             else:
                 z = micro_batches.embeddings(
-                    self._embed_rows(element, _TEST_STEP, training=False),
+                    self._embed_rows(element, _TEST_STEP, False, self._embed),
                     size=elements.size_of(element),
                     micro_batch_size=self.micro_batch_size,
                 )
@@ -553,12 +553,13 @@ class SimCLRModel(copies.KeepsGenerators):
             return self.optimizer.scale_loss(loss), loss, found
 
         gradients, (_, loss, found), means = micro_batches.cached_gradients(
-            self._embed_rows(element, step, training=True),
+            self._embed_rows(element, step, True, self._embed),
             contrast,
             self.trainable_variables,
             averages,
             size=elements.size_of(element),
             micro_batch_size=self.micro_batch_size,
+            again=self._embed_rows(element, step, True, self._embed_again),
         )
         forward = ForwardPass()
         replica = tf.distribute.get_replica_context()
@@ -574,7 +575,7 @@ class SimCLRModel(copies.KeepsGenerators):
         gradients = list(map(micro_batches.sum_of, gradients, others))
         return gradients, loss, found, forward
 
-    def _embed_rows(self, element, step, training):
+    def _embed_rows(self, element, step, training, method):
         """Function that embeds examples start to stop of this replica's."""
         used = ("images", "view_1", "view_2", "sizes")
         element = {k: v for k, v in element.items() if k in used}
@@ -583,7 +584,7 @@ class SimCLRModel(copies.KeepsGenerators):
         def embed(start, stop):
             rows = {name: batch[start:stop] for name, batch in element.items()}
             views = self._views_of(rows, step, start, size)
-            return self._embed(views, training=training)
+            return method(views, training=training)
 
         return embed
 
@@ -626,6 +627,8 @@ class SimCLRModel(copies.KeepsGenerators):
         z = self._project(tf.concat(views, axis=0), training)  # (V * N, D)
         z = tf.reshape(z, (len(views), -1, z.shape[-1]))
         return tf.transpose(z, (1, 0, 2))
+
+    _embed_again = _embed  # Of a second pass, for the gradient.
 
     def _project(self, views, training):
         representations = self.encoder(views, training=training)

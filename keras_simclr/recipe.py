@@ -15,6 +15,9 @@ _CHOSEN = ("precision", "micro_batch_size")  # By measuring, if `auto`.
 _OF_ENCODER = {"depth", "width_multiplier", "stem"}
 _OF_HEAD = {"projection_layers"}
 _OF_START = {"keep_head", "without_dropout"}
+# Fields of which `distill` has none, or its own.
+OF_CONTRAST = {"keep_head", "projection_layers", "views", "decoupled"}
+OF_CONTRAST |= {"temperature"}
 _PRECISIONS = (
     *("float16", "bfloat16", "float32", "float64"),
     *("mixed_float16", "mixed_bfloat16"),
@@ -210,6 +213,8 @@ class Recipe(_Checked):
     >>> recipe.build(spec, steps=10).encoder.output_shape
     (None, 128)
     """
+
+    command: typing.ClassVar = "pretrain"  # Whose flags the fields are.
 
     # As large as half an hour on two cores is enough for.
     depth: int = _told(

@@ -61,6 +61,7 @@ def carry_out(
     given=None,
     accept_changed_data=False,
     more_epochs=None,
+    about=None,
     report=print,
 ):
     """Does what `keras-simclr pretrain` does.
@@ -76,6 +77,7 @@ def carry_out(
         more_epochs: Epochs to add to a finished run, or None: with its weights,
             on a new cosine from 0.3 of the rate. `summary.json` keeps a list of
             them. An unfinished run has those that were added before.
+        about: Dictionary, further entries of `summary.json`, or None.
         report: Function that is told, in words, what is found and chosen.
 
     Returns:
@@ -126,11 +128,9 @@ def carry_out(
     values = _values(recipe, data, run_dir)
     all_epochs = sum(added, recipe.epochs)
     summary = {
-        "command": "pretrain",
+        **_beginning_of_record(recipe, model, added, about),
         "data": _data_of_record(source, data, steps * recipe.batch_size),
-        **cards.versions(),
         "flags": {"given": sorted(given), "values": values},
-        **_beginning_of_record(recipe, model, added),
     }
     epochs = pretrain(
         model,
@@ -149,8 +149,8 @@ def _in_words(recipe, data, source, steps, added):
     """What will be trained on, and how long: sentences."""
     yield (
         f"To train on: {data.in_words(source)}. An epoch: "
-        f"{steps * recipe.batch_size:,} images, {recipe.views} views of each, "
-        "without their labels."
+        f"{steps * recipe.batch_size:,} images, {recipe.views} "
+        f"view{'s' * (recipe.views > 1)} of each, without their labels."
     )
     yield f"Epochs: {recipe.epochs}. Steps: {recipe.steps_in_words(steps)}."
     if added:
@@ -179,9 +179,10 @@ def _again(recipe, run_dir):
     return dataclasses.replace(recipe, start_from=str(path))
 
 
-def _beginning_of_record(recipe, model, added):
+def _beginning_of_record(recipe, model, added, about):
     """What a summary says of added epochs, and of the encoder before all."""
-    found = {"more_epochs": added} if added else {}
+    found = {"command": recipe.command, **cards.versions(), **(about or {})}
+    found |= {"more_epochs": added} if added else {}
     if recipe.start_from is None:
         return found
     weights = weights_digest(model.encoder)
@@ -506,6 +507,7 @@ def about(run_dir, model=None):
     recipe.pop("output_dir", None)
     summary = read_summary(run_dir)
     known = ("data", "earlier_data", "more_epochs", "weights", "start")
+    known += ("teacher",)
     known += (*cards.TRAINED, *cards.EVALUATED)
     found = {k: summary[k] for k in known if k in summary}
     if found.keys() - {"data", "earlier_data", "more_epochs"}:

@@ -42,6 +42,7 @@ from keras_simclr import (
 
 COMMANDS = [
     "demo",
+    "distill",
     "embed",
     "evaluate",
     "export",

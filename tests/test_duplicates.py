@@ -99,3 +99,23 @@ def test_among_many_only_equal_images_are_looked_for(monkeypatch):
     groups, is_complete = duplicates.group_images(images[:3])
     assert is_complete
     assert pairs(groups) == [[0, 1]]
+
+
+def saved(seed, quality):
+    file = io.BytesIO()
+    picture(seed, 80 + 8 * seed, 60).save(file, "JPEG", quality=quality)
+    return np.asarray(PIL.Image.open(file))
+
+
+@pytest.mark.parametrize("most", [100, 5, 2])
+def test_images_are_found_among_others_of_any_size(most, monkeypatch):
+    """Near ones as far as these are looked for, equal ones always."""
+    monkeypatch.setattr(duplicates, "_MOST_IN_MEMORY", most)
+    plain = np.full((9, 9, 3), 7, "uint8")
+    images = [saved(0, 90), saved(1, 90), plain, saved(3, 90)]
+    others = [saved(1, 60), plain, saved(4, 90), saved(3, 90)]
+    found = duplicates.repeated(iter(images), iter(others))
+    assert found.tolist() == [False, most > 4, False, True]
+    rows = np.random.default_rng(0).random((5, 6))
+    found = duplicates.repeated(rows[:3], rows[2:])
+    assert found.tolist() == [False, False, True]

@@ -59,6 +59,7 @@ VALUES = {
     "stem": NAMES,
     "strategy": NAMES,
     "strength": [*AT_LEAST_0, "3"],
+    "teacher": [""],
     "temperature": POSITIVE,
     "test_data": [""],
     "test_split": [""],
@@ -84,6 +85,7 @@ PLACES = {
     "path": ABSENT,
     "run_dir": [*ABSENT, "notes.txt", "full"],
     "start_from": [*ABSENT, "full", "keras_application:VGG16", "keras_hub:"],
+    "teacher": [*ABSENT, "full", "notes.npz", "keras_hub:"],
     "test_data": [*ABSENT, "cifar10"],
 }
 RIGHT = {
@@ -92,6 +94,7 @@ RIGHT = {
     "output_dir": "out",
     "path": "right",
     "run_dir": "right",
+    "teacher": "right",
 }
 FLAGS = {(c, name) for c, (_, table) in cli._COMMANDS.items() for name in table}
 
@@ -125,10 +128,10 @@ def listing():
 def right(command, name=None):
     """Arguments of a command, but for one that this flag is instead of."""
     _, table = cli._COMMANDS[command]
-    replaced = name and table[name].instead_of
-    return [
-        f"--{k}={v}" for k, v in RIGHT.items() if k in table and k != replaced
-    ]
+    left_out = {k for k, flag in table.items() if flag.instead_of} - {name}
+    left_out.add(name and table[name].instead_of)
+    names = RIGHT.keys() & table.keys() - left_out
+    return [f"--{k}={RIGHT[k]}" for k in RIGHT if k in names]
 
 
 def refused(arguments, capsys, code, *words):

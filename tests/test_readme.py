@@ -57,6 +57,8 @@ def test_programs_run(tmp_path, monkeypatch):
     assert names["embeddings"].shape == (4, 4)
     assert names["dataset"].element_spec["images"].shape == (4, 256, 256, 3)
     assert names["classifier"].output_shape == (None, 2)
+    assert names["result"].classifier.output_shape == (None, 2)
+    assert names["small_model"].encoder is names["student"]
     assert names["network"].output_shape == (None, 1280)
     assert names["model"].encoder.input_shape == (None, 64, 64, 3)
 
@@ -67,7 +69,7 @@ def test_commands_are_those_of_the_command_line():
     commands = re.findall(
         r"^keras-simclr (.*)$", README.read_text(), re.MULTILINE
     )
-    assert len(commands) == 31
+    assert len(commands) == 36
     for line in commands:
         command, *arguments = line.split()
         values = flags.FlagValues()
@@ -130,6 +132,30 @@ def test_commands_take_all_kinds_of_data(kind, tmp_path, monkeypatch):
         table = (tmp_path / "classes/data/predictions.csv").read_text()
         assert len(table.splitlines()) == 19
         assert (tmp_path / "encoders/data/saved_model").is_dir()
+
+
+def test_four_commands_make_a_small_classifier(tmp_path, monkeypatch):
+    """As they stand, but for how long, on photographs of two kinds."""
+    monkeypatch.setattr(finetuning, "_FEWEST_STEPS", 1)
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for number in range(24):
+        kind = ("cat", "dog")[number % 2]
+        pixels = rng.integers(0, 100, (70, 80, 3)) + 100 * (number % 2)
+        for folder in ("photos", f"labelled/{kind}")[: 1 + (number < 16)]:
+            path = tmp_path / folder / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            keras.utils.save_img(path, pixels, scale=False)
+    text = README.read_text().partition("## A small one for a phone")[2]
+    lines = re.findall(r"^keras-simclr (.*)$", text, re.MULTILINE)[:4]
+    brief = ["--epochs=1", "--batch_size=8", "--precision=float32"]
+    fewer = {"pretrain": [*brief, "--width_multiplier=0.1"], "distill": brief}
+    for line in lines:
+        command, *arguments = line.split()
+        assert cli.main([command, *arguments, *fewer.get(command, ())]) == 0
+    file = tmp_path / "app" / "classifier_int8.tflite"
+    # Width, depth and format are those of the page.
+    assert 300_000 < file.stat().st_size < 500_000
 
 
 def test_augmentations_of_ones_own_are_shown_as_they_work():

@@ -149,3 +149,36 @@ def same_max_pool(images, size=3, strides=2):
             ]
             outputs[:, row, column] = patch.max(axis=(1, 2))
     return outputs
+
+
+def softmax(row):
+    powers = [math.exp(x - max(row)) for x in row]
+    return [x / sum(powers) for x in powers]
+
+
+def distilled(logits, probabilities, temperature):
+    """Section 2 of SimCLRv2 (arXiv:2006.10029), times the temperature squared.
+
+    Of one image: its logits by the student, its probabilities by the teacher.
+    """
+    powers = [p ** (1 / temperature) for p in probabilities]
+    ours = softmax([x / temperature for x in logits])
+    pairs = zip(powers, ours, strict=True)
+    losses = [-p / sum(powers) * math.log(q) for p, q in pairs]
+    return temperature**2 * sum(losses)
+
+
+def seed(z, teacher_z, temperature, teacher_temperature):
+    """SEED's loss of each image (arXiv:2101.04731), its queue the batch."""
+    losses = []
+    for ours, theirs in zip(z, teacher_z, strict=True):
+        p, q = (
+            softmax([cosine(anchor, each) / t for each in teacher_z])
+            for anchor, t in (
+                (theirs, teacher_temperature),
+                (ours, temperature),
+            )
+        )
+        pairs = zip(p, q, strict=True)
+        losses.append(-sum(a * math.log(b) for a, b in pairs))
+    return losses

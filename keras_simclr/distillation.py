@@ -1,0 +1,695 @@
+"""Small networks from big ones: a teacher at rest, a student that learns."""
+
+import dataclasses
+import functools
+import itertools
+import logging
+import os
+import pathlib
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_simclr import (
+    _checks,
+    augmentations,
+    classification,
+    copies,
+    duplicates,
+    elements,
+    fit_data,
+    imitation,
+    labelled,
+    pretrained,
+    recipe as recipes,
+    runs,
+)
+from keras_simclr.augmentations import SimCLRAugmentation
+from keras_simclr.export import with_evaluation_view
+from keras_simclr.features import (
+    check_fits,
+    representation,
+    resized_representation,
+)
+from keras_simclr.finetuning import named_model
+from keras_simclr.model import SimCLRModel
+from keras_simclr.networks import check_encoder
+from keras_simclr.replicas import ForwardPass
+
+_logger = logging.getLogger("keras_simclr")
+
+_CLASSIFIER = "classifier"  # In the directory of a run.
+_SUM_TOLERANCE = 1e-2  # Of probabilities, which may be float16.
+
+
+@dataclasses.dataclass(frozen=True)
+class Distillation:
+    """Result of `distill`.
+
+    Attributes:
+        accuracy: Share of test examples that the student classifies rightly,
+            0 to 1; None without a test set.
+        teacher_accuracy: The same of the teacher.
+        classifier: Keras model from images, float32 in [0, 1], to class
+            probabilities, of Keras's own layers: the student.
+        classes: Label of each probability.
+        steps: Steps that it was trained for.
+        predictions: Label that the student finds for each test example.
+    """
+
+    accuracy: float | None
+    teacher_accuracy: float | None
+    classifier: keras.Model
+    classes: tuple
+    steps: int
+    predictions: np.ndarray = dataclasses.field(repr=False, compare=False)
+
+    def __str__(self):
+        worth = "not tested"
+        if self.accuracy is not None:
+            worth = _in_words(self.accuracy, self.teacher_accuracy)
+        return f"distilled: {worth} ({self.steps} steps)"
+
+
+def _in_words(accuracy, teacher_accuracy):
+    return f"accuracy {accuracy:.2%}, of the teacher {teacher_accuracy:.2%}"
+
+
+def distill(
+    teacher,
+    unlabelled,
+    test=None,
+    *,
+    student,
+    classes=None,
+    temperature=None,
+    recipe=None,
+    progress=None,
+):
+    """Has a classifier teach a smaller one, on images without labels.
+
+    The student learns to return the teacher's probabilities for the same view:
+    crops and flips of the images, without changes of colour. A student of the
+    teacher's own shape is self-training.
+
+    Args:
+        teacher: A Keras model from images, float in [0, 1], to probabilities of
+            two classes or more, such as `fine_tune(...).classifier`; or a
+            directory that `finetune` wrote. It is left as it is. Views are
+            brought to the height and width that it takes.
+        unlabelled: Images, as `SimCLRModel.fit` takes them; labels are not
+            used. A dataset must tell how many batches it has.
+        test: Labelled images to test both on, as in `fine_tune`; or None. How
+            many of them are among the unlabelled ones is logged.
+        student: A Keras model from images to representations, such as a
+            `ResNet`, which is trained, or a `SimCLRModel`, whose encoder is,
+            on views as its own, or the name of an encoder, as in `fine_tune`.
+        classes: Label of each of the teacher's probabilities, such as
+            `FineTuning.classes`. None: those of the directory, or 0, 1, 2 ...
+        temperature: Positive number, as in `imitation.class_losses`. None: 0.1
+            if the student has the teacher's shape, else 1.
+        recipe: `recipe.Recipe` that says how long, in which batches, with what
+            optimizer and on which crops; or None for its defaults.
+        progress: Function that is told, as training goes on, how many images
+            were seen, again and again, and how many will be.
+
+    Returns:
+        A `Distillation`.
+
+    Raises:
+        OSError: If a name is that of nothing.
+        TypeError: If `teacher` or `student` is no Keras model.
+        ValueError: If the teacher returns logits, or something else that is no
+            probabilities; takes other channels than the student; or has other
+            classes than the test set; if the student ends in classes; or if
+            images are unusable, or too few for a batch.
+
+    Example:
+
+    >>> def layers(*last):
+    ...     return keras.Sequential(
+    ...         [keras.Input((8, 8, 1)), keras.layers.Flatten(), *last]
+    ...     )
+    >>> teacher = layers(keras.layers.Dense(3, "softmax"))
+    >>> images = np.random.default_rng(0).random((32, 8, 8, 1), "float32")
+    >>> result = distill(
+    ...     teacher,
+    ...     images,
+    ...     student=layers(),
+    ...     recipe=simclr.recipe.Recipe(epochs=1, batch_size=16),
+    ... )
+    >>> result.classifier.output_shape, result.classes, result.steps
+    ((None, 3), (0, 1, 2), 2)
+
+    References:
+        - Chen et al. 2020, arXiv:2006.10029, sections 2 and 3.1.
+
+    Deviation: the optimizer is the recipe's, for short runs. True labels are
+        not used, which adds at most 0.8 points in the paper (table 2).
+    """
+    recipe = recipe or recipes.Recipe()
+    if isinstance(teacher, (str, os.PathLike)):
+        teacher, names = open_classifier(teacher)
+        classes = names if classes is None else classes
+    teacher = _network_of("teacher", teacher)
+    classes = _checked_classes(teacher, classes)
+    dataset, steps = _batches(unlabelled, recipe)
+    model = _distiller(
+        teacher,
+        *_encoder_and_views(student, recipe, with_colors=False),
+        _class_loss(temperature),
+        recipe,
+        steps,
+    )
+    exam = None
+    if test is not None:
+        check = functools.partial(check_fits, model)
+        in_order = fit_data.in_order(unlabelled)
+        exam = Exam(test, teacher, classes, in_order, check=check)
+    _train(model, dataset, recipe, steps, progress)
+    accuracy, predictions = None, np.array([])
+    network = student_classifier(model)
+    if exam:
+        accuracy, predictions = exam.take(network, model)
+    return Distillation(
+        accuracy=accuracy,
+        teacher_accuracy=exam and exam.teacher_accuracy,
+        classifier=with_evaluation_view(model, network),
+        classes=classes,
+        steps=int(model.optimizer.iterations.numpy()),
+        predictions=predictions,
+    )
+
+
+def distill_encoder(
+    teacher,
+    unlabelled,
+    *,
+    student,
+    temperature=None,
+    recipe=None,
+    progress=None,
+):
+    """Has an encoder teach a smaller one, without any labels.
+
+    The student, and a linear map to the teacher's size behind it, learn to be
+    as similar to the teacher's representations of the images of the batch as
+    these are to each other.
+
+    Args:
+        teacher: A Keras model from images, float in [0, 1], to representations;
+            a `SimCLRModel`, whose encoder it is; or the name of an encoder, as
+            in `fine_tune`. It is left as it is. Views are brought to the height
+            and width that it takes.
+        unlabelled: As `distill`.
+        student: As `distill`.
+        temperature: Positive number, of teacher and student, as in
+            `imitation.similarity_losses`. None: 0.07 of the teacher, 0.2 of the
+            student.
+        recipe: As `distill`.
+        progress: As `distill`.
+
+    Returns:
+        A `SimCLRModel` of the student, for `evaluate`, `fine_tune`,
+        `export_encoder` and the rest.
+
+    Raises:
+        OSError: As `distill`.
+        TypeError: As `distill`.
+        ValueError: If teacher or student end in classes, or take other
+            channels; or if images are unusable, or too few for a batch.
+
+    Example:
+
+    >>> def network():
+    ...     return keras.Sequential(
+    ...         [keras.Input((8, 8, 1)), keras.layers.Flatten()]
+    ...     )
+    >>> images = np.random.default_rng(0).random((32, 8, 8, 1), "float32")
+    >>> model = distill_encoder(
+    ...     network(),
+    ...     images,
+    ...     student=network(),
+    ...     recipe=simclr.recipe.Recipe(epochs=1, batch_size=16),
+    ... )
+    >>> model(images).shape
+    TensorShape([32, 64])
+
+    References:
+        - Fang et al. 2021, arXiv:2101.04731 (SEED).
+
+    Deviation: as `imitation.similarity_losses`.
+    """
+    recipe = recipe or recipes.Recipe()
+    encoder, augmentation = _encoder_and_views(student, recipe, True)
+    if isinstance(teacher, (str, os.PathLike)):
+        teacher = _open_encoder(teacher, encoder)
+    teacher = _network_of("teacher", teacher)
+    pretrained.check_is_no_classifier(teacher, teacher.name)
+    dataset, steps = _batches(unlabelled, recipe)
+    loss = _similarity_loss(temperature)
+    model = _distiller(teacher, encoder, augmentation, loss, recipe, steps)
+    _train(model, dataset, recipe, steps, progress)
+    student = pretrained.without_compiling(model)
+    student.compile()
+    return student
+
+
+def open_classifier(directory):
+    """The network, without what `finetune` puts in front, and its classes."""
+    network = classification.load_classifier(directory)
+    return pretrained.encoder_of(network), classification.class_names(directory)
+
+
+def _open_encoder(name, student):
+    """The encoder of a name, in float32, for views of the student's size."""
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32")
+    try:
+        return pretrained.open_encoder(name, beside=student)
+    finally:
+        keras.config.set_dtype_policy(policy)
+
+
+def _network_of(name, model):
+    """The network of views in a model; refuses what is none."""
+    if not isinstance(model, keras.Model) or not model.built:
+        raise TypeError(
+            f"`{name}` must be a Keras model that is built. Received: "
+            f"{name}={model!r}"
+        )
+    network = pretrained.encoder_of(model)
+    check_encoder(network)
+    copies.check_finite(network)
+    return network
+
+
+def _checked_classes(teacher, classes):
+    """Labels of a teacher's outputs, which must be probabilities."""
+    count = teacher.output_shape[-1]
+    with ForwardPass():
+        rows = teacher(copies.examples_for(teacher), training=False)
+    rows = np.asarray(tf.cast(rows, tf.float32))
+    sums = rows.sum(axis=1)
+    if count < 2 or rows.min() < 0 or np.abs(sums - 1).max() > _SUM_TOLERANCE:
+        raise ValueError(
+            "`teacher` must return probabilities of two classes or more, which "
+            f"sum to 1. Received: {count} numbers from {rows.min():.3g} to "
+            f"{rows.max():.3g}, which sum to {sums[0]:.3g}. If they are "
+            "logits: keras.Sequential([teacher, keras.layers.Softmax()])"
+        )
+    classes = tuple(range(count)) if classes is None else tuple(classes)
+    if len(classes) != count:
+        raise ValueError(
+            "`classes` must name each output of the teacher. Received: "
+            f"{len(classes)} classes for {count} outputs"
+        )
+    return classes
+
+
+def _encoder_and_views(student, recipe, with_colors):
+    """What is trained, and the augmentation that makes views for it."""
+    if isinstance(student, (str, os.PathLike)):
+        student = named_model(student)
+    encoder = _network_of("student", student)
+    pretrained.check_is_no_classifier(encoder, encoder.name)
+    if isinstance(student, SimCLRModel):
+        augmentation = student.augmentation
+    else:
+        augmentation = recipe.augmentation(encoder.input_shape[1:])
+    if not with_colors:
+        augmentation = _without_colors(augmentation)
+    return encoder, augmentation
+
+
+def _without_colors(augmentation):
+    layers = [
+        layer.without_colors()
+        if isinstance(layer, SimCLRAugmentation)
+        else layer
+        for layer in augmentations.as_list(augmentation)
+    ]
+    return layers if len(layers) > 1 else layers[0]
+
+
+def _class_loss(temperature):
+    """The loss of classes, for a teacher and a student."""
+
+    def loss(teacher, student):
+        if temperature is not None:
+            return imitation.ClassImitation(temperature)
+        of_both = [
+            sorted(tuple(w.shape) for w in x) for x in (teacher, student)
+        ]
+        is_same = of_both[0] == of_both[1]
+        return imitation.ClassImitation(
+            imitation.SELF_TEMPERATURE if is_same else imitation.TEMPERATURE
+        )
+
+    return loss
+
+
+def _similarity_loss(temperature):
+    pair = () if temperature is None else (temperature, temperature)
+    return lambda teacher, student: imitation.SimilarityImitation(*pair)
+
+
+def _distiller(
+    teacher, encoder, augmentation, loss, recipe, steps, more_epochs=()
+):
+    """The compiled model; `loss` makes its loss of the weights of both."""
+    size = recipe.micro_batch_size
+    head = keras.layers.Dense(teacher.output_shape[-1], name="projection_head")
+    head.build(encoder.output_shape)
+    # After what is drawn: a copy draws, too. The strategy must have it.
+    if tf.distribute.has_strategy():
+        teacher = copies.plain_copy(teacher)
+    model = imitation.Distiller(
+        teacher,
+        encoder,
+        head,
+        augmentation=augmentation,
+        micro_batch_size=None if size is None else int(size),
+        seed=recipe.seed,
+    )
+    loss = loss(teacher.weights, encoder.weights + head.weights)
+    model.compile(recipe.optimizer(steps, more_epochs), loss)
+    return model
+
+
+def _batches(unlabelled, recipe):
+    """A dataset of batches, and how many there are."""
+    dataset = fit_data.as_dataset(
+        unlabelled,
+        check=None,
+        batch_size=recipe.batch_size,
+        shuffle=True,
+        seed=recipe.seed,
+    )
+    fit_data.check_length(dataset, name=None)
+    steps = int(dataset.cardinality())
+    if steps < 0:
+        raise ValueError(
+            "`unlabelled` must tell how many batches an epoch has: arrays do, "
+            "and dataset.apply(tf.data.experimental.assert_cardinality(100)). "
+            "Received: a dataset of unknown length"
+        )
+    return dataset, steps
+
+
+def _train(model, dataset, recipe, steps, progress):
+    epochs, seen = recipe.epochs_for(steps), itertools.count(1)
+
+    def tell(batch, logs):
+        size = recipe.batch_size
+        progress(next(seen) * size, epochs * steps * size)
+
+    told = keras.callbacks.LambdaCallback(on_train_batch_end=tell)
+    model.fit(
+        dataset,
+        epochs=epochs,
+        verbose=0,
+        callbacks=[told] if progress else None,
+    )
+    copies.check_finite(model)
+
+
+def student_classifier(model):
+    """The plain network from views to probabilities that a model trained."""
+    images = keras.Input(model.encoder.input_shape[1:], name="images")
+    logits = model.projection_head(model.encoder(images))
+    softmax = keras.layers.Softmax(dtype="float32", name="probabilities")
+    network = keras.Model(images, softmax(logits), name="classifier")
+    return copies.plain_copy(network)
+
+
+class Exam:
+    """Labelled images that teacher and student are tested on.
+
+    Args:
+        test: As in `distill`.
+        teacher: Network from views to probabilities.
+        classes: Their labels.
+        unlabelled: Dataset of batches of the images to train on.
+        **kwargs: `check`, `report` and `progress`, as in `load_labelled`.
+    """
+
+    def __init__(self, test, teacher, classes, unlabelled, **kwargs):
+        self._examples = labelled.load_labelled("test", test, **kwargs)
+        self._classes = np.array(classes)
+        self._labels = self._examples["labels"]
+        if self._labels.dtype.kind != self._classes.dtype.kind:
+            self._labels = self._labels.astype(str)  # As `finetune` has them.
+            self._classes = self._classes.astype(str)
+        self._check_classes()
+        self._warn_of_shared(unlabelled)
+        is_any = len(teacher.input_shape) < 4 or None in teacher.input_shape[1:]
+        function = representation if is_any else resized_representation
+        self.teacher_accuracy, _ = self._take(function(teacher))
+
+    def take(self, network, model):
+        """Accuracy of a network of a model's views at rest.
+
+        Returns it, 0 to 1, and the labels found.
+        """
+        return self._take(
+            tf.function(
+                lambda images, sizes: network(
+                    model.evaluation_view(images, sizes), training=False
+                ),
+                reduce_retracing=True,
+            )
+        )
+
+    def _take(self, function):
+        rows = [
+            function(*elements.images_and_sizes(element)).numpy().argmax(axis=1)
+            for element in labelled.in_batches(self._examples)
+        ]
+        found = self._classes[np.concatenate(rows)]
+        return float(np.mean(found == self._labels)), found
+
+    def _check_classes(self):
+        is_known = np.isin(self._labels, self._classes)
+        strangers = np.unique(self._labels[~is_known])
+        if not is_known.any():
+            raise ValueError(
+                "`test` must hold classes of the teacher. Received: "
+                f"{_checks.listing(strangers)} in `test`, "
+                f"{_checks.listing(self._classes)} of the teacher. `classes` "
+                "says which these are"
+            )
+        if len(strangers):
+            _logger.warning(
+                "%d of %d images to test on are of classes that the teacher "
+                "does not know, and count as wrong: %s.",
+                np.sum(~is_known),
+                len(is_known),
+                _checks.listing(strangers),
+            )
+
+    def _warn_of_shared(self, unlabelled):
+        tests = self._examples["images"]
+        batches = fit_data.checked_elements(unlabelled)
+        shared = duplicates.repeated(
+            (tests[place] for place in range(len(tests))),
+            itertools.chain.from_iterable(map(_single, batches)),
+        )
+        if shared.any():
+            _logger.warning(
+                "%d of %d images to test on are among the unlabelled ones, "
+                "too: their accuracy is no measure of what is new.",
+                shared.sum(),
+                len(shared),
+            )
+
+
+def _single(element):
+    """Yields the images of an element, without what pads them."""
+    images, sizes = elements.images_and_sizes(element)
+    images = images.numpy()
+    for place, image in enumerate(images):
+        if sizes is not None:
+            height, width = sizes[place].numpy()
+            image = image[:height, :width]
+        yield image
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DistillationRecipe(recipes.Recipe):
+    """How to distil; `keras-simclr distill --help` explains each field.
+
+    Of `recipe.Recipe`, what says how pairs of views are compared has no effect.
+
+    Example:
+
+    >>> recipe = DistillationRecipe(teacher="classifier", depth=18, epochs=2)
+    >>> recipe.values["teacher"], "decoupled" in recipe.values
+    ('classifier', False)
+    """
+
+    command = "distill"
+
+    teacher: str = dataclasses.field(metadata={"rule": None})
+    temperature: float | None = dataclasses.field(
+        default=None, metadata={"rule": ("positive_number", {})}
+    )
+    views: int = dataclasses.field(default=1, metadata={"rule": None})
+
+    @property
+    def values(self):
+        own = {"teacher": self.teacher, "temperature": self.temperature}
+        of_both = {
+            name: value
+            for name, value in super().values.items()
+            if name not in recipes.OF_CONTRAST
+        }
+        return {**of_both, **own}
+
+    @property
+    def teaches_classes(self):
+        """Whether the teacher is a classifier, that `finetune` wrote."""
+        return classification.is_classifier(self.teacher)
+
+    def open_teacher(self, student=None):
+        """The network that teaches, and its classes; None of an encoder."""
+        if self.teaches_classes:
+            return open_classifier(self.teacher)
+        return _open_encoder(self.teacher, student), None
+
+    def build(self, element_spec, steps, more_epochs=()):
+        shape = self.input_shape(element_spec)
+        encoder, augmentation = self.encoder(shape), self.augmentation(shape)
+        if self.start_from is not None:
+            is_cached = self.micro_batch_size is not None
+            pretrained.check_chance(encoder, is_cached=is_cached)
+            keras.utils.set_random_seed(self.seed)  # As `Recipe.build`.
+        teacher, classes = self.open_teacher(encoder)
+        loss = _similarity_loss(self.temperature)
+        if classes is not None:
+            augmentation = _without_colors(augmentation)
+            loss = _class_loss(self.temperature)
+        parts = (teacher, encoder, augmentation, loss)
+        return _distiller(*parts, self, steps, more_epochs)
+
+
+def check_directory(run_dir, teacher):
+    """As `runs.check_can_run`, but for a run that lacks its classifier yet."""
+    if not _lacks_classifier(run_dir, teacher):
+        runs.check_can_run(run_dir)
+
+
+def _lacks_classifier(run_dir, teacher):
+    is_finished = runs.read_summary(run_dir).get("finished", False)
+    is_written = pathlib.Path(run_dir, _CLASSIFIER).exists()
+    is_its_own = runs.recorded_flags(run_dir).get("teacher") == teacher
+    of_classes = classification.is_classifier(teacher) and is_its_own
+    return of_classes and is_finished and not is_written
+
+
+def teach(
+    recipe,
+    data,
+    run_dir,
+    *,
+    test=None,
+    given=None,
+    accept_changed_data=False,
+    report=print,
+    progress=None,
+):
+    """Does what `keras-simclr distill` does.
+
+    Beside what `runs.carry_out` writes, the directory gets `classifier/`, as
+    from `finetune`, if the teacher is one.
+
+    Args:
+        recipe: `DistillationRecipe`.
+        data: `recipe.Data` of the images without labels.
+        run_dir: As `runs.carry_out`.
+        test: `recipe.Data` of labelled images to test both on, or None.
+        given: As `runs.carry_out`.
+        accept_changed_data: As `runs.carry_out`.
+        report: As `runs.carry_out`.
+        progress: As in `evaluate`.
+
+    Returns:
+        A `runs.Run`.
+
+    Raises:
+        FileExistsError: As `runs.carry_out`.
+        OSError: As `runs.carry_out`.
+        ValueError: As `runs.carry_out`, `distill` and `distill_encoder`; or if
+            there are images to test an encoder on.
+
+    Example:
+
+    ```python
+    data = simclr.recipe.Data(data="photos")
+    recipe = DistillationRecipe(teacher="classifier", width_multiplier=0.25)
+    teach(recipe, data, "runs/small")
+    ```
+    """
+    teacher, classes = recipe.open_teacher()
+    weights = copies.weights_digest(teacher)
+    _check_teacher(run_dir, weights)
+    channels = teacher.input_shape[-1]
+    data, exam = runs.as_seen(data, recipe.teacher, channels), None
+    if test is not None:
+        if classes is None:
+            raise ValueError(
+                "`test_data` is for a classifier. Received: the teacher "
+                f"{recipe.teacher!r}, an encoder. `evaluate` tests what it "
+                "has taught"
+            )
+        test = runs.as_seen(test, recipe.teacher, channels)
+        side = max(teacher.input_shape[1:3])
+        (source, images), (_, unlabelled) = (
+            part.open_in_order(side) for part in (test, data)
+        )
+        report(f"To test on: {test.in_words(source)}.")
+        says = {"report": report, "progress": progress}
+        exam = Exam(images, teacher, classes, unlabelled, **says)
+    if _lacks_classifier(run_dir, recipe.teacher):
+        epochs = runs.read_summary(run_dir)["epochs_trained"]
+        done = runs.Run(runs.load_model(run_dir), recipe, epochs, epochs)
+    else:
+        done = runs.carry_out(
+            recipe,
+            data,
+            run_dir,
+            given=given,
+            accept_changed_data=accept_changed_data,
+            about={"teacher": {"name": recipe.teacher, "weights": weights}},
+            report=report,
+        )
+    if classes is not None and done.epochs == done.all_epochs:
+        _write_classifier(done.model, run_dir, classes, data.bits, exam, report)
+    return done
+
+
+def _write_classifier(model, run_dir, classes, bits, exam, report):
+    network = student_classifier(model)
+    if exam:
+        accuracy, _ = exam.take(network, model)
+        of_both = accuracy, exam.teacher_accuracy
+        report(f"On images to test on: {_in_words(*of_both)}.")
+        names = ("accuracy", "teacher_accuracy")
+        test = dict(zip(names, of_both, strict=True))
+        runs.update_summary(run_dir, {"test": test})
+    directory = pathlib.Path(run_dir, _CLASSIFIER)
+    classification.write_classifier(
+        model, network, directory, list(classes), bits
+    )
+
+
+def _check_teacher(run_dir, weights):
+    """Refuses to go on with a run whose teacher had other weights."""
+    known = runs.read_summary(run_dir).get("teacher")
+    if known and known["weights"] != weights:
+        raise ValueError(
+            "An unfinished run goes on with the teacher that it began with. "
+            f"Received: {known['name']!r} with other weights than {run_dir!r} "
+            "began with. Bring those back, or begin anew in another directory"
+        )
