@@ -24,12 +24,12 @@ from keras_simclr.export import (
 )
 from keras_simclr.features import Features, check_fits, representation
 from keras_simclr.finetuning import Tuner
+from keras_simclr.flag_texts import as_flags
 from keras_simclr.labelled import load_labelled
 from keras_simclr.model import SimCLRModel
 from keras_simclr.networks import ProjectionHead
 from keras_simclr.pretrained import encoder_of
 from keras_simclr.probes import linear_probe
-from keras_simclr.recipe import as_flags
 from keras_simclr.runs import recorded_flags
 
 _CLASS_NAMES = "class_names.json"

@@ -612,10 +612,10 @@ class SimCLRModel(copies.KeepsGenerators):
     def _views_of(self, element, step, start=0, size=None):
         if "view_1" in element:
             names = ["`view_1`", "`view_2`"]
-            views = as_views(element["view_1"]), as_views(element["view_2"])
+            views = [as_views(element[name.strip("`")]) for name in names]
         else:
-            names = ["`augmentation`"]
-            names += ["`second_augmentation`"] * (self.number_of_views - 1)
+            others = ["`second_augmentation`"] * (self.number_of_views - 1)
+            names = ["`augmentation`", *others]
             images, sizes = element["images"], element.get("sizes")
             views = self._views(images, sizes, step, start, size)
         for name, view in zip(names, views, strict=True):
@@ -689,14 +689,9 @@ class SimCLRModel(copies.KeepsGenerators):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        return cls(
-            **{
-                name: keras.saving.deserialize_keras_object(
-                    value, custom_objects=custom_objects
-                )
-                for name, value in config.items()
-            }
-        )
+        load = keras.saving.deserialize_keras_object
+        own = {"custom_objects": custom_objects}
+        return cls(**{name: load(x, **own) for name, x in config.items()})
 
 
 # By this name alone, files of Keras 2's format (.h5) know it.

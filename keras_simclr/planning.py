@@ -23,8 +23,9 @@ from keras_simclr.budgets import (
     candidates,
 )
 from keras_simclr.callbacks import Checkpoints
+from keras_simclr.flag_texts import as_arguments
 from keras_simclr.optimizers import scaled_learning_rate
-from keras_simclr.recipe import Recipe, as_arguments, defaults
+from keras_simclr.recipe import Recipe, defaults
 
 _TRIES = 3  # Encoders that are measured, at most.
 _LONGEST = 75.0  # Seconds after which no further one is.

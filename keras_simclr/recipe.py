@@ -636,47 +636,6 @@ def is_open(name, value):
     return name in _CHOSEN and value == AUTO
 
 
-def as_text(value):
-    """A field's value as a flag has it."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def as_arguments(values):
-    """Command-line arguments for a dictionary of flags.
-
-    None leaves a flag out.
-
-    Example:
-
-    >>> as_arguments({"depth": 18, "manifest": None})
-    ['--depth=18']
-    """
-    return [f"--{k}={as_text(v)}" for k, v in values.items() if v is not None]
-
-
-def as_flags(values):
-    """The text of `flags.txt` for a dictionary of flags."""
-    return "".join(f"{x}\n" for x in as_arguments(dict(sorted(values.items()))))
-
-
-def read_flags(text):
-    r"""The flags of a `flags.txt`: dictionary of names and texts.
-
-    Example:
-
-    >>> read_flags("--depth=18\n--nodoctor\n")
-    {'depth': '18', 'doctor': 'false'}
-    """
-    values = {}
-    for line in text.splitlines():
-        name, has_value, value = line.removeprefix("--").partition("=")
-        if not has_value:  # As absl writes flags that are on or off.
-            value = "false" if name.startswith("no") else "true"
-            name = name.removeprefix("no")
-        values[name] = value
-    return values
-
-
 def defaults():
     """What the absence of a flag means: dictionary of names and values."""
     return {

@@ -15,6 +15,7 @@ from keras_simclr import (
     copies,
     devices,
     fingerprints,
+    flag_texts,
     pretrained,
     recipe as recipes,
 )
@@ -104,7 +105,7 @@ def carry_out(
         _files.check_can_write(run_dir)
     recipe, data, given = _as_it_began(recipe, data, run_dir, set(given))
     recipe = _with_size_of_start(recipe, run_dir)
-    flags = recipes.as_flags(_values(recipe, data, run_dir))
+    flags = flag_texts.as_flags(_values(recipe, data, run_dir))
     check_can_run(run_dir, flags, accept_changed_data, more_epochs)
     added = _added_epochs(run_dir, more_epochs)
     recipe = recipe.with_choice(
@@ -137,7 +138,7 @@ def carry_out(
         dataset,
         run_dir,
         epochs=all_epochs,
-        flags=recipes.as_flags(values),
+        flags=flag_texts.as_flags(values),
         summary=summary,
         accept_changed_data=accept_changed_data,
         more_epochs=more_epochs,
@@ -462,7 +463,7 @@ def recorded_flags(run_dir):
     """Flags of the run that a directory holds: names and texts."""
     path = pathlib.Path(run_dir) / FLAGS
     text = path.read_text(**_ANY_NAME) if path.exists() else ""
-    return recipes.read_flags(text)
+    return flag_texts.read_flags(text)
 
 
 def as_seen(data, directory, channels):
@@ -546,13 +547,13 @@ def check_can_run(
     if flags is None:
         return
     # A flag that is not there has its present default.
-    absent = recipes.read_flags(recipes.as_flags(recipes.defaults()))
+    absent = flag_texts.read_flags(flag_texts.as_flags(recipes.defaults()))
     of_data = {field.name for field in dataclasses.fields(recipes.Data)}
     of_data.remove("channels")  # With others the model would be another.
     free = {"strategy", "output_dir", *(of_data if accept_changed_data else ())}
     ours, theirs = (
         {**absent, **x, **dict.fromkeys(free)}
-        for x in (recipes.read_flags(flags), recorded_flags(run_dir))
+        for x in (flag_texts.read_flags(flags), recorded_flags(run_dir))
     )
     if ours != theirs:
         differing = {k for k in ours | theirs if ours.get(k) != theirs.get(k)}
@@ -582,7 +583,7 @@ def _check_is_finished(run_dir, is_finished):
 def _differing(values, others):
     """Flags of the first that the second has not, or not so."""
     differing = dict(sorted(values.items() - others.items()))
-    return " ".join(recipes.as_arguments(differing))
+    return " ".join(flag_texts.as_arguments(differing))
 
 
 def load_model(run_dir):

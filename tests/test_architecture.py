@@ -30,6 +30,7 @@ LEVELS = {
     "duplicates": 1,
     "decoding": 1,
     "exif": 0,
+    "flag_texts": 0,
     "pillow_files": 0,
     "official_files": 0,
     "optimizers": 1,

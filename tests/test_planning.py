@@ -12,7 +12,7 @@ from helpers import standins
 
 import keras_simclr as simclr
 import keras_simclr_cli as cli
-from keras_simclr import devices, planning, recipe, replicas
+from keras_simclr import devices, flag_texts, planning, recipe, replicas
 from keras_simclr.budgets import Budget, Encoder
 from keras_simclr.planning import Plan, Timing
 
@@ -275,7 +275,9 @@ def test_command_follows_what_is_measured(kind, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(recipe.Recipe, "open", open_on_canvases)
         trained = (0.1, time.perf_counter() + 10)
         monkeypatch.setattr(planning, "_training", lambda *_: trained)
-    assert cli.main(["plan", *recipe.as_arguments(given), "--hours=1e-9"]) == 0
+    assert (
+        cli.main(["plan", *flag_texts.as_arguments(given), "--hours=1e-9"]) == 0
+    )
     text = capsys.readouterr().out
     assert "\nimages          18, 10 pixels a side: too few" in text
     assert "yet 0.0 seconds are too short. Cure: --hours=" in text

@@ -12,7 +12,15 @@ from helpers import standins
 from helpers.replicas import mirrored
 
 import keras_simclr as simclr
-from keras_simclr import _files, callbacks, copies, recipe, runs, scanning
+from keras_simclr import (
+    _files,
+    callbacks,
+    copies,
+    flag_texts,
+    recipe,
+    runs,
+    scanning,
+)
 
 pytestmark = pytest.mark.usefixtures("eagerly")
 
@@ -524,7 +532,7 @@ def flags_of(run_dir):
 def rewrite_flags(run_dir, **changes):
     """As if another version, with other defaults, had begun the run."""
     flags = {**flags_of(run_dir), **changes}
-    (run_dir / "flags.txt").write_text(recipe.as_flags(flags))
+    (run_dir / "flags.txt").write_text(flag_texts.as_flags(flags))
     summary = summary_of(run_dir)
     summary["flags"]["values"].update(changes)
     (run_dir / "summary.json").write_text(json.dumps(summary))
