@@ -386,12 +386,14 @@ class RandomResizedCrop(Augmentation):
         is_fitting = images.shape[1:3] == self._target and sizes is None
         if is_fitting and self._sees_whole_image:
             return to_float(images)
+        return self._seen(images, self.rest_box(*_valid_sizes(images, sizes)))
+
+    def _seen(self, images, ranges):
+        """What lies in ranges of rows and columns, of the layer's size."""
         boxes = [
             (start, length, _centers(start, length, target))
             for (start, length), target in zip(
-                self.rest_box(*_valid_sizes(images, sizes)),
-                self._target,
-                strict=True,
+                ranges, self._target, strict=True
             )
         ]
         if not programs.are_wanted():
@@ -432,13 +434,8 @@ class RandomResizedCrop(Augmentation):
         images = tf.convert_to_tensor(images)
         if images.shape[1:3] == self._target:
             return to_float(images)
-        heights, widths = _valid_sizes(images, None)
-        zeros = tf.zeros_like(heights)
-        return self._resize(
-            images,
-            (zeros, heights, zeros, heights),
-            (zeros, widths, zeros, widths),
-        )
+        sides = _valid_sizes(images, None)
+        return self._seen(images, [(tf.zeros_like(x), x) for x in sides])
 
     @property
     def _sees_whole_image(self):

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_simclr import augmentations, copies, trials
+from keras_simclr import augmentations, copies, programs, trials
 from keras_simclr.losses import ContrastiveLoss, check_temperature, mean
 from keras_simclr.model import SimCLRModel
 from keras_simclr.replicas import ForwardPass
@@ -207,7 +207,8 @@ class _Teacher:
 
     def __call__(self, views):
         if self._crop is not None:
-            views = self._crop.resize(views)
+            with programs.running_here():
+                views = self._crop.resize(views)
         with ForwardPass():  # What layers add or set is forgotten.
             outputs = self._network(views, training=False)
         return tf.stop_gradient(tf.cast(outputs, keras.config.floatx()))
