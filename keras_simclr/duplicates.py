@@ -132,7 +132,7 @@ def group_images(images, sizes=None):
         if looks_near and usable[place]:
             keys[place] = image_keys(image)
         else:
-            keys["digest"][place] = _digest(image)
+            keys["digest"][place] = digest_of(image)
     return group(keys, usable), is_complete
 
 
@@ -152,10 +152,23 @@ def image_keys(image):
     >>> len(image_keys(np.zeros((8, 8, 4), "uint8"))) == len(KEYS)
     True
     """
-    return _digest(image), *perceptual_keys(_small(image))
+    return digest_of(image), *perceptual_keys(_small(image))
 
 
-def _digest(image):
+def digest_of(image):
+    """What equal images in memory have in common: an integer of 64 bits.
+
+    Args:
+        image: Array of any shape.
+
+    Returns:
+        Integer.
+
+    Example:
+
+    >>> digest_of(np.zeros((8, 8, 1))) == digest_of(np.zeros((8, 8, 1)))
+    True
+    """
     content = hashlib.blake2b(f"{image.shape}".encode(), digest_size=8)
     content.update(np.ascontiguousarray(image))
     return int.from_bytes(content.digest())
