@@ -239,8 +239,9 @@ def _neighbours(facts):
         for image, others in rows:
             found = "".join(_figure(facts, x, f"{y:.3f}") for x, y in others)
             parts.append(
-                f'<div class="row"><span class="query">'
-                f"{_figure(facts, image)}</span>{found}</div>"
+                f'<div class="row of-one"><span class="query">'
+                f'{_figure(facts, image)}</span><span class="row">{found}'
+                "</span></div>"
             )
         parts.append("</div>")
     return "".join(parts)

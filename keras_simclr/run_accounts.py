@@ -101,24 +101,20 @@ def _chance(model, flags):
 
 def _marks(summary, flags):
     """What happened between epochs: pairs of how many there were, and what."""
-    marks = [
-        (x, "training went on after a stop")
-        for x in summary.get("begun", ())
-        if x
-    ]
+    marks = {}
+    for epoch in summary.get("resumed", ()):
+        marks[epoch] = "training was gone on with, after a stop"
     for data in summary.get("earlier_data", ()):
         if "epochs_trained" in data:
-            marks.append((data["epochs_trained"], "other images from here on"))
+            marks[data["epochs_trained"]] = "other images from here on"
     if flags.get("epochs", "").isdigit():
         epochs = int(flags["epochs"])
         for more in summary.get("more_epochs", ()):
-            marks.append(
-                (epochs, f"{more} epochs were added to a finished run")
-            )
+            marks[epochs] = f"the run was finished; {more} epochs were added"
             epochs += more
     if summary.get("finished") is False and summary.get("epochs_trained"):
-        marks.append((summary["epochs_trained"], "stopped before the end"))
-    return sorted(marks)
+        marks[summary["epochs_trained"]] = "stopped before the end"
+    return sorted(marks.items())
 
 
 def _state(summary, log, about):

@@ -298,7 +298,8 @@ def pretrain(
 
     It holds `flags.txt`, `log.csv` (a line per epoch), `model.keras` (after
     the latest epoch; complete at any time), checkpoints of the last two epochs,
-    their list `checkpoints.json`, and `summary.json`. Ctrl-C ends training
+    their list `checkpoints.json`, and `summary.json`, which says in `resumed`
+    after how many epochs it was gone on with. Ctrl-C ends training
     early and keeps the model as it is then. Called again with the same flags,
     an unfinished run goes on after its last whole epoch, and ends as if it had
     not been interrupted.
@@ -380,6 +381,8 @@ def _train(
         known = {**read_summary(run_dir), **summary}
         for name in (*cards.TRAINED, "weights", "finished"):
             known.pop(name, None)
+        if 0 < first < epochs:
+            known["resumed"] = [*known.get("resumed", []), first]
         _write_summary(run_dir, _sorted_evaluations(known, None))
         callbacks.insert(0, _csv_logger(run_dir / _LOG, first))
     if "start" in summary and not first:
