@@ -3,6 +3,7 @@
 import numpy as np
 
 from keras_simclr import pages
+from keras_simclr._files import in_one_line
 
 
 def of_images(found, choice, places, drawn):
@@ -150,7 +151,7 @@ def reasons(found):
         kind = "" if found.label(nearest) is None else "labelled "
         sentences.append(
             f"{stands}. Unlike all before it: {likeness:.2f} to the {kind}"
-            f"{found.name(nearest)}."
+            f"{in_one_line(found.name(nearest))}."
         )
     return sentences
 

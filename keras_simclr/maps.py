@@ -8,6 +8,7 @@ from keras_simclr.neighbours import unit_rows
 _FEWEST = 10  # Rows that t-SNE is of use for.
 _COLUMNS = 50  # Of what t-SNE is given.
 _PERPLEXITY = 30.0
+_ROUNDING = 1e-6  # Rows that differ by less are equal.
 
 
 def lay_out(features, seed=0):
@@ -45,7 +46,7 @@ def lay_out(features, seed=0):
     with threadpool_limits(1):
         width = min(_COLUMNS, *rows.shape)
         plane = np.zeros((len(rows), max(2, width)), "float32")
-        if np.abs(rows).max() > 0:
+        if np.abs(rows).max() > _ROUNDING:
             pca = decomposition.PCA(width, svd_solver="full", random_state=seed)
             plane[:, :width] = pca.fit_transform(rows)
         if len(rows) >= _FEWEST and plane.any():

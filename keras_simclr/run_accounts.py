@@ -130,7 +130,8 @@ def _state(summary, log, about):
     else:
         steps = "" if steps is None else f", {steps:,} steps"
         state = "finished" if summary.get("finished", True) else "interrupted"
-        yield f"The run is {state} after {epochs:,} epochs{steps}."
+        plural = "s" if epochs != 1 else ""
+        yield f"The run is {state} after {epochs:,} epoch{plural}{steps}."
     if log is not None:
         parts = []
         if (share := log.last("loss_over_chance")) is not None:
