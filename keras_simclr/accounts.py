@@ -5,6 +5,8 @@ import numpy as np
 from keras_simclr import pages
 from keras_simclr._files import in_one_line
 
+_TRUSTED = 0.8  # Accuracy of a classifier whose word on labels counts.
+
 
 def of_images(found, choice, places, drawn):
     """What is said of images.
@@ -103,23 +105,32 @@ def _verdict_on_images(found):
     odd = []
     if found.groups:
         odd.append(_count(len(found.groups), "group") + " of near-duplicates")
-    if found.errors is not None and len(found.errors.places):
+    accuracy = _accuracy(found)
+    if accuracy >= _TRUSTED and len(found.errors.places):
         odd.append(
             f"{_count(len(found.errors.places), 'label')} that may be wrong"
         )
     yield f"{text}{': ' * bool(odd)}{', '.join(odd)}."
     if found.errors is None:
         return
-    labels = np.array(found.labels[found.rows[found.labelled]].tolist())
     tested = found.errors.is_tested
-    _, counts = np.unique(labels[tested], return_counts=True)
-    accuracy = np.mean(found.errors.predictions[tested] == labels[tested])
+    labels = found.labels[found.rows[found.labelled[tested]]]
+    _, counts = np.unique(labels.astype("U"), return_counts=True)
     yield (
         f"A linear classifier on the representations finds the class of "
         f"{accuracy:.1%} of {_count(int(tested.sum()), 'image')} that it was "
         f"not trained on ({len(found.errors.classes)} classes; the largest has "
         f"{counts.max() / counts.sum():.1%})."
     )
+
+
+def _accuracy(found):
+    """The share of labels that are found again; 0 if none can be."""
+    if found.errors is None:
+        return 0.0
+    tested = found.errors.is_tested
+    labels = found.labels[found.rows[found.labelled[tested]]]
+    return float(np.mean(found.errors.predictions[tested] == labels))
 
 
 def reasons(found):
@@ -238,6 +249,12 @@ def _on_labels(found, choice):
             "trained on the others, is sure against. Look before you change "
             "one."
         )
+        accuracy = _accuracy(found)
+        if accuracy < _TRUSTED:
+            text += (
+                f" It is right about {accuracy:.0%} of the images only: what "
+                "it says against a label is worth little."
+            )
         if len(choice.errors) < count:
             text += f" The worst {len(choice.errors)} are shown."
     return {

@@ -259,7 +259,7 @@ def _write_report(name, model, output_dir, data, *, given, labelled=None, seed):
         )
     arguments = recipe.as_arguments(cards.without_places(given))
     about = report.About(
-        title=pathlib.Path(name).resolve().name if is_run else name,
+        title="" if is_run else cards.without_places(name),
         notes=tuple(run_accounts.changes(run_dir, source, data)),
         command=shlex.join(
             ["keras-simclr", "report", *arguments, "--output_dir=OUT"]

@@ -72,7 +72,9 @@ def of_run(run_dir, model):
     findings = findings if isinstance(findings, list) else ()
     settings = {
         "Recipe": {k: v for k, v in flags.items() if k not in _HIDDEN},
-        "Trained on": summary.get("data", {}),
+        "Trained on": {
+            k: v for k, v in summary.get("data", {}).items() if v is not None
+        },
         "Trained with": {
             name: summary[name]
             for name in ("command", *cards.versions(), "seed")

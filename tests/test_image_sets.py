@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import pictures
 
 import keras_simclr as simclr
 from keras_simclr import duplicates
 from keras_simclr.folders import ImageFolder
 from keras_simclr.image_sets import ImageSet
-from tests.helpers import pictures
 
 pytestmark = pytest.mark.usefixtures("eagerly")
 

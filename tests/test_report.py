@@ -7,11 +7,11 @@ import keras
 import numpy as np
 import pyarrow.parquet
 import pytest
+from helpers import pictures
+from helpers.html_pages import Parsed
 
 import keras_simclr as simclr
 from keras_simclr import pages, report, run_accounts, runs
-from tests.helpers import pictures
-from tests.helpers.html_pages import Parsed
 
 pytestmark = pytest.mark.usefixtures("eagerly")
 
