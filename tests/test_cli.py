@@ -547,7 +547,7 @@ def test_report_is_of_the_images_that_a_run_saw(run_dir, tmp_path, capsys):
 def test_report_learns_from_labels_elsewhere(
     grey_run, tmp_path, monkeypatch, capsys
 ):
-    paint(tmp_path / "photos", {"one": 20}, copies=5)
+    paint(tmp_path, {"photos": 20}, copies=5)
     paint(tmp_path / "known", {"dark": 10, "light": 200}, copies=4)
     monkeypatch.chdir(tmp_path)
     arguments = ["report", f"--run_dir={grey_run}", "--data=photos"]
@@ -583,7 +583,7 @@ def test_pretrain_reports_in_the_end(data, tmp_path, capsys):
     assert cli.main(arguments) == 0
     page = run / "report" / "report.html"
     assert "1 epoch, 2 steps" in page.read_text()
-    assert "report" not in (run / "flags.txt").read_text()
+    assert "--report" not in (run / "flags.txt").read_text()
     before = page.read_bytes()
     assert cli.main([*arguments, "--more_epochs=1"]) == 1
     assert f"{str(run / 'report')!r}" in capsys.readouterr().err
