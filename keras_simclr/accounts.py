@@ -54,7 +54,7 @@ def of_images(found, choice, places, drawn):
     return pages.Facts(
         title="",
         verdict=tuple(_verdict_on_images(found)),
-        findings=(),
+        findings=None,
         log=None,
         views=(),
         images=tuple(_shown(found, choice, places, drawn)),

@@ -42,7 +42,8 @@ class Facts:
     Attributes:
         title: Of the page.
         verdict: Tuple of sentences.
-        findings: Tuple of dictionaries: `text`, perhaps `rule` and `epoch`.
+        findings: Tuple of dictionaries: `text`, perhaps `rule` and `epoch`;
+            None if nobody looked for some.
         log: `curves.Log`, or None.
         views: Tuple of tuples of thumbnails: an image and its views.
         images: Tuple of `Shown`, all that are on the map.
@@ -64,7 +65,7 @@ class Facts:
 
     title: str
     verdict: tuple
-    findings: tuple
+    findings: tuple | None
     log: curves.Log | None
     views: tuple
     images: tuple
@@ -180,7 +181,9 @@ def _figure(facts, number, *lines):
 def _verdict(facts):
     sentences = "".join(f"<li>{_text(x)}</li>" for x in facts.verdict)
     found = "<p>No findings.</p>"
-    if facts.findings:
+    if facts.findings is None:
+        found = "<p>None are on record.</p>"
+    elif facts.findings:
         items = []
         for each in facts.findings:
             where = [f"epoch {each['epoch']}"] if "epoch" in each else []

@@ -25,7 +25,8 @@ class RunAccount:
     Attributes:
         name: Name of the directory, or empty.
         verdict: Tuple of sentences.
-        findings: Tuple of dictionaries, as in `summary.json`.
+        findings: Tuple of dictionaries, as in `summary.json`; None if nobody
+            looked for some.
         log: `curves.Log`, or None.
         table: As of `pages.Facts`.
         settings: As of `pages.Facts`.
@@ -33,7 +34,7 @@ class RunAccount:
 
     name: str = ""
     verdict: tuple = ()
-    findings: tuple = ()
+    findings: tuple | None = None
     log: curves.Log | None = None
     table: tuple = ()
     settings: dict = dataclasses.field(default_factory=dict)
@@ -68,8 +69,11 @@ def of_run(run_dir, model):
         _chance(model, flags),
         _marks(summary, flags),
     )
-    findings = summary.get("findings", ())
-    findings = findings if isinstance(findings, list) else ()
+    findings = summary.get("findings")
+    if isinstance(findings, list):
+        findings = tuple(x for x in findings if isinstance(x, dict))
+    else:
+        findings = None
     settings = {
         "Recipe": {k: v for k, v in flags.items() if k not in _HIDDEN},
         "Trained on": {
@@ -84,7 +88,7 @@ def of_run(run_dir, model):
     return RunAccount(
         name=pathlib.Path(run_dir).resolve().name,
         verdict=tuple(_state(summary, log, about)),
-        findings=tuple(x for x in findings if isinstance(x, dict)),
+        findings=findings,
         log=log,
         table=_evaluated(about.get("rows", ())),
         settings=cards.without_places({k: v for k, v in settings.items() if v}),

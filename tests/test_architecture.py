@@ -302,6 +302,14 @@ def test_what_is_imported_is_declared():
         assert {x.replace("_", "-") for x in declared} & names, root
 
 
+def test_files_that_are_no_modules_are_in_the_wheel():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    declared = setup["options.package_data"]["keras_simclr"].split()
+    found = [x.name for x in PACKAGE.iterdir() if x.suffix not in (".py", "")]
+    assert sorted(declared) == sorted(found)
+
+
 @pytest.mark.parametrize(
     "path", sorted(PACKAGE.glob("*.py")), ids=lambda p: p.stem
 )

@@ -409,6 +409,22 @@ def test_run_tells_how_it_went(run_dir, model, entries, words, marks, tmp_path):
     assert list(account.log.marks) == marks
 
 
+@pytest.mark.parametrize(
+    ("findings", "words"),
+    [
+        ([], "No findings."),
+        (None, "None are on record."),
+        ([3], "No findings."),
+    ],
+)
+def test_no_findings_and_none_looked_for_are_two_things(
+    run_dir, model, findings, words, tmp_path
+):
+    copy = summary_with(run_dir, tmp_path, findings=findings)
+    report.write(tmp_path / "out", model, blots(5)[0], run_dir=copy)
+    assert f"<p>{words}</p>" in page_of(tmp_path / "out")
+
+
 def test_run_without_a_log_says_so(run_dir, model, tmp_path):
     copy = summary_with(run_dir, tmp_path)
     (copy / "log.csv").unlink()
