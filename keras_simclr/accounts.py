@@ -155,7 +155,8 @@ def reasons(found):
     for likeness, nearest, count in zip(
         centres.similarities, centres.nearest, centres.counts, strict=True
     ):
-        stands = f"Stands for {_count(count, 'image')}"
+        whom = _count(count, "image") if count > 1 else "itself alone"
+        stands = f"Stands for {whom}"
         if nearest < 0:
             sentences.append(f"{stands}. Nearest to the middle of all.")
             continue

@@ -220,7 +220,8 @@ def _embed(values):
 
 def _report(values):
     name = values.encoder or values.run_dir
-    shown = ("run_dir", "encoder", "data", "split", "labelled", "seed")
+    of_data = (field.name for field in dataclasses.fields(recipe.Data))
+    shown = ("run_dir", "encoder", *of_data, "labelled", "seed")
     given = {k: values[k].value for k in shown if values[k].present}
     _write_report(
         name,
@@ -249,13 +250,9 @@ def _write_report(name, model, output_dir, data, *, given, labelled=None, seed):
     data, source, images = _open_as_seen(data, name, model.encoder, "Found")
     others = None
     if labelled is not None:
+        _, with_labels = data.and_test(labelled, "train")
         _, _, others = _open_as_seen(
-            dataclasses.replace(
-                data, data=labelled, split="train", manifest=None
-            ),
-            name,
-            model.encoder,
-            "Labelled",
+            with_labels, name, model.encoder, "Labelled"
         )
     arguments = recipe.as_arguments(cards.without_places(given))
     about = report.About(

@@ -228,8 +228,8 @@ def test_list_says_what_to_label_first_and_why(written):
     assert [x["path"] for x in rows] == names
     for row in rows:
         assert re.match(
-            r"Stands for \d+ images?\. Unlike all before it: -?\d\.\d\d to the "
-            "(labelled )?.+png.$",
+            r"Stands for (\d+ images|itself alone)\. Unlike all before it: "
+            r"-?\d\.\d\d to the (labelled )?.+png.$",
             row["reason"],
         )
     page = Parsed(page_of(output_dir))
