@@ -55,8 +55,8 @@ def find_label_errors(features, labels, *, groups=None, seed=0):
         `LabelErrors`.
 
     Raises:
-        ValueError: If there are fewer than two classes of two examples that
-            are no duplicates.
+        ValueError: If the arrays do not match or are not finite, or there are
+            fewer than two classes of two examples that are no duplicates.
 
     Example:
 
@@ -77,7 +77,15 @@ def find_label_errors(features, labels, *, groups=None, seed=0):
     from threadpoolctl import threadpool_limits
 
     _checks.seed("seed", seed)
-    labels = np.asarray(labels)
+    features, labels = np.asarray(features), np.asarray(labels)
+    if features.ndim != 2 or labels.shape != features.shape[:1]:
+        raise ValueError(
+            "`features` must have the shape (N, D), with N labels. Received: "
+            f"features of shape {features.shape}, labels of shape "
+            f"{labels.shape}"
+        )
+    if not np.isfinite(features).all():
+        raise ValueError("`features` must be finite. Received: NaN or infinity")
     check_classes("labels", labels)
     folds = _folds(labels, groups, seed)
     classes = np.unique(labels[folds >= 0])

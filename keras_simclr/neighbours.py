@@ -191,7 +191,7 @@ def k_centres(features, count, known=None):
         `Centres`.
 
     Raises:
-        ValueError: If the features have another shape, or are not finite.
+        ValueError: If the arrays have other shapes, or are not finite.
 
     Example:
 
@@ -206,7 +206,14 @@ def k_centres(features, count, known=None):
     _checks.integer("count", count, minimum=1)
     rows = unit_rows(_checked("features", features))
     size = len(rows)
-    is_open = np.ones(size, bool) if known is None else ~np.asarray(known, bool)
+    is_open = np.ones(size, bool)
+    if known is not None:
+        is_open = ~np.asarray(known, bool)
+    if is_open.shape != (size,):
+        raise ValueError(
+            f"`known` must be booleans of shape ({size},), one a row. "
+            f"Received: known of shape {is_open.shape}"
+        )
     best = np.full(size, -np.inf, "float32")
     centre = np.full(size, -1)
     for part in _parts(size):

@@ -84,3 +84,17 @@ def test_fewer_than_two_classes_are_refused(labels):
     with pytest.raises(ValueError) as error:
         find_label_errors(np.eye(6), np.array(labels))
     assert "must hold at least two classes" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        (np.zeros((5, 2)), "(N, D), with N labels"),
+        (np.zeros(6), "(N, D), with N labels"),
+        (np.full((6, 2), np.nan), "must be finite"),
+    ],
+)
+def test_other_features_are_refused(features, message):
+    with pytest.raises(ValueError) as error:
+        find_label_errors(features, np.arange(6) % 2)
+    assert message in str(error.value)

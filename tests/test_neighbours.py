@@ -63,6 +63,10 @@ def test_equals_come_in_order():
         ),
         (lambda: NearestNeighbours(ROWS).find(ROWS, 0), "`count` must be"),
         (lambda: k_centres(ROWS, 0), "`count` must be"),
+        (
+            lambda: k_centres(ROWS, 1, np.ones(3, bool)),
+            "`known` must be booleans of shape (60,), one a row.",
+        ),
         (lambda: k_centres(ROWS[:, 0], 3), "numbers of shape (N, D)"),
     ],
 )
