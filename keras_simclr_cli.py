@@ -151,6 +151,25 @@ _OF_BOTH = [
     if field.name not in _RECIPE.OF_CONTRAST
 ]
 _SEED = _from_fields(_RECIPE.Recipe, "seed")
+_ENCODER = {
+    "encoder": _Flag(
+        "string",
+        None,
+        "Instead of run_dir: a .keras file, keras_applications:NAME, "
+        "keras_hub:PRESET.",
+        place=("check_network", {}),
+        instead_of="run_dir",
+    ),
+}
+# By default those of the run.
+_OWN_DATA = {
+    **_DATA,
+    "data": dataclasses.replace(
+        _DATA["data"],
+        default=None,
+        help=_DATA["data"].help + " By default what the run was trained on.",
+    ),
+}
 _COMMANDS = {
     "demo": (
         "Pretrains on the digits of scikit-learn and shows what it is worth.",
@@ -180,6 +199,11 @@ _COMMANDS = {
                 None,
                 "Goes on with a finished run, for so many epochs.",
                 _COUNT,
+            ),
+            "report": _Flag(
+                "boolean",
+                False,
+                "Writes a page of what was learnt, in the end: report/ in it.",
             ),
         },
     ),
@@ -246,14 +270,7 @@ _COMMANDS = {
         "Trains a classifier on labelled images, and says how good it is.",
         {
             **_RUN_DIR,
-            "encoder": _Flag(
-                "string",
-                None,
-                "Instead of run_dir: a .keras file, keras_applications:NAME, "
-                "keras_hub:PRESET.",
-                place=("check_network", {}),
-                instead_of="run_dir",
-            ),
+            **_ENCODER,
             **_DATA,
             **_OUTPUT_DIR,
             **_PROJECTION_LAYER,
@@ -314,6 +331,39 @@ _COMMANDS = {
                 "Of the table: npz, csv or parquet.",
                 ("choice", {"choices": ("npz", "csv", "parquet")}),
             ),
+        },
+    ),
+    "report": (
+        "Writes a page that shows what an encoder has learnt, and tables.",
+        {
+            **_RUN_DIR,
+            **_ENCODER,
+            **_OWN_DATA,
+            "labelled": _Flag(
+                "string",
+                None,
+                "Where labelled images are, if elsewhere: as data.",
+                place=("check_data", {}),
+            ),
+            **_OUTPUT_DIR,
+            **_SEED,
+        },
+    ),
+    "search": (
+        "Finds the images that are most like one.",
+        {
+            **_RUN_DIR,
+            **_OWN_DATA,
+            "query": _Flag(
+                "string",
+                _REQUIRED,
+                "Image file to find the like of.",
+                place=(
+                    "check_exists",
+                    {"rule": "an image file", "is_directory": False},
+                ),
+            ),
+            "count": _Flag("integer", 20, "How many to find, at most.", _COUNT),
         },
     ),
     "export": (

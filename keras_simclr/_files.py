@@ -257,6 +257,16 @@ def valid_names(names):
     ]
 
 
+def in_one_line(text):
+    r"""Text that shows as it is: with an escape for each sign that would not.
+
+    >>> in_one_line("a\nb\u202e\udcff.png")
+    'a\\nb\\u202e\\xff.png'
+    """
+    (text,) = valid_names([text])
+    return "".join(x if x.isprintable() else ascii(x)[1:-1] for x in text)
+
+
 def readable_directory(directory, name="directory"):
     """Returns a directory's path as text; raises if it cannot be listed."""
     directory = os.fsdecode(directory)

@@ -13,7 +13,7 @@ import warnings
 import keras
 import tensorflow as tf
 
-from keras_simclr._files import valid_names
+from keras_simclr._files import in_one_line
 
 # As Kaggle's own templates have it: its client refuses to upload the first.
 _OWNER = "INSERT_OWNER_SLUG_HERE"
@@ -89,7 +89,7 @@ def describe(network, image_shape, view_shape, *, crops=False, about=None):
     >>> describe(encoder, (None, None, 3), (8, 8, 3))["outputs"]
     {'dtype': 'float32', 'shape': [None, 512]}
     """
-    about = _without_places(about or {})
+    about = without_places(about or {})
     return {
         "name": network.name,
         "inputs": {
@@ -143,15 +143,15 @@ def of_weights(about, weights):
     return {k: v for k, v in kept.items() if k != "weights" or v == weights}
 
 
-def _without_places(value):
+def without_places(value):
     """The same with the names of files alone: cards are for others to read."""
     if isinstance(value, dict):
         return {
-            _without_places(name): _without_places(each)
+            without_places(name): without_places(each)
             for name, each in value.items()
         }
     if isinstance(value, (list, tuple)):
-        return [_without_places(each) for each in value]
+        return [without_places(each) for each in value]
     if isinstance(value, str) and pathlib.PurePath(value).is_absolute():
         return pathlib.PurePath(value).name
     return value
@@ -277,7 +277,7 @@ def _origin(card):
         )
     if card.get("recipe"):
         flags = shlex.join(f"--{k}={v}" for k, v in card["recipe"].items())
-        flags = _in_one_line(flags)
+        flags = in_one_line(flags)
         command = "distill" if "teacher" in card["recipe"] else "pretrain"
         yield f"## Recipe\n\n```shell\nkeras-simclr {command} {flags}\n```\n\n"
     if card.get("weights"):
@@ -295,12 +295,7 @@ def _origin(card):
 
 def _as_text(name):
     """A name that people gave, in Markdown: it shows as it is."""
-    return re.sub(r"([\\`*_|\[\]])", r"\\\1", html.escape(_in_one_line(name)))
-
-
-def _in_one_line(text):
-    (text,) = valid_names([text])
-    return "".join(x if x.isprintable() else ascii(x)[1:-1] for x in text)
+    return re.sub(r"([\\`*_|\[\]])", r"\\\1", html.escape(in_one_line(name)))
 
 
 def write_hub(card, directory):

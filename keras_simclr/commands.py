@@ -6,21 +6,29 @@ which imports this when all of them are right.
 
 import dataclasses
 import pathlib
+import shlex
 
 from keras_simclr import (
     _files,
     _terminal,
+    callbacks,
+    cards,
     classification,
     demo,
     distillation,
     embedding,
     evaluation,
     export,
+    features,
     finetuning,
     fingerprints,
+    flag_texts,
+    neighbours,
     official,
     planning,
     recipe,
+    report,
+    run_accounts,
     runs,
     sources,
     tables,
@@ -63,17 +71,23 @@ def _data(values):
     return _fields(recipe.Data, values)
 
 
-def _open_as_seen(values, directory, network, purpose):
+def _open_as_seen(data, directory, network, purpose):
     """Images for a network that a directory holds; what they are is printed."""
     shape = network.input_shape
-    data = runs.as_seen(_data(values), directory, shape[-1])
+    data = runs.as_seen(data, directory, shape[-1])
     source, images = data.open_in_order(max(shape[1:3]))
     print(f"{purpose}: {data.in_words(source)}.")
     return data, source, images
 
 
+_REPORT = "report"  # Directory in that of a run.
+
+
 def _pretrain(values):
+    place = pathlib.Path(values.output_dir, _REPORT)
     with _files.naming("output_dir"):
+        if values.report:
+            _files.check_is_empty(place)
         runs.check_can_run(values.output_dir, more_epochs=values.more_epochs)
     done = runs.carry_out(
         _fields(recipe.Recipe, values),
@@ -83,7 +97,18 @@ def _pretrain(values):
         accept_changed_data=values.accept_changed_data,
         more_epochs=values.more_epochs,
     )
-    return _ended(done, values.output_dir)
+    code = _ended(done, values.output_dir)
+    is_chief = done.model.distribute_strategy.extended.should_checkpoint
+    if values.report and is_chief and not code:
+        _write_report(
+            values.output_dir,
+            runs.load_model(values.output_dir),
+            place,
+            run_accounts.own_data(values.output_dir),
+            given={"run_dir": values.output_dir},
+            seed=values.seed,
+        )
+    return code
 
 
 def _ended(done, run_dir):
@@ -146,7 +171,9 @@ def _evaluate(values):
 def _finetune(values):
     name = values.encoder or values.run_dir
     model = finetuning.named_model(name)
-    data, _, train = _open_as_seen(values, name, model.encoder, "To learn from")
+    data, _, train = _open_as_seen(
+        _data(values), name, model.encoder, "To learn from"
+    )
     classification.train_classifier(
         model,
         train,
@@ -181,7 +208,9 @@ def _distill(values):
 
 def _predict(values):
     network = classification.load_classifier(values.model)
-    data, source, images = _open_as_seen(values, values.model, network, "Found")
+    data, source, images = _open_as_seen(
+        _data(values), values.model, network, "Found"
+    )
     tables.write_table(
         values.output_dir,
         "predictions.csv",
@@ -198,7 +227,7 @@ def _predict(values):
 def _embed(values):
     model = runs.load_model(values.run_dir)
     data, source, images = _open_as_seen(
-        values, values.run_dir, model.encoder, "Found"
+        _data(values), values.run_dir, model.encoder, "Found"
     )
     tables.write_table(
         values.output_dir,
@@ -211,6 +240,88 @@ def _embed(values):
         source=source,
         model=model,
     )
+
+
+def _report(values):
+    name = values.encoder or values.run_dir
+    of_data = (field.name for field in dataclasses.fields(recipe.Data))
+    shown = ("run_dir", "encoder", *of_data, "labelled", "seed")
+    given = {k: values[k].value for k in shown if values[k].present}
+    _write_report(
+        name,
+        finetuning.named_model(name),
+        values.output_dir,
+        _given_or_own_data(values, name),
+        given=given,
+        labelled=values.labelled,
+        seed=values.seed,
+    )
+
+
+def _given_or_own_data(values, name):
+    """The images that are named or, if none are, those of the run."""
+    if values.data is not None:
+        return _data(values)
+    own = run_accounts.own_data(name)
+    names = [x for x in vars(own) if x in values and values[x].present]
+    return dataclasses.replace(own, **{x: values[x].value for x in names})
+
+
+def _write_report(name, model, output_dir, data, *, given, labelled=None, seed):
+    """Writes a report of the model of a run, or of another encoder."""
+    is_run = pathlib.Path(name, callbacks.FLAGS).is_file()
+    run_dir = name if is_run else None
+    data, source, images = _open_as_seen(data, name, model.encoder, "Found")
+    others = None
+    if labelled is not None:
+        _, with_labels = data.and_test(labelled, "train")
+        _, _, others = _open_as_seen(
+            with_labels, name, model.encoder, "Labelled"
+        )
+    arguments = flag_texts.as_arguments(cards.without_places(given))
+    about = report.About(
+        title="" if is_run else cards.without_places(name),
+        notes=tuple(run_accounts.changes(run_dir, source, data)),
+        command=shlex.join(
+            ["keras-simclr", "report", *arguments, "--output_dir=OUT"]
+        ),
+        split=data.split,
+        data=cards.without_places(
+            {k: v for k, v in vars(data).items() if v is not None}
+        ),
+    )
+    report.write(
+        output_dir,
+        model,
+        images,
+        labelled=others,
+        run_dir=run_dir,
+        about=about,
+        seed=seed,
+        report=print,
+        progress=_terminal.progress("image"),
+    )
+    print(f"{pathlib.Path(output_dir, report.PAGE)} shows what was learnt.")
+
+
+def _search(values):
+    model = runs.load_model(values.run_dir)
+    data = _given_or_own_data(values, values.run_dir)
+    data, source, images = _open_as_seen(
+        data, values.run_dir, model.encoder, "Found"
+    )
+    query = features.represent_file(model, values.query, bits=data.bits)
+    rows, places = features.extract_features(
+        model, images, return_places=True, progress=_terminal.progress("image")
+    )
+    nearest, similarities = neighbours.NearestNeighbours(rows).find(
+        query, min(values.count, len(rows))
+    )
+    names = [
+        str(x) if isinstance(source, str) else source.paths[x] for x in places
+    ]
+    for place, similarity in zip(nearest[0], similarities[0], strict=True):
+        print(f"{similarity:.4f} {_files.in_one_line(names[place])}")
 
 
 def _export(values):

@@ -14,7 +14,14 @@ import tempfile
 import keras
 import numpy as np
 
-from keras_simclr import augmentations, cards, devices, feature_files, runs
+from keras_simclr import (
+    augmentations,
+    cards,
+    devices,
+    feature_files,
+    report,
+    runs,
+)
 from keras_simclr.evaluation import evaluate
 from keras_simclr.export import export_encoder
 from keras_simclr.model import SimCLRModel
@@ -46,6 +53,7 @@ _OTHERS = (
     "log.csv",
     "loss.png",
     "model.keras",
+    "report",
     "views.png",
 )
 
@@ -180,6 +188,16 @@ def run(output_dir="runs/demo", *, seed=0, epochs=RECIPE.epochs):
     _record(output_dir)
     _check_export(encoder / "saved_model", test[0], model)
     print(f"The exported encoder, loaded in a fresh process, agrees: {encoder}")
+    report.write(
+        output_dir / "report",
+        model,
+        train[0],
+        labelled=test,
+        run_dir=output_dir,
+        seed=seed,
+    )
+    _record(output_dir)
+    print(f"{output_dir / 'report' / report.PAGE} shows what was learnt.")
     return result
 
 

@@ -135,7 +135,7 @@ def group_images(images, sizes=None):
         if looks_near and usable[place]:
             keys[place] = image_keys(image)
         else:
-            keys["digest"][place] = _digest(image)
+            keys["digest"][place] = digest_of(image)
     return group(keys, usable), is_complete
 
 
@@ -166,11 +166,11 @@ def repeated(images, others):
         elif np.ptp(image) == 0:
             keys += [_NO_KEYS] * (not count)
         elif place > _MOST_IN_MEMORY and count:
-            rest.add(_digest(image))
+            rest.add(digest_of(image))
         elif place <= _MOST_IN_MEMORY and image.shape[2:] in ((1,), (3,)):
             keys.append(image_keys(image))
         else:
-            keys.append((_digest(image), *_NO_KEYS[1:]))
+            keys.append((digest_of(image), *_NO_KEYS[1:]))
     keys = np.array(keys, KEYS)
     usable = keys["digest"] > 0
     groups = group(keys, usable)
@@ -197,10 +197,23 @@ def image_keys(image):
     >>> len(image_keys(np.zeros((8, 8, 4), "uint8"))) == len(KEYS)
     True
     """
-    return _digest(image), *perceptual_keys(_small(image))
+    return digest_of(image), *perceptual_keys(_small(image))
 
 
-def _digest(image):
+def digest_of(image):
+    """What equal images in memory have in common: an integer of 64 bits.
+
+    Args:
+        image: Array of any shape.
+
+    Returns:
+        Integer.
+
+    Example:
+
+    >>> digest_of(np.zeros((8, 8, 1))) == digest_of(np.zeros((8, 8, 1)))
+    True
+    """
     content = hashlib.blake2b(f"{image.shape}".encode(), digest_size=8)
     content.update(np.ascontiguousarray(image))
     return int.from_bytes(content.digest())

@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import pathlib
 import time
 
 import keras
@@ -15,9 +16,11 @@ from keras_simclr.augmentations import (
     to_float,
 )
 from keras_simclr.copies import check_finite, nested_layers, plain_copy
+from keras_simclr.decoding import canvas_for, decode
 from keras_simclr.elements import Rules, images_and_sizes, unpack
 from keras_simclr.labelled import in_batches, joined
 from keras_simclr.model import SimCLRModel
+from keras_simclr.scanning import examine
 from keras_simclr.vectors import VectorTable
 
 _PIXELS = 32  # Larger images are averaged to this size for the baseline.
@@ -72,6 +75,40 @@ def extract_features(
     if not return_places:
         return features
     return features, others.get("places", np.arange(len(features)))
+
+
+def represent_file(model, path, *, bits=8):
+    """Representation of one image file, as of a file of a folder.
+
+    Args:
+        model: A `SimCLRModel`.
+        path: Path of the file.
+        bits: As of `dataset_from_directory`.
+
+    Returns:
+        float32 array of shape `(1, features)`.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it is no image that the encoder can take.
+
+    Example:
+
+    ```python
+    represent_file(model, "query.jpg")
+    ```
+    """
+    path = pathlib.Path(path)
+    height, width, channels = model.encoder.input_shape[1:]
+    row = examine(path.name, lambda: path.open("rb"), channels)
+    if not row.usable:
+        raise ValueError(
+            "`query` must be an image file that can be read. Received: "
+            f"query={str(path)!r} ({row.problem})"
+        )
+    side = canvas_for(max(height, width))
+    image = decode(tf.constant(path.read_bytes()), side, channels, bits)
+    return extract_features(model, image.numpy()[None])
 
 
 def check_fits(model, dataset):

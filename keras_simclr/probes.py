@@ -15,6 +15,7 @@ from keras_simclr.labelled import (
     known_labels,
     one_per_row,
 )
+from keras_simclr.neighbours import unit_rows
 from keras_simclr.sampling import split_groups
 
 _K = 20
@@ -125,7 +126,7 @@ def knn_probe(
     classes, places = np.unique(train_labels, return_inverse=True)
     predictions = []
     for block in _blocks(test_features, _NUMBERS_AT_ONCE // k):
-        test = _normalize(block)
+        test = unit_rows(block)
         nearby, nearest = _nearest(test, train_features, k)
         # Relative to the nearest one's: the weights neither overflow nor all
         # become 0.
@@ -148,7 +149,7 @@ def _nearest(test, train_features, k):
     nearest = np.empty((len(test), 0), "int64")
     start = 0
     for block in _blocks(train_features):
-        similarities = test @ _normalize(block).T
+        similarities = test @ unit_rows(block).T
         numbers = np.arange(start, start + len(block))
         numbers = np.broadcast_to(numbers, similarities.shape)
         start += len(block)
@@ -396,17 +397,6 @@ def _blocks(rows, most=_ROWS_AT_ONCE):
     most = min(most, _ROWS_AT_ONCE, _NUMBERS_AT_ONCE // np.shape(rows)[1])
     most = max(1, most)
     return [rows[x : x + most] for x in range(0, len(rows), most)]
-
-
-def _normalize(features):
-    # A power of two for each row brings its squares into range, exactly.
-    features = np.asarray(features)
-    if features.dtype.kind != "f" or features.dtype.itemsize < 4:
-        features = features.astype("float32")
-    _, exponents = np.frexp(np.abs(features).max(axis=1, keepdims=True))
-    features = np.ldexp(features, -exponents).astype("float32", copy=False)
-    norms = np.linalg.norm(features, axis=1, keepdims=True)
-    return features / np.maximum(norms, np.finfo("float32").tiny)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -300,7 +300,8 @@ def pretrain(
 
     It holds `flags.txt`, `log.csv` (a line per epoch), `model.keras` (after
     the latest epoch; complete at any time), checkpoints of the last two epochs,
-    their list `checkpoints.json`, and `summary.json`. Ctrl-C ends training
+    their list `checkpoints.json`, and `summary.json`, which says in `resumed`
+    after how many epochs it was gone on with. Ctrl-C ends training
     early and keeps the model as it is then. Called again with the same flags,
     an unfinished run goes on after its last whole epoch, and ends as if it had
     not been interrupted.
@@ -378,11 +379,8 @@ def _train(
     callbacks = [keeper]
     if is_chief:
         _write_text(run_dir / FLAGS, flags)
-        # Training makes other weights: nothing is known of them.
-        known = {**read_summary(run_dir), **summary}
-        for name in (*cards.TRAINED, "weights", "finished"):
-            known.pop(name, None)
-        _write_summary(run_dir, _sorted_evaluations(known, None))
+        resumed = [first] if 0 < first < epochs else []
+        _write_summary(run_dir, _known_before(run_dir, summary, resumed))
         callbacks.insert(0, _csv_logger(run_dir / _LOG, first))
     if "start" in summary and not first:
         _begin(model, dataset, run_dir, is_chief)
@@ -416,6 +414,16 @@ def _train(
             _write_summary(run_dir, _sorted_evaluations(known, keeper.weights))
     copies.check_finite(model)
     return keeper.epochs
+
+
+def _known_before(run_dir, summary, resumed):
+    """What is known of a run before it trains on: not of its next weights."""
+    known = {**read_summary(run_dir), **summary}
+    for name in (*cards.TRAINED, "weights", "finished"):
+        known.pop(name, None)
+    if resumed:
+        known["resumed"] = [*known.get("resumed", ()), *resumed]
+    return _sorted_evaluations(known, None)
 
 
 def _earlier_data(run_dir, data, is_accepted):

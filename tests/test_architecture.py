@@ -72,13 +72,24 @@ LEVELS = {
     "testing": 7,
     "runs": 9,
     "feature_files": 1,
+    "neighbours": 1,
+    "curves": 0,
+    "thumbnails": 0,
+    "pages": 1,
+    "accounts": 2,
+    "maps": 2,
+    "label_errors": 8,
+    "image_sets": 8,
+    "comparisons": 9,
+    "run_accounts": 10,
+    "report": 11,
     "contenders": 9,
     "evaluation": 10,
     "budgets": 9,
     "planning": 10,
     "classification": 11,
     "distillation": 12,
-    "demo": 11,
+    "demo": 12,
     "tables": 10,
     "official": 12,
     "commands": 13,
@@ -294,6 +305,14 @@ def test_what_is_imported_is_declared():
     for root in roots:
         names = {x.lower().replace("_", "-") for x in origins.get(root, [root])}
         assert {x.replace("_", "-") for x in declared} & names, root
+
+
+def test_files_that_are_no_modules_are_in_the_wheel():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    declared = setup["options.package_data"]["keras_simclr"].split()
+    found = [x.name for x in PACKAGE.iterdir() if x.suffix not in (".py", "")]
+    assert sorted(declared) == sorted(found)
 
 
 @pytest.mark.parametrize(

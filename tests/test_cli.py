@@ -5,6 +5,8 @@ import io
 import itertools
 import json
 import os
+import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -15,6 +17,7 @@ import types
 
 import keras
 import numpy as np
+import pyarrow.parquet
 import pytest
 import tensorflow as tf
 from absl import flags
@@ -51,7 +54,9 @@ COMMANDS = [
     "plan",
     "predict",
     "pretrain",
+    "report",
     "scan",
+    "search",
 ]
 PRETRAIN = [
     "pretrain",
@@ -514,6 +519,112 @@ def test_embed_writes_what_the_model_predicts(run_dir, data, tmp_path):
     summary = runs.read_summary(out)
     assert summary["weights"] == copies.weights_digest(model)
     assert len(summary["data"]["sha256"]) == 64
+
+
+def test_report_is_of_the_images_that_a_run_saw(run_dir, tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = ["report", f"--run_dir={run_dir}", f"--output_dir={out}"]
+    assert cli.main(arguments) == 0
+    assert f"{out / 'report.html'} shows what was learnt." in (
+        capsys.readouterr().out
+    )
+    text = (out / "report.html").read_text()
+    assert "The run is finished after 1 epoch, 2 steps." in text
+    assert "32 images" in text
+    assert "--run_dir=run --output_dir=OUT" in text
+    assert str(tmp_path.parent) not in text
+    assert sorted(x.name for x in out.iterdir()) == [
+        "embeddings.parquet",
+        "label_first.csv",
+        "report.html",
+    ]
+    split = "--split=train[32:]"
+    other = [arguments[0], arguments[1], f"--output_dir={tmp_path / 'b'}"]
+    assert cli.main([*other, split]) == 0
+    text = (tmp_path / "b" / "report.html").read_text()
+    assert "split train[:32] then, split train[32:] now" in text
+
+
+def test_report_learns_from_labels_elsewhere(
+    grey_run, tmp_path, monkeypatch, capsys
+):
+    paint(tmp_path, {"photos": 20}, copies=5)
+    paint(tmp_path / "known", {"dark": 10, "light": 200}, copies=4)
+    monkeypatch.chdir(tmp_path)
+    arguments = ["report", f"--run_dir={grey_run}", "--data=photos"]
+    assert cli.main([*arguments, "--labelled=photos", "--output_dir=a"]) == 1
+    assert "`labelled` must hold labels" in capsys.readouterr().err
+    assert not pathlib.Path("a").exists()
+    assert cli.main([*arguments, "--labelled=known", "--output_dir=a"]) == 0
+    table = pyarrow.parquet.read_table("a/embeddings.parquet").to_pylist()
+    assert {x["split"] for x in table} == {"train", "labelled"}
+    assert {x["label"] for x in table[5:]} == {"dark", "light"}
+
+
+def test_report_of_an_encoder_without_a_run(run_dir, data, tmp_path, capsys):
+    model = runs.load_model(run_dir)
+    path = tmp_path / "mine.keras"
+    model.encoder.save(path)
+    arguments = [
+        "report",
+        f"--encoder={path}",
+        f"--output_dir={tmp_path / 'a'}",
+    ]
+    assert cli.main(arguments) == 1
+    assert "`data` must be given" in capsys.readouterr().err
+    assert cli.main([*arguments, data]) == 0
+    text = (tmp_path / "a" / "report.html").read_text()
+    assert "<h1>mine.keras</h1>" in text
+    assert 'id="curves"' not in text
+
+
+def test_pretrain_reports_in_the_end(data, tmp_path, capsys):
+    run = tmp_path / "run"
+    arguments = [*PRETRAIN, data, f"--output_dir={run}", "--report"]
+    assert cli.main(arguments) == 0
+    page = run / "report" / "report.html"
+    assert "1 epoch, 2 steps" in page.read_text()
+    assert "--report" not in (run / "flags.txt").read_text()
+    before = page.read_bytes()
+    assert cli.main([*arguments, "--more_epochs=1"]) == 1
+    assert f"{str(run / 'report')!r}" in capsys.readouterr().err
+    assert page.read_bytes() == before
+    assert runs.read_summary(run)["epochs_trained"] == 1
+
+
+def test_data_of_a_run_that_are_gone_are_named(data, tmp_path, capsys):
+    moved = tmp_path / "moved.npz"
+    shutil.copy(data.removeprefix("--data="), moved)
+    run = tmp_path / "run"
+    assert cli.main([*PRETRAIN, f"--data={moved}", f"--output_dir={run}"]) == 0
+    moved.unlink()
+    for command in (
+        ["report", f"--output_dir={tmp_path / 'out'}"],
+        ["search", f"--query={__file__}"],
+    ):
+        assert cli.main([*command, f"--run_dir={run}"]) == 1
+        assert f"{str(moved)!r}" in capsys.readouterr().err
+
+
+def test_search_finds_the_image_itself_first(run_dir, tmp_path, capsys):
+    files = {f"{n}.png": encoded(picture(n, 16, 12), "PNG") for n in range(9)}
+    photos = write(tmp_path / "photos", files)
+    arguments = ["search", f"--run_dir={run_dir}", f"--data={photos}"]
+    assert cli.main([*arguments, f"--query={photos / '4.png'}"]) == 0
+    first, *rest = [
+        line.split(" ")
+        for line in capsys.readouterr().out.splitlines()
+        if re.match(r"-?\d\.\d{4} ", line)
+    ]
+    assert first == ["1.0000", "4.png"]
+    assert sorted(x for _, x in [first, *rest]) == sorted(files)
+    similarities = [float(x) for x, _ in rest]
+    assert similarities == sorted(similarities, reverse=True)
+    few = [*arguments, f"--query={photos / '4.png'}", "--count=2"]
+    assert cli.main(few) == 0
+    assert len(re.findall(r"\.png\n", capsys.readouterr().out)) == 2
+    assert cli.main([*arguments, f"--query={__file__}"]) == 1
+    assert "`query` must be an image file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["embed", "predict", "scan"])
@@ -1115,6 +1226,7 @@ def test_broken_summary_is_refused_before_the_work(evaluation, capsys):
         ["predict", "--model=.", "--data=."],
         ["embed", "--run_dir=.", "--data=."],
         ["export", "--run_dir=."],
+        ["report", "--run_dir=.", "--data=."],
         ["import-official", "--path=."],
     ],
     ids=lambda arguments: arguments[0],

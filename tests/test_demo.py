@@ -56,12 +56,16 @@ def test_demo_writes_all_it_promises(output_dir):
         "log.csv",
         "loss.png",
         "model.keras",
+        "report",
         "summary.json",
         "views.png",
     ]
     summary = json.loads((output_dir / "summary.json").read_text())
     assert summary["command"] == "demo"
     assert len(summary["rows"]) == 6
+    page = (output_dir / "report" / "report.html").read_text()
+    assert "1,797 images" in page
+    assert "360 images that it was not trained on" in page
     for name in ("loss.png", "views.png"):
         assert (output_dir / name).read_bytes().startswith(b"\x89PNG")
 

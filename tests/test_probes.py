@@ -413,13 +413,13 @@ def test_memory_of_many_columns_is_bounded(monkeypatch):
     arrays = features[:40], labels[:40], features[40:], labels[40:]
     run = [simclr.knn_probe, simclr.linear_probe]
     expected = [probe(*arrays).predictions for probe in run]
-    sizes, normalize = [], probes._normalize
+    sizes, normalize = [], probes.unit_rows
 
     def noting(rows):
         sizes.append(np.size(rows))
         return normalize(rows)
 
-    monkeypatch.setattr(probes, "_normalize", noting)
+    monkeypatch.setattr(probes, "unit_rows", noting)
     monkeypatch.setattr(probes, "_NUMBERS_AT_ONCE", 130)
     for probe, predictions in zip(run, expected, strict=True):
         np.testing.assert_array_equal(probe(*arrays).predictions, predictions)

@@ -919,6 +919,7 @@ def test_finished_run_goes_on_for_more_epochs(start, tmp_path):
     assert flags_of(run_dir) == flags
     summary = summary_of(run_dir)
     assert summary["more_epochs"] == [2]
+    assert summary["resumed"] == [2]
     assert summary["epochs_trained"] == 4
     assert summary["finished"]
     assert "rows" not in summary

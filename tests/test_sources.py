@@ -2,6 +2,7 @@ import socket
 import sys
 import types
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -9,7 +10,14 @@ import tensorflow_datasets as tfds
 from helpers.pictures import PNG, tiff, write
 
 import keras_simclr as simclr
-from keras_simclr import fingerprints, fit_data, folders, recipe, sources
+from keras_simclr import (
+    fingerprints,
+    fit_data,
+    folders,
+    image_sets,
+    recipe,
+    sources,
+)
 
 
 class TinyDigits(tfds.core.GeneratorBasedBuilder):
@@ -182,6 +190,23 @@ def test_tfds_gives_images_with_their_labels(data_dir):
     first, second = order(dataset), order(dataset)
     assert first != second
     assert sorted(first) == sorted(second) == list(range(10))
+
+
+@pytest.mark.parametrize("name", ["tiny_digits", "tiny_any_size"])
+def test_tfds_gives_images_that_can_be_seen_again(name, data_dir):
+    data = recipe.Data(data=f"tfds:{name}", data_dir=str(data_dir))
+    _, dataset = data.open_in_order(8)
+    found = image_sets.ImageSet("images", dataset)
+    encoder = keras.Sequential(
+        [keras.Input((8, 8, 3)), keras.layers.GlobalAveragePooling2D()]
+    )
+    found.see(simclr.SimCLRModel(encoder), most=10)
+    assert len(found.features) == len(found.compared) == 10
+    for row, image in found.again(range(0, 10, 3)):
+        assert image.shape == (8, 8, 3)
+        np.testing.assert_allclose(
+            found.features[row], image.mean(axis=(0, 1)) / 255, atol=1e-5
+        )
 
 
 def test_tfds_gives_the_same_orders_for_the_same_seed(data_dir):
