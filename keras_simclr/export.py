@@ -41,6 +41,7 @@ def export_encoder(
     formats=("keras", "saved_model"),
     about=None,
     report=None,
+    progress=None,
 ):
     """Writes the encoder of a model for use without this package.
 
@@ -78,6 +79,8 @@ def export_encoder(
             describes other weights than the model's is left out, with a
             warning: `Evaluation.summary` says which it describes.
         report: Function that is told, in words, what is being written.
+        progress: Function that is told how many formats are written, and of how
+            many.
 
     Returns:
         `pathlib.Path` of the directory.
@@ -120,10 +123,8 @@ def export_encoder(
         )
         _checks.finite_rows("Representations", expected)
         differences = {}
-        for name in formats:
+        for name in _in_turn(formats, report, progress):
             format = EXPORTS[name]
-            if report:
-                report(f"Writing {name}: {format.file}.")
             if format.save is not None:
                 path = staged / format.file
                 with _readable_errors(name):
@@ -153,6 +154,18 @@ def export_encoder(
             if EXPORTS[name].pack is not None:
                 EXPORTS[name].pack(card, staged)
     return pathlib.Path(directory)
+
+
+def _in_turn(formats, report, progress):
+    """Yields the names of formats, and tells of them before each."""
+    for place, name in enumerate(formats):
+        if progress:
+            progress(place, len(formats))
+        if report:
+            report(f"Writing {name}: {EXPORTS[name].file}.")
+        yield name
+    if progress:
+        progress(len(formats), len(formats))
 
 
 def check_formats(formats):
