@@ -162,6 +162,14 @@ _COMMANDS = {
                 "Goes on with a finished run, for so many epochs.",
                 _COUNT,
             ),
+            "doctor": _Flag(
+                "boolean", True, "Says in words what is wrong with a training."
+            ),
+            "tensorboard": _Flag(
+                "boolean",
+                False,
+                "Writes TensorBoard's files into OUTPUT_DIR/tensorboard.",
+            ),
         },
     ),
     "plan": (
@@ -312,6 +320,10 @@ _COMMANDS = {
         },
     ),
 }
+for _, _table in _COMMANDS.values():
+    _table["quiet"] = _Flag(
+        "boolean", False, "Says nothing on the way, only the result."
+    )
 
 
 def main(argv=None):

@@ -40,12 +40,27 @@ def perform(command, values):
     return globals()[f"_{command.replace('-', '_')}"](values)
 
 
+def _remarks(values):
+    """What is told what is said on the way."""
+    return (lambda text: None) if values.quiet else print
+
+
+def _progress(values, unit):
+    """What is told how far work is, or None."""
+    return None if values.quiet else _terminal.progress(unit)
+
+
 def _demo(values):
-    demo.run(values.output_dir, seed=values.seed)
+    demo.run(
+        values.output_dir,
+        seed=values.seed,
+        report=_remarks(values),
+        progress=_progress(values, "step"),
+    )
 
 
 def _scan(values):
-    name, progress = "manifest.parquet", _terminal.progress("file")
+    name, progress = "manifest.parquet", _progress(values, "file")
     with _files.staging(values.output_dir) as staged:
         manifest = staged / name
         print(sources.scan_source(values.data, manifest, progress=progress))
@@ -67,7 +82,7 @@ def _open_as_seen(values, directory, network, purpose):
     shape = network.input_shape
     data = runs.as_seen(_data(values), directory, shape[-1])
     source, images = data.open_in_order(max(shape[1:3]))
-    print(f"{purpose}: {data.in_words(source)}.")
+    _remarks(values)(f"{purpose}: {data.in_words(source)}.")
     return data, source, images
 
 
@@ -81,6 +96,10 @@ def _pretrain(values):
         given=[name for name in values if values[name].present],
         accept_changed_data=values.accept_changed_data,
         more_epochs=values.more_epochs,
+        doctor=values.doctor,
+        tensorboard=values.tensorboard,
+        report=_remarks(values),
+        progress=_progress(values, "step"),
     )
     step = int(done.model.optimizer.iterations.numpy())
     print(f"{values.output_dir} keeps the model after step {step}.")
@@ -92,7 +111,15 @@ def _pretrain(values):
 
 def _plan(values):
     fields = _fields(recipe.Recipe, values)
-    print(planning.plan(fields, _data(values), hours=values.hours))
+    print(
+        planning.plan(
+            fields,
+            _data(values),
+            hours=values.hours,
+            report=_remarks(values),
+            progress=_progress(values, "measurement"),
+        )
+    )
 
 
 def _evaluate(values):
@@ -105,11 +132,11 @@ def _evaluate(values):
     data = runs.as_seen(_data(values), values.run_dir, channels)
     data, held_out = data.and_test(values.test_data, values.test_split)
     source, train = data.open_in_order(max(shape[1:3]))
-    print(f"To learn from: {data.in_words(source)}.")
+    _remarks(values)(f"To learn from: {data.in_words(source)}.")
     test = None
     if held_out:
         test_source, test = held_out.open_in_order(max(shape[1:3]))
-        print(f"To test on: {held_out.in_words(test_source)}.")
+        _remarks(values)(f"To test on: {held_out.in_words(test_source)}.")
     about = {
         "data": fingerprints.fingerprint(source, data_dir=data.data_dir),
         "split": data.split,
@@ -124,12 +151,14 @@ def _evaluate(values):
         labels=labels or None,
         draws=values.draws,
         thorough=values.thorough,
-        encoders=runs.encoders_beside(values.run_dir, values.encoders),
+        encoders=runs.encoders_beside(
+            values.run_dir, values.encoders, _remarks(values)
+        ),
         projection_layer=values.projection_layer,
         features_dir=pathlib.Path(values.run_dir, "features"),
         seed=values.seed,
-        report=print,
-        progress=_terminal.progress("image"),
+        report=_remarks(values),
+        progress=_progress(values, "image"),
     )
     print(result)  # Storing may still fail.
     summary = result.summary
@@ -148,8 +177,8 @@ def _finetune(values):
         projection_layer=values.projection_layer,
         bits=data.bits,
         seed=values.seed,
-        report=print,
-        progress=_terminal.progress("image"),
+        report=_remarks(values),
+        progress=_progress(values, "image"),
     )
     print(f"{values.output_dir} holds classifier.keras and saved_model/.")
 
@@ -162,7 +191,7 @@ def _predict(values):
         "predictions.csv",
         "classified images",
         lambda *path_and_names: classification.write_predictions(
-            values.model, images, *path_and_names, _terminal.progress("image")
+            values.model, images, *path_and_names, _progress(values, "image")
         ),
         data=data,
         source=source,
@@ -180,7 +209,7 @@ def _embed(values):
         f"embeddings.{values.format}",
         "representations",
         lambda *path_and_names: embedding.write_embeddings(
-            model, images, *path_and_names, _terminal.progress("image")
+            model, images, *path_and_names, _progress(values, "image")
         ),
         data=data,
         source=source,
@@ -196,7 +225,8 @@ def _export(values):
         values.output_dir,
         formats=values.formats,
         about=runs.about(values.run_dir, model),
-        report=print,
+        report=_remarks(values),
+        progress=_progress(values, "format"),
     )
     print(f"{path} holds {', '.join(sorted(x.name for x in path.iterdir()))}.")
 
@@ -207,6 +237,7 @@ def _import_official(values):
         values.output_dir,
         projection_layer=values.projection_layer,
         image_size=values.image_size,
+        progress=_progress(values, "part"),
     )
     for name, value in result.info.items():
         print(f"{name}: {value}")

@@ -13,7 +13,14 @@ import tempfile
 import keras
 import numpy as np
 
-from keras_simclr import augmentations, cards, devices, feature_files, runs
+from keras_simclr import (
+    augmentations,
+    callbacks,
+    cards,
+    devices,
+    feature_files,
+    runs,
+)
 from keras_simclr.evaluation import evaluate
 from keras_simclr.export import export_encoder
 from keras_simclr.model import SimCLRModel
@@ -113,13 +120,22 @@ def build_model(steps, seed=0):
     return model
 
 
-def run(output_dir="runs/demo", *, seed=0, epochs=RECIPE.epochs):
+def run(
+    output_dir="runs/demo",
+    *,
+    seed=0,
+    epochs=RECIPE.epochs,
+    report=print,
+    progress=None,
+):
     """Pretrains on the digits, evaluates, exports and checks the export.
 
     Args:
         output_dir: Directory to write. An earlier demo in it is replaced.
         seed: Integer.
         epochs: Passes over the digits.
+        report: Function that is told, in words, what is done and found.
+        progress: As in `runs.pretrain`.
 
     Returns:
         The `Evaluation`.
@@ -140,8 +156,8 @@ def run(output_dir="runs/demo", *, seed=0, epochs=RECIPE.epochs):
         train[0], batch_size=RECIPE.batch_size, seed=seed
     )
     model = build_model(epochs * len(dataset), seed)
-    print(f"Devices: {devices.describe_devices(model.distribute_strategy)}.")
-    print(f"Pretraining on {len(train[0]):,} digits without their labels.")
+    report(f"Devices: {devices.describe_devices(model.distribute_strategy)}.")
+    report(f"Pretraining on {len(train[0]):,} digits without their labels.")
     runs.pretrain(
         model,
         dataset,
@@ -149,6 +165,8 @@ def run(output_dir="runs/demo", *, seed=0, epochs=RECIPE.epochs):
         epochs=epochs,
         flags=f"--output_dir={output_dir}\n--seed={seed}\n",
         summary={"command": "demo", **cards.versions()},
+        callbacks=[callbacks.Doctor(train[0], report=report)],
+        progress=progress,
     )
     _plot_views(model, train[0][:8], output_dir / "views.png")
     _plot_loss(output_dir / "log.csv", output_dir / "loss.png")
@@ -158,7 +176,7 @@ def run(output_dir="runs/demo", *, seed=0, epochs=RECIPE.epochs):
         labels=np.concatenate([train[1], test[1]]),
     )
     _record(output_dir)
-    print("Probing: linear probe and k-NN, on held-out digits.")
+    report("Probing: linear probe and k-NN, on held-out digits.")
     result = evaluate(
         model,
         train,
@@ -172,7 +190,9 @@ def run(output_dir="runs/demo", *, seed=0, epochs=RECIPE.epochs):
     encoder = export_encoder(model, output_dir / "encoder")
     _record(output_dir)
     _check_export(encoder / "saved_model", test[0], model)
-    print(f"The exported encoder, loaded in a fresh process, agrees: {encoder}")
+    report(
+        f"The exported encoder, loaded in a fresh process, agrees: {encoder}"
+    )
     return result
 
 
