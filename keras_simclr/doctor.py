@@ -14,7 +14,8 @@ import numpy as np
 from keras_simclr import collapse
 
 _NEAR = 0.1  # Of the usual distance of two images: near-duplicates.
-_FIRST_STEPS = 20  # In which nothing needs to be learnt.
+_FIRST_STEPS = 20  # In which views need not agree,
+_WARM_UP = 100  # and in which the loss need not fall.
 _MOST_GUESSED = 0.04  # Share: with more, guessing and finding look alike.
 _DEAD = 0.05  # Spread of a column that is not used.
 
@@ -228,12 +229,14 @@ def _is_at_chance(cases, threshold):
 
 def _stays_at_chance(cases, threshold):
     """Two epochs in a row, without falling."""
-    *_, before, last = (None, *(case["loss_over_chance"] for case in cases))
-    return _has_begun(cases) and last > threshold * max(before, 1.0)
+    if not _has_begun(cases, _WARM_UP):
+        return False
+    before, last = (case["loss_over_chance"] for case in cases[-2:])
+    return last > threshold * max(before, 1.0)
 
 
-def _has_begun(cases):
-    return len(cases) > 1 and cases[-1].get("made", 0) >= _FIRST_STEPS
+def _has_begun(cases, steps=_FIRST_STEPS):
+    return len(cases) > 1 and cases[-1].get("made", 0) >= steps
 
 
 def _are_two_views(cases, threshold):

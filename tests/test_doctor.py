@@ -243,7 +243,7 @@ def resnet():
         head=simclr.ProjectionHead(),
         augmentation=demo.RECIPE.augmentation((8, 8, 1)),
     )
-    steps = 20 * (len(DIGITS) // 128)
+    steps = len(DIGITS) // 128
     model.compile(demo.RECIPE.optimizer(steps), demo.RECIPE.loss())
     yield model
     tf.config.run_functions_eagerly(True)
