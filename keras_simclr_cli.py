@@ -205,6 +205,14 @@ _COMMANDS = {
                 False,
                 "Writes a page of what was learnt, in the end: report/ in it.",
             ),
+            "doctor": _Flag(
+                "boolean", True, "Says in words what is wrong with a training."
+            ),
+            "tensorboard": _Flag(
+                "boolean",
+                False,
+                "Writes TensorBoard's files into OUTPUT_DIR/tensorboard.",
+            ),
         },
     ),
     "plan": (
@@ -413,6 +421,10 @@ _COMMANDS = {
         },
     ),
 }
+for _, _table in _COMMANDS.values():
+    _table["quiet"] = _Flag(
+        "boolean", False, "Says nothing on the way, only the result."
+    )
 
 
 def main(argv=None):

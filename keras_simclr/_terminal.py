@@ -1,10 +1,12 @@
 """What the command line owes to terminals, signals and those who report."""
 
 import contextlib
+import datetime
 import dis
 import io
 import os
 import pathlib
+import shutil
 import signal
 import sys
 import tempfile
@@ -14,7 +16,9 @@ import traceback
 
 # Of a shell that ends (Ctrl-C, a terminal that closes) and of all else.
 _SIGNALS = ("SIGINT", "SIGHUP", "SIGTERM")
-_PAUSE = 5.0  # Seconds between lines of progress, at least.
+_PAUSE = 30.0  # Seconds between lines of progress,
+_BLINK = 0.1  # and between pictures of a bar, at least.
+_BAR = 20  # Characters.
 
 
 class Output:
@@ -45,49 +49,67 @@ class Output:
 
 
 def progress(unit, report=print):
-    """A function of what is done and of all there is, that shows how far it is.
+    """A function that shows how far work is, and how much time is left.
 
-    A bar on a terminal; elsewhere `report` is told now and then, in words. What
-    is done begins anew with each piece of work. All there is may be None, where
-    it is not known.
+    It takes what is done and all there is, or None where that is not known;
+    perhaps what else there is to say; and, as `ends`, whether a line ends here.
+    On a terminal it draws a bar; elsewhere `report` is told in words, every 30
+    seconds. What is done begins anew with each piece of work.
     """
-    show = _bar(unit) if is_terminal() else _line(unit, report)
-    last, is_done = 0, True
+    show = _drawn() if is_terminal() else _told(report)
+    begun = last = is_over = None
 
-    def tell(done, total):
-        nonlocal last, is_done
-        show(done, total, is_done or done < last)
-        last, is_done = done, done == total
+    def tell(done, total, more="", ends=False):
+        nonlocal begun, last, is_over
+        now = time.monotonic()
+        is_new = last is None or done < last or is_over
+        if is_new:
+            begun = now, done
+        last, is_over = done, done == total
+        text = f"{done:,}{f' of {total:,}' if total else ''} {unit}s"
+        text += _left(total, done, now, *begun) + f"; {more}" * bool(more)
+        show(text, done / total if total else None, now, is_new, ends)
 
     return tell
 
 
-def _bar(unit):
-    import keras
+def _left(total, done, now, start, first):
+    """The time that is left, in words; nothing where nobody knows."""
+    if not total or done == first or done == total:
+        return ""
+    seconds = (now - start) * (total - done) / (done - first)
+    return f", {datetime.timedelta(seconds=round(seconds))} left"
 
-    bar = None
 
-    def show(done, total, is_new):
-        nonlocal bar
-        if is_new:
-            bar = keras.utils.Progbar(total, unit_name=unit)
-        bar.target = total
-        bar.update(done)
+def _drawn():
+    drawn = 0.0
+
+    def show(text, share, now, is_new, ends):
+        nonlocal drawn
+        is_done = ends or share == 1
+        if not is_new and not is_done and now - drawn < _BLINK:
+            return
+        bar = ""
+        if share is not None:
+            bar = f"[{'=' * int(share * _BAR):{_BAR}}] "
+        width = shutil.get_terminal_size().columns - 1
+        line = f"\r{(bar + text)[:width]}\x1b[K"
+        sys.stdout.write(line + "\n" * is_done)
+        sys.stdout.flush()
+        drawn = now
 
     return show
 
 
-def _line(unit, report):
-    start = told = 0.0
+def _told(report):
+    told = 0.0
 
-    def show(done, total, is_new):
-        nonlocal start, told
-        now = time.monotonic()
+    def show(text, share, now, is_new, ends):
+        nonlocal told
         if is_new:
-            start = told = now
-        if now - told > max(_PAUSE, (told - start) / 4):
-            of = f" of {total:,}" if total else ""
-            report(f"{done:,}{of} {unit}s.")
+            told = now
+        if now - told >= _PAUSE:
+            report(f"{text}.")
             told = now
 
     return show

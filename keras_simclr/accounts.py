@@ -8,7 +8,7 @@ from keras_simclr._files import in_one_line
 _TRUSTED = 0.8  # Accuracy of a classifier whose word on labels counts.
 
 
-def of_images(found, choice, places, drawn):
+def facts_of(found, choice, places, drawn):
     """What is said of images.
 
     Args:
@@ -23,7 +23,7 @@ def of_images(found, choice, places, drawn):
     Example:
 
     ```python
-    facts = of_images(found, choice, places, drawn)
+    facts = facts_of(found, choice, places, drawn)
     ```
     """
     number = {image: at for at, image in enumerate(choice.shown.tolist())}

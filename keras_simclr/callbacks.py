@@ -1,6 +1,5 @@
 """What rides along in `fit`: probes, measures, checkpoints."""
 
-import functools
 import itertools
 import json
 import math
@@ -9,7 +8,6 @@ import re
 import tempfile
 import time
 import warnings
-import weakref
 
 import keras
 import numpy as np
@@ -20,11 +18,13 @@ from keras_simclr import (
     _files,
     collapse,
     copies,
+    doctor,
     elements,
     fit_data,
     labelled,
+    looks,
 )
-from keras_simclr.features import TracedOnce, extract
+from keras_simclr.features import extract
 from keras_simclr.model import SimCLRModel
 from keras_simclr.probes import knn_probe, linear_probe
 
@@ -36,7 +36,6 @@ _KEPT = 2  # Checkpoints that stay.
 _OVERHEAD = 4096  # Bytes that HDF5 takes for a variable's name and place.
 _MOST_TO_PROBE = 10_000
 _MOST_TO_READ = 100_000  # Among which these are spread.
-_MOST_TO_MEASURE = 1_024
 _MEASURES = ("rankme", "rankme_z", "spread", "alignment", "uniformity")
 
 
@@ -54,7 +53,7 @@ class _Periodic(keras.callbacks.Callback):
                 f"a model of class {type(self.model).__name__}"
             )
         self._latest = None
-        self._copies = _copies_of(self.model)
+        self._copies = looks.copies_of(self.model)
 
     def on_epoch_end(self, epoch, logs=None):
         # Loggers take their columns from the first epoch.
@@ -73,57 +72,6 @@ class _Periodic(keras.callbacks.Callback):
         return latest
 
 
-class _Copies:
-    """Plain copies of a model's networks, with functions traced once.
-
-    They are kept for later calls of `fit`, and hold no reference to the model.
-    """
-
-    def __init__(self, model):
-        self._model = weakref.ref(model)
-        self._encoder = weakref.ref(model.encoder)
-        self.encoder = copies.plain_copy(model.encoder)
-        self.at_rest = TracedOnce(self._at_rest)
-        self.with_views = tf.function(self._with_views, reduce_retracing=True)
-
-    @functools.cached_property
-    def head(self):
-        return copies.plain_copy(self._model().projection_head)
-
-    def are_of(self, model):
-        return self._encoder() is model.encoder
-
-    def _represent(self, view):
-        return tf.cast(self.encoder(view, training=False), tf.float32)
-
-    def _at_rest(self, images, sizes):
-        """Representations of images."""
-        return self._represent(self._model().evaluation_view(images, sizes))
-
-    def _with_views(self, images, sizes, step):
-        """Representations, and projections of these and of two views."""
-        model = self._model()
-        views = model.views(images, sizes, step=step)[:2]
-        views = (model.evaluation_view(images, sizes), *views)
-        h, h_1, h_2 = map(self._represent, views)
-        return h, *(self.head(each, training=False) for each in (h, h_1, h_2))
-
-
-_kept = weakref.WeakKeyDictionary()
-
-
-def _copies_of(model):
-    """The `_Copies` of a model, from an earlier `fit` if there are some."""
-    found = _kept.get(model)
-    if found is None or not found.are_of(model):
-        found = _Copies(model)
-        layers = copies.nested_layers(model.encoder)
-        # Graphs hold what was adapted, and it may be adapted again.
-        if not any(hasattr(layer, "adapt") for layer in layers):
-            _kept[model] = found
-    return found
-
-
 class _Probe(_Periodic):
     """Trains a classifier on representations and tests it."""
 
@@ -137,7 +85,7 @@ class _Probe(_Periodic):
         }
         for name, images in self._sets.items():
             self._sets[name] = labelled.in_order_with_labels(name, images)
-            _check_has_batches(self._sets[name])
+            fit_data.check_length(self._sets[name], steps=1)
 
     def on_train_begin(self, logs=None):
         super().on_train_begin(logs)
@@ -339,15 +287,17 @@ class Measures(_Periodic):
         - Wang and Isola 2020, arXiv:2005.10242.
     """
 
+    most = 1_024  # Images that are looked at.
+
     def __init__(self, images, *, every=1):
         super().__init__(every)
         if isinstance(images, np.ndarray):
-            images = images[_spread(len(images), _MOST_TO_MEASURE)]
+            images = images[_spread(len(images), self.most)]
         dataset = fit_data.in_order(images)
-        _check_has_batches(dataset)
+        fit_data.check_length(dataset, steps=1)  # We take the first.
         self._elements = [
             {name: batch.numpy() for name, batch in element.items()}
-            for element in _first(dataset, _MOST_TO_MEASURE)
+            for element in _first(dataset, self.most)
         ]
         size = sum(len(element["images"]) for element in self._elements)
         if size < 2:
@@ -399,9 +349,11 @@ class Measures(_Periodic):
             replicas = self.model.distribute_strategy.num_replicas_in_sync
             count = float(self.model.loss_metric.count.numpy()) / replicas
             views = self.model.number_of_views
-            batch_size = round(count / self._batches / views / (views - 1))
+            self._batch_size = round(
+                count / self._batches / views / (views - 1)
+            )
             loss = self.model.contrastive_loss
-            self._chance = loss.chance(batch_size, views)
+            self._chance = loss.chance(self._batch_size, views)
 
     def measure(self):
         measured = [
@@ -426,6 +378,102 @@ class Measures(_Periodic):
         return self._copies.with_views(
             *elements.images_and_sizes(element), tf.constant(step)
         )
+
+
+class Doctor(Measures):
+    """Says in words what is wrong with a training, and what to try.
+
+    Before the first epoch of a `fit` and after each it looks at 128 images,
+    their views, and what the model makes of them, at the loss's gradient for 32
+    of them, at how far the weights have moved, and at the logs: some seconds at
+    the start, and each epoch what training on about 150 images takes. Each rule
+    of `doctor.RULES` then says at most one sentence: symptom; likely cause;
+    what to try. It says it again only after an epoch without its symptom.
+    Training is not changed.
+
+    The logs get what `Measures` gives, of these images. A probe in the logs,
+    such as that of a `KNNProbe` before it in the list, is looked at, too.
+
+    Args:
+        images: As `Measures`, of which 128 are kept.
+        report: Function that is told each sentence.
+        findings: What a `Doctor` has found before, of a run that goes on.
+
+    Attributes:
+        findings: List of dictionaries: `rule`, its name; `epoch`, the epochs
+            trained when it was found; `text`, the sentence; and `values`, the
+            numbers in it.
+
+    Raises:
+        ValueError: As `Measures`.
+
+    Example:
+
+    >>> encoder = keras.Sequential(
+    ...     [keras.Input((8, 8, 1)), keras.layers.Flatten()]
+    ... )
+    >>> flip = simclr.RandomFlip(rate=0.0)
+    >>> model = simclr.SimCLRModel(encoder, augmentation=flip)
+    >>> model.compile()
+    >>> images = np.random.default_rng(0).random((40, 8, 8, 1))
+    >>> doctor = Doctor(images, report=lambda text: None)
+    >>> history = model.fit(
+    ...     images, batch_size=20, verbose=0, callbacks=[doctor]
+    ... )
+    >>> [finding["rule"] for finding in doctor.findings]
+    ['idle_augmentation', 'too_few_steps']
+    """
+
+    most = 128
+
+    def __init__(self, images, *, report=print, findings=()):
+        super().__init__(images)
+        self.findings = [*findings]
+        self._report = report
+        self._cases = []
+
+    def on_train_begin(self, logs=None):
+        super().on_train_begin(logs)
+        self._cases = []
+        self._speaking = {finding["rule"] for finding in self.findings}
+        self._look = looks.Look(self.model, self._elements, self.params)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        super().on_epoch_begin(epoch, logs)
+        if not self._cases:
+            self.copy_weights()
+            values = self.measure()
+            self._examine(epoch, self._look.before_training() | values)
+        self._look.begin_epoch()
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self._look.begin_batch(batch)
+
+    def on_epoch_end(self, epoch, logs=None):
+        after = self._look.after_epoch()
+        super().on_epoch_end(epoch, logs)
+        after |= self._look.after_batches_of(self._batch_size)
+        self._examine(epoch + 1, {**self._cases[0], **logs, **after})
+
+    def measure(self):
+        self._seen = self._look.in_training(self._copies)
+        return super().measure()
+
+    def _examine(self, epoch, case):
+        self._cases.append(case | self._seen)
+        found = doctor.findings_in(self._cases)
+        for rule, text, values in found:
+            if rule not in self._speaking:
+                self.findings.append(
+                    {
+                        "rule": rule,
+                        "epoch": epoch,
+                        "text": text,
+                        "values": values,
+                    }
+                )
+                self._report(text)
+        self._speaking = {rule for rule, _, _ in found}
 
 
 class Checkpoints(keras.callbacks.Callback):
@@ -621,10 +669,6 @@ def save_model(model, run_dir):
     """Saves a model into a run directory; the old one stays until then."""
     with _files.replacing(pathlib.Path(run_dir) / MODEL) as staged:
         model.save(staged)
-
-
-def _check_has_batches(dataset):
-    fit_data.check_length(dataset, steps=1)  # We take the first ones.
 
 
 def _spread(size, most):

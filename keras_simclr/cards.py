@@ -67,6 +67,20 @@ from the model's own representations, whose largest value is {largest:.3g}:
 
 {license}
 """
+# How an encoder for LiteRT is used.
+USE_LITERT = """\
+LiteRT, here with TensorFlow's interpreter; `ai_edge_litert.interpreter` has the
+same{note}:
+
+```python
+import tensorflow as tf
+
+interpreter = tf.lite.Interpreter("{file}")
+run = interpreter.get_signature_runner()
+(name,) = run.get_input_details()
+embeddings = run(**{{name: images}})["output_0"]
+```
+"""
 
 
 def describe(network, image_shape, view_shape, *, crops=False, about=None):

@@ -49,12 +49,27 @@ def perform(command, values):
     return globals()[f"_{command.replace('-', '_')}"](values)
 
 
+def _remarks(values):
+    """What is told what is said on the way."""
+    return (lambda text: None) if values.quiet else print
+
+
+def _progress(values, unit):
+    """What is told how far work is, or None."""
+    return None if values.quiet else _terminal.progress(unit)
+
+
 def _demo(values):
-    demo.run(values.output_dir, seed=values.seed)
+    demo.run(
+        values.output_dir,
+        seed=values.seed,
+        report=_remarks(values),
+        progress=_progress(values, "step"),
+    )
 
 
 def _scan(values):
-    name, progress = "manifest.parquet", _terminal.progress("file")
+    name, progress = "manifest.parquet", _progress(values, "file")
     with _files.staging(values.output_dir) as staged:
         manifest = staged / name
         print(sources.scan_source(values.data, manifest, progress=progress))
@@ -71,12 +86,15 @@ def _data(values):
     return _fields(recipe.Data, values)
 
 
-def _open_as_seen(data, directory, network, purpose):
-    """Images for a network that a directory holds; what they are is printed."""
+def _open_as_seen(values, directory, network, purpose, data=None):
+    """Images for a network that a directory holds; what they are is told.
+
+    `data` is by default what the flags say.
+    """
     shape = network.input_shape
-    data = runs.as_seen(data, directory, shape[-1])
+    data = runs.as_seen(data or _data(values), directory, shape[-1])
     source, images = data.open_in_order(max(shape[1:3]))
-    print(f"{purpose}: {data.in_words(source)}.")
+    _remarks(values)(f"{purpose}: {data.in_words(source)}.")
     return data, source, images
 
 
@@ -96,17 +114,21 @@ def _pretrain(values):
         given=[name for name in values if values[name].present],
         accept_changed_data=values.accept_changed_data,
         more_epochs=values.more_epochs,
+        doctor=values.doctor,
+        tensorboard=values.tensorboard,
+        report=_remarks(values),
+        progress=_progress(values, "step"),
     )
     code = _ended(done, values.output_dir)
     is_chief = done.model.distribute_strategy.extended.should_checkpoint
     if values.report and is_chief and not code:
         _write_report(
+            values,
             values.output_dir,
             runs.load_model(values.output_dir),
             place,
             run_accounts.own_data(values.output_dir),
             given={"run_dir": values.output_dir},
-            seed=values.seed,
         )
     return code
 
@@ -123,7 +145,15 @@ def _ended(done, run_dir):
 
 def _plan(values):
     fields = _fields(recipe.Recipe, values)
-    print(planning.plan(fields, _data(values), hours=values.hours))
+    print(
+        planning.plan(
+            fields,
+            _data(values),
+            hours=values.hours,
+            report=_remarks(values),
+            progress=_progress(values, "measurement"),
+        )
+    )
 
 
 def _evaluate(values):
@@ -136,11 +166,11 @@ def _evaluate(values):
     data = runs.as_seen(_data(values), values.run_dir, channels)
     data, held_out = data.and_test(values.test_data, values.test_split)
     source, train = data.open_in_order(max(shape[1:3]))
-    print(f"To learn from: {data.in_words(source)}.")
+    _remarks(values)(f"To learn from: {data.in_words(source)}.")
     test = None
     if held_out:
         test_source, test = held_out.open_in_order(max(shape[1:3]))
-        print(f"To test on: {held_out.in_words(test_source)}.")
+        _remarks(values)(f"To test on: {held_out.in_words(test_source)}.")
     about = {
         "data": fingerprints.fingerprint(source, data_dir=data.data_dir),
         "split": data.split,
@@ -155,12 +185,14 @@ def _evaluate(values):
         labels=labels or None,
         draws=values.draws,
         thorough=values.thorough,
-        encoders=runs.encoders_beside(values.run_dir, values.encoders),
+        encoders=runs.encoders_beside(
+            values.run_dir, values.encoders, _remarks(values)
+        ),
         projection_layer=values.projection_layer,
         features_dir=pathlib.Path(values.run_dir, "features"),
         seed=values.seed,
-        report=print,
-        progress=_terminal.progress("image"),
+        report=_remarks(values),
+        progress=_progress(values, "image"),
     )
     print(result)  # Storing may still fail.
     summary = result.summary
@@ -171,9 +203,7 @@ def _evaluate(values):
 def _finetune(values):
     name = values.encoder or values.run_dir
     model = finetuning.named_model(name)
-    data, _, train = _open_as_seen(
-        _data(values), name, model.encoder, "To learn from"
-    )
+    data, _, train = _open_as_seen(values, name, model.encoder, "To learn from")
     classification.train_classifier(
         model,
         train,
@@ -181,8 +211,8 @@ def _finetune(values):
         projection_layer=values.projection_layer,
         bits=data.bits,
         seed=values.seed,
-        report=print,
-        progress=_terminal.progress("image"),
+        report=_remarks(values),
+        progress=_progress(values, "image"),
     )
     print(f"{values.output_dir} holds classifier.keras and saved_model/.")
 
@@ -200,23 +230,21 @@ def _distill(values):
         test=test,
         given=[name for name in values if values[name].present],
         accept_changed_data=values.accept_changed_data,
-        report=print,
-        progress=_terminal.progress("image"),
+        report=_remarks(values),
+        progress=_progress(values, "step"),
     )
     return _ended(done, values.output_dir)
 
 
 def _predict(values):
     network = classification.load_classifier(values.model)
-    data, source, images = _open_as_seen(
-        _data(values), values.model, network, "Found"
-    )
+    data, source, images = _open_as_seen(values, values.model, network, "Found")
     tables.write_table(
         values.output_dir,
         "predictions.csv",
         "classified images",
         lambda *path_and_names: classification.write_predictions(
-            values.model, images, *path_and_names, _terminal.progress("image")
+            values.model, images, *path_and_names, _progress(values, "image")
         ),
         data=data,
         source=source,
@@ -227,14 +255,14 @@ def _predict(values):
 def _embed(values):
     model = runs.load_model(values.run_dir)
     data, source, images = _open_as_seen(
-        _data(values), values.run_dir, model.encoder, "Found"
+        values, values.run_dir, model.encoder, "Found"
     )
     tables.write_table(
         values.output_dir,
         f"embeddings.{values.format}",
         "representations",
         lambda *path_and_names: embedding.write_embeddings(
-            model, images, *path_and_names, _terminal.progress("image")
+            model, images, *path_and_names, _progress(values, "image")
         ),
         data=data,
         source=source,
@@ -248,13 +276,13 @@ def _report(values):
     shown = ("run_dir", "encoder", *of_data, "labelled", "seed")
     given = {k: values[k].value for k in shown if values[k].present}
     _write_report(
+        values,
         name,
         finetuning.named_model(name),
         values.output_dir,
         _given_or_own_data(values, name),
         given=given,
         labelled=values.labelled,
-        seed=values.seed,
     )
 
 
@@ -267,16 +295,18 @@ def _given_or_own_data(values, name):
     return dataclasses.replace(own, **{x: values[x].value for x in names})
 
 
-def _write_report(name, model, output_dir, data, *, given, labelled=None, seed):
+def _write_report(
+    values, name, model, output_dir, data, *, given, labelled=None
+):
     """Writes a report of the model of a run, or of another encoder."""
     is_run = pathlib.Path(name, callbacks.FLAGS).is_file()
     run_dir = name if is_run else None
-    data, source, images = _open_as_seen(data, name, model.encoder, "Found")
-    others = None
+    encoder, others = model.encoder, None
+    data, source, images = _open_as_seen(values, name, encoder, "Found", data)
     if labelled is not None:
         _, with_labels = data.and_test(labelled, "train")
         _, _, others = _open_as_seen(
-            with_labels, name, model.encoder, "Labelled"
+            values, name, encoder, "Labelled", with_labels
         )
     arguments = flag_texts.as_arguments(cards.without_places(given))
     about = report.About(
@@ -297,9 +327,9 @@ def _write_report(name, model, output_dir, data, *, given, labelled=None, seed):
         labelled=others,
         run_dir=run_dir,
         about=about,
-        seed=seed,
-        report=print,
-        progress=_terminal.progress("image"),
+        seed=values.seed,
+        report=_remarks(values),
+        progress=_progress(values, "image"),
     )
     print(f"{pathlib.Path(output_dir, report.PAGE)} shows what was learnt.")
 
@@ -308,11 +338,11 @@ def _search(values):
     model = runs.load_model(values.run_dir)
     data = _given_or_own_data(values, values.run_dir)
     data, source, images = _open_as_seen(
-        data, values.run_dir, model.encoder, "Found"
+        values, values.run_dir, model.encoder, "Found", data
     )
     query = features.represent_file(model, values.query, bits=data.bits)
     rows, places = features.extract_features(
-        model, images, return_places=True, progress=_terminal.progress("image")
+        model, images, return_places=True, progress=_progress(values, "image")
     )
     nearest, similarities = neighbours.NearestNeighbours(rows).find(
         query, min(values.count, len(rows))
@@ -337,7 +367,8 @@ def _export(values):
         values.output_dir,
         formats=values.formats,
         about=runs.about(values.run_dir, model),
-        report=print,
+        report=_remarks(values),
+        progress=_progress(values, "format"),
     )
     return _listed(path)
 
@@ -352,6 +383,7 @@ def _import_official(values):
         values.output_dir,
         projection_layer=values.projection_layer,
         image_size=values.image_size,
+        progress=_progress(values, "part"),
     )
     for name, value in result.info.items():
         print(f"{name}: {value}")

@@ -26,7 +26,7 @@ _MOST_POINTS, _MOST_ROWS = 400, 50
 
 
 @dataclasses.dataclass(frozen=True)
-class Log:
+class History:
     """What a training logged.
 
     Attributes:
@@ -54,10 +54,10 @@ def read_log(path, chance=None, marks=()):
         path: Path of the file.
         chance: Loss of an encoder that knows nothing, to divide the loss by
             where the log has no column of that; or None.
-        marks: As `Log`.
+        marks: As `History`.
 
     Returns:
-        `Log`; None if there is no such file, or no line in it.
+        `History`; None if there is no such file, or no line in it.
 
     Example:
 
@@ -83,7 +83,7 @@ def read_log(path, chance=None, marks=()):
     epochs = np.array([_number(row.get("epoch")) for row in rows]) + 1
     if not np.isfinite(epochs).all():
         epochs = np.arange(1.0, len(rows) + 1)
-    return Log(epochs, columns, tuple(marks))
+    return History(epochs, columns, tuple(marks))
 
 
 def _number(text):
@@ -97,14 +97,14 @@ def drawn(log):
     """The curves of a log as HTML: an SVG for each panel, and a table.
 
     Args:
-        log: `Log`.
+        log: `History`.
 
     Returns:
         String. It names no address, and is coloured by the page.
 
     Example:
 
-    >>> log = Log(np.array([1.0, 2.0]), {"loss": np.array([5.0, 4.0])})
+    >>> log = History(np.array([1.0, 2.0]), {"loss": np.array([5.0, 4.0])})
     >>> drawn(log).count("<svg")
     1
     """

@@ -16,10 +16,11 @@ import numpy as np
 
 from keras_simclr import (
     augmentations,
+    callbacks,
     cards,
     devices,
     feature_files,
-    report,
+    report as reports,
     runs,
 )
 from keras_simclr.evaluation import evaluate
@@ -124,13 +125,22 @@ def build_model(steps, seed=0):
     return model
 
 
-def run(output_dir="runs/demo", *, seed=0, epochs=RECIPE.epochs):
+def run(
+    output_dir="runs/demo",
+    *,
+    seed=0,
+    epochs=RECIPE.epochs,
+    report=print,
+    progress=None,
+):
     """Pretrains on the digits, evaluates, exports and checks the export.
 
     Args:
         output_dir: Directory to write. An earlier demo in it is replaced.
         seed: Integer.
         epochs: Passes over the digits.
+        report: Function that is told, in words, what is done and found.
+        progress: As in `runs.pretrain`.
 
     Returns:
         The `Evaluation`.
@@ -147,33 +157,14 @@ def run(output_dir="runs/demo", *, seed=0, epochs=RECIPE.epochs):
     output_dir = pathlib.Path(output_dir)
     _clear(output_dir)
     train, test = digits()
-    dataset = dataset_from_arrays(
-        train[0], batch_size=RECIPE.batch_size, seed=seed
-    )
-    model = build_model(epochs * len(dataset), seed)
-    print(f"Devices: {devices.describe_devices(model.distribute_strategy)}.")
-    passes = math.gcd(epochs, _PASSES)
-    print(
-        f"Pretraining on {len(train[0]):,} digits without their labels, "
-        f"{passes} passes an epoch."
-    )
-    runs.pretrain(
-        model,
-        dataset.repeat(passes),
-        output_dir,
-        epochs=epochs // passes,
-        flags=f"--output_dir={output_dir}\n--seed={seed}\n",
-        summary={"command": "demo", **cards.versions()},
-    )
-    _plot_views(model, train[0][:8], output_dir / "views.png")
-    _plot_loss(output_dir / "log.csv", output_dir / "loss.png", passes)
+    model = _pretrained(train[0], output_dir, seed, epochs, report, progress)
     np.savez(
         output_dir / "digits.npz",
         images=np.concatenate([train[0], test[0]]),
         labels=np.concatenate([train[1], test[1]]),
     )
     _record(output_dir)
-    print("Probing: linear probe and k-NN, on held-out digits.")
+    report("Probing: linear probe and k-NN, on held-out digits.")
     result = evaluate(
         model,
         train,
@@ -187,8 +178,10 @@ def run(output_dir="runs/demo", *, seed=0, epochs=RECIPE.epochs):
     encoder = export_encoder(model, output_dir / "encoder")
     _record(output_dir)
     _check_export(encoder / "saved_model", test[0], model)
-    print(f"The exported encoder, loaded in a fresh process, agrees: {encoder}")
-    report.write(
+    report(
+        f"The exported encoder, loaded in a fresh process, agrees: {encoder}"
+    )
+    reports.write(
         output_dir / "report",
         model,
         train[0],
@@ -197,8 +190,35 @@ def run(output_dir="runs/demo", *, seed=0, epochs=RECIPE.epochs):
         seed=seed,
     )
     _record(output_dir)
-    print(f"{output_dir / 'report' / report.PAGE} shows what was learnt.")
+    report(f"{output_dir / 'report' / reports.PAGE} shows what was learnt.")
     return result
+
+
+def _pretrained(images, output_dir, seed, epochs, report, progress):
+    """The model after so many passes over images; pictures of how it went."""
+    dataset = dataset_from_arrays(
+        images, batch_size=RECIPE.batch_size, seed=seed
+    )
+    model = build_model(epochs * len(dataset), seed)
+    report(f"Devices: {devices.describe_devices(model.distribute_strategy)}.")
+    passes = math.gcd(epochs, _PASSES)
+    report(
+        f"Pretraining on {len(images):,} digits without their labels, "
+        f"{passes} passes an epoch."
+    )
+    runs.pretrain(
+        model,
+        dataset.repeat(passes),
+        output_dir,
+        epochs=epochs // passes,
+        flags=f"--output_dir={output_dir}\n--seed={seed}\n",
+        summary={"command": "demo", **cards.versions()},
+        callbacks=[callbacks.Doctor(images, report=report)],
+        progress=progress,
+    )
+    _plot_views(model, images[:8], output_dir / "views.png")
+    _plot_loss(output_dir / "log.csv", output_dir / "loss.png", passes)
+    return model
 
 
 def _content(output_dir):

@@ -612,7 +612,7 @@ def teach(
         given: As `runs.carry_out`.
         accept_changed_data: As `runs.carry_out`.
         report: As `runs.carry_out`.
-        progress: As in `evaluate`.
+        progress: As `runs.carry_out`.
 
     Returns:
         A `runs.Run`.
@@ -649,8 +649,7 @@ def teach(
             part.open_in_order(side) for part in (test, data)
         )
         report(f"To test on: {test.in_words(source)}.")
-        says = {"report": report, "progress": progress}
-        exam = Exam(images, teacher, classes, unlabelled, **says)
+        exam = Exam(images, teacher, classes, unlabelled, report=report)
     if _lacks_classifier(run_dir, recipe.teacher):
         epochs = runs.read_summary(run_dir)["epochs_trained"]
         done = runs.Run(runs.load_model(run_dir), recipe, epochs, epochs)
@@ -662,7 +661,9 @@ def teach(
             given=given,
             accept_changed_data=accept_changed_data,
             about={"teacher": {"name": recipe.teacher, "weights": weights}},
+            doctor=False,  # It looks at two views of each image.
             report=report,
+            progress=progress,
         )
     if classes is not None and done.epochs == done.all_epochs:
         _write_classifier(done.model, run_dir, classes, data.bits, exam, report)

@@ -40,6 +40,7 @@ def export_encoder(
     formats=("keras", "saved_model"),
     about=None,
     report=None,
+    progress=None,
 ):
     """Writes the encoder of a model for use without this package.
 
@@ -77,6 +78,8 @@ def export_encoder(
             describes other weights than the model's is left out, with a
             warning: `Evaluation.summary` says which it describes.
         report: Function that is told, in words, what is being written.
+        progress: Function that is told how many formats are written, and of how
+            many.
 
     Returns:
         `pathlib.Path` of the directory.
@@ -119,10 +122,8 @@ def export_encoder(
         )
         _checks.finite_rows("Representations", expected)
         differences = {}
-        for name in formats:
+        for name in _in_turn(formats, report, progress):
             format = EXPORTS[name]
-            if report:
-                report(f"Writing {name}: {format.file}.")
             if format.save is not None:
                 path = staged / format.file
                 difference = _saved(parts, name, path, images, expected)
@@ -150,6 +151,18 @@ def export_encoder(
             if EXPORTS[name].pack is not None:
                 EXPORTS[name].pack(card, staged)
     return pathlib.Path(directory)
+
+
+def _in_turn(formats, report, progress):
+    """Yields the names of formats, and tells of them before each."""
+    for place, name in enumerate(formats):
+        if progress:
+            progress(place, len(formats))
+        if report:
+            report(f"Writing {name}: {EXPORTS[name].file}.")
+        yield name
+    if progress:
+        progress(len(formats), len(formats))
 
 
 def check_formats(formats):
@@ -581,19 +594,6 @@ class ExportFormat:
     pack: collections.abc.Callable | None = None
 
 
-_USE_LITERT = """\
-LiteRT, here with TensorFlow's interpreter; `ai_edge_litert.interpreter` has the
-same{note}:
-
-```python
-import tensorflow as tf
-
-interpreter = tf.lite.Interpreter("{file}")
-run = interpreter.get_signature_runner()
-(name,) = run.get_input_details()
-embeddings = run(**{{name: images}})["output_0"]
-```
-"""
 EXPORTS = {
     "keras": ExportFormat(
         "encoder.keras",
@@ -683,7 +683,7 @@ session = onnxruntime.InferenceSession("encoder.onnx")
         save=_save_litert,
         load=_load_litert,
         is_converted=True,
-        use=_USE_LITERT.format(note="", file="encoder.tflite"),
+        use=cards.USE_LITERT.format(note="", file="encoder.tflite"),
     ),
     "litert_int8": ExportFormat(
         "encoder_int8.tflite",
@@ -691,7 +691,7 @@ session = onnxruntime.InferenceSession("encoder.onnx")
         load=_load_litert,
         is_converted=True,
         tolerance=None,
-        use=_USE_LITERT.format(
+        use=cards.USE_LITERT.format(
             note=", the weights in 8 bits", file="encoder_int8.tflite"
         ),
     ),

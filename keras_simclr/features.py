@@ -181,29 +181,11 @@ def representation(model):
     encoder, prepare = model, view_of(model)
     if isinstance(model, SimCLRModel):
         encoder = plain_copy(model.encoder)
-    return TracedOnce(
+    return programs.TracedOnce(
         lambda images, sizes: tf.cast(
             encoder(prepare(images, sizes), training=False), tf.float32
         )
     )
-
-
-class TracedOnce:
-    """A function of images, and sizes or None, as a graph.
-
-    It is one graph for batches of any number of images.
-    """
-
-    def __init__(self, function):
-        self.graph = tf.function(function)
-
-    def __call__(self, images, sizes):
-        specs = [
-            None if x is None else tf.TensorSpec((None, *x.shape[1:]), x.dtype)
-            for x in (images, sizes)
-        ]
-        self.graph.get_concrete_function(*specs)  # Fits what follows.
-        return self.graph(images, sizes)
 
 
 def resized_representation(encoder):
@@ -221,7 +203,7 @@ def resized_representation(encoder):
             views = tf.repeat(views, 3, axis=-1)
         return represent(views, None)
 
-    return TracedOnce(resized)
+    return programs.TracedOnce(resized)
 
 
 def view_of(model):
@@ -244,7 +226,7 @@ def pixels_of(model):
                 view = tf.image.resize(view, size, method="area")
         return tf.reshape(view, (tf.shape(view)[0], -1))
 
-    return TracedOnce(pixels)
+    return programs.TracedOnce(pixels)
 
 
 def settle_batch_norm(model, examples, places, seed):

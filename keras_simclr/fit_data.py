@@ -3,6 +3,7 @@
 import inspect
 import math
 import numbers
+import time
 import warnings
 import weakref
 
@@ -334,6 +335,9 @@ class Stream:
 
     Attributes:
         arguments: Dictionary of the arguments of `fit` that change.
+        batch_size: Examples in a batch, or None where it is not known.
+        waited: Seconds that `fit` has waited for batches. Where Keras reads
+            ahead, as for several replicas, what that took.
 
     Example:
 
@@ -356,7 +360,8 @@ class Stream:
         self._length = int(dataset.cardinality())  # Negative if not known.
         self._steps = steps_per_epoch
         self._skipped, self._number, self._begin = 0, 0, 0
-        self.arguments = {}
+        self.arguments, self.waited = {}, 0.0
+        self._spec = dataset.element_spec
         steps = steps_per_epoch or self._length
         if steps <= 0:
             return
@@ -373,8 +378,35 @@ class Stream:
             stream = tf.data.Dataset.range(steps).map(
                 lambda _: batches.get_next()
             )
-        stream = stream.with_options(dataset.options())
+        stream = self._timed(stream).with_options(dataset.options())
         self.arguments = {"x": stream, "steps_per_epoch": steps}
+
+    @property
+    def batch_size(self):
+        element = unpack(self._spec)
+        name = "images" if "images" in element else "view_1"
+        return element[name].shape[0]
+
+    def _timed(self, dataset):
+        """The dataset, while `waited` learns how long each batch takes."""
+
+        def begin(_):
+            self._asked = time.perf_counter()
+            return np.int64(0)
+
+        def end(_):
+            self.waited += time.perf_counter() - self._asked
+            return np.int64(0)
+
+        # The parts of a zip are read one after the other.
+        begins, ends = (
+            tf.data.Dataset.from_tensors(0)
+            .repeat()
+            .map(lambda x, tell=tell: tf.numpy_function(tell, [x], tf.int64))
+            for tell in (begin, end)
+        )
+        timed = tf.data.Dataset.zip((begins, dataset, ends))
+        return timed.map(lambda _, element, __: element)
 
     def begin(self, epoch, steps_trained):
         """Brings the data to where training goes on; before they are read."""
@@ -419,6 +451,10 @@ class Progress(keras.callbacks.Callback):
     def __init__(self, stream):
         super().__init__()
         self._stream = stream
+
+    def set_params(self, params):
+        super().set_params(params)
+        params["stream"] = self._stream  # For the other callbacks.
 
     @property
     def _steps_trained(self):

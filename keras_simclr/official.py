@@ -18,6 +18,7 @@ from keras_simclr.networks import ProjectionHead, ResNet
 from keras_simclr.official_files import numbered, open_file, told_layers
 
 SK_RATIO = 0.0625  # Of all published networks with selective kernels.
+_PARTS = 4  # Of an import.
 _DEPTHS = (18, 34, 50, 101, 152, 200)
 _SIDES = {"imagenet": 224, "cifar": 32}
 _MOST_HEAD_LAYERS = 3
@@ -210,7 +211,12 @@ def named_layer(path):
 
 
 def import_official(
-    path, output_dir, *, projection_layer=None, image_size=None
+    path,
+    output_dir,
+    *,
+    projection_layer=None,
+    image_size=None,
+    progress=None,
 ):
     """Turns official weights into a run directory, as if trained here.
 
@@ -226,6 +232,8 @@ def import_official(
         output_dir: Directory to write, new or empty. It is complete or absent.
         projection_layer: As `load_official`.
         image_size: As `load_official`, no side of it None.
+        progress: Function that is told how many parts are done, of how many:
+            reading, the run, its export, its classifier.
 
     Returns:
         The `Official`.
@@ -242,9 +250,12 @@ def import_official(
     """
     output_dir = pathlib.Path(output_dir)
     check_is_free(output_dir)
+    tell = progress or (lambda done, total: None)
+    tell(0, _PARTS)
     official = load_official(
         path, projection_layer=projection_layer, image_size=image_size
     )
+    tell(1, _PARTS)
     head = ProjectionHead(0, name="projection_head")
     if official.projection_head is not None:
         head = official.projection_head.get_layer("projection_head")
@@ -254,7 +265,9 @@ def import_official(
         summary = {"command": "import-official", **cards.versions()}
         about = {"official": official.info, "weights": weights_digest(model)}
         runs.update_summary(staged, {**summary, **about})
+        tell(2, _PARTS)
         export_encoder(model, staged / "export", about=about)
+        tell(3, _PARTS)
         if official.classifier is not None:
             network = keras.Sequential(
                 [plain_copy(official.classifier), keras.layers.Softmax()],
@@ -264,6 +277,7 @@ def import_official(
             classification.write_classifier(
                 model, network, staged / "classifier", names
             )
+    tell(_PARTS, _PARTS)
     return official
 
 

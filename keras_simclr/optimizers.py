@@ -429,9 +429,9 @@ def _warn_of_no_rate(optimizer, steps):
     places = np.unique(
         np.linspace(first, first + steps - 1, _TRIED).astype(int)
     )
-    rates = [_rate_at(optimizer, place) for place in places]
+    rates = [rate_at(optimizer, place) for place in places]
     idle = len(rates) - np.max(np.flatnonzero(rates), initial=-1) - 1
-    is_over = _rate_at(optimizer, first + steps) == 0  # It may yet begin.
+    is_over = rate_at(optimizer, first + steps) == 0  # It may yet begin.
     # The last step may be the first without a rate.
     if is_over and (idle == len(rates) or idle > 1):
         begin = places[-idle]
@@ -445,7 +445,8 @@ def _warn_of_no_rate(optimizer, steps):
         )
 
 
-def _rate_at(optimizer, step):
+def rate_at(optimizer, step):
+    """The learning rate that an optimizer, built or not, has at a step."""
     step = tf.cast(step, optimizer.iterations.dtype)
     with keras.StatelessScope([(optimizer.iterations, step)]):
         # Of replicas, the rate is a variable that is no number by itself.

@@ -44,7 +44,7 @@ class Facts:
         verdict: Tuple of sentences.
         findings: Tuple of dictionaries: `text`, perhaps `rule` and `epoch`;
             None if nobody looked for some.
-        log: `curves.Log`, or None.
+        log: `curves.History`, or None.
         views: Tuple of tuples of thumbnails: an image and its views.
         images: Tuple of `Shown`, all that are on the map.
         classes: Tuple of names of classes.
@@ -66,7 +66,7 @@ class Facts:
     title: str
     verdict: tuple
     findings: tuple | None
-    log: curves.Log | None
+    log: curves.History | None
     views: tuple
     images: tuple
     classes: tuple

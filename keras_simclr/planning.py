@@ -1,6 +1,7 @@
 """What this machine can do with these images, measured before training."""
 
 import dataclasses
+import functools
 import math
 import shlex
 import tempfile
@@ -202,7 +203,7 @@ _NO_MORE = (
 )
 
 
-def plan(recipe, data, *, hours=0.5, report=print):
+def plan(recipe, data, *, hours=0.5, report=print, progress=None):
     """Measures this machine, and finds the best use of some hours of it.
 
     For a minute or two it reads the images and trains: two small encoders,
@@ -218,6 +219,8 @@ def plan(recipe, data, *, hours=0.5, report=print):
         hours: Hours to train for: a positive number.
         report: Function that is told, in words, what devices there are, and
             what is being measured.
+        progress: Function that is told how many measurements are done, and how
+            many there are at most.
 
     Returns:
         A `Plan`. If even the least training takes longer than `hours`, it is
@@ -246,16 +249,19 @@ def plan(recipe, data, *, hours=0.5, report=print):
     keras.config.set_dtype_policy(recipe.precision)
     with strategy.scope():
         machine = _Machine(recipe, data, strategy, report)
-        return _choose_on(machine, hours, report)
+        return _choose_on(machine, hours, report, progress)
 
 
-def _choose_on(machine, hours, report):
+def _choose_on(machine, hours, report, progress):
     """Measures what is chosen, and chooses again by what was measured."""
     report("Training two small encoders, from which others are guessed.")
     start, images = time.perf_counter(), machine.epoch
     recipe = machine.recipe
     budget = Budget(hours, images, recipe.batch_size, recipe.views)
+    measured = functools.partial(progress or _ignored, total=1 + _TRIES)
+    measured(0)
     guesses, timings, found = machine.extrapolate(), {}, {}
+    measured(1)
     seconds = {k: images * guess for k, guess in guesses.items()}
     start_up = 0.0
     for _ in range(_TRIES):
@@ -269,6 +275,7 @@ def _choose_on(machine, hours, report):
             break
         report(f"Training {choice.in_words()}.")
         timings[choice] = timing = machine.measure(choice, guesses[choice])
+        measured(1 + len(timings))
         found[choice] = timing.seconds_per_epoch(images)
         start_up = max(start_up, timing.start_up)
         scale = timing.seconds["all"] / guesses[choice]
@@ -276,6 +283,8 @@ def _choose_on(machine, hours, report):
             k: images * scale * guess + timing.saving
             for k, guess in guesses.items()
         } | found
+    if len(timings) < _TRIES:
+        measured(1 + _TRIES)
     flags = {**machine.flags(), **_proposal(budget, found, start_up)}
     timing = timings[_encoder_of(flags)]
     more = dataclasses.replace(budget, hours=2 * hours)
@@ -288,6 +297,10 @@ def _choose_on(machine, hours, report):
         timing,
         {name: x for name, x in twice.items() if x != flags[name]},
     )
+
+
+def _ignored(done, total):
+    """Progress that nobody wants to know of."""
 
 
 def _proposal(budget, seconds, start_up):

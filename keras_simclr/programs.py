@@ -48,6 +48,24 @@ def are_wanted():
     return _runs_here.get() and not tf.executing_eagerly()
 
 
+class TracedOnce:
+    """A function of images, and sizes or None, as a graph.
+
+    It is one graph for batches of any number of images.
+    """
+
+    def __init__(self, function):
+        self.graph = tf.function(function)
+
+    def __call__(self, images, sizes):
+        specs = [
+            None if x is None else tf.TensorSpec((None, *x.shape[1:]), x.dtype)
+            for x in (images, sizes)
+        ]
+        self.graph.get_concrete_function(*specs)  # Fits what follows.
+        return self.graph(images, sizes)
+
+
 def program_of(layer, method="_transform", *, one_by_one):
     """The `Program` of a layer, the same for all with equal settings.
 

@@ -138,7 +138,7 @@ def write(
     drawn = thumbnails.encode(
         [*pictures, *(x for row in views for x in row)], _PICTURES
     )
-    facts = accounts.of_images(found, choice, plane, drawn[: len(pictures)])
+    facts = accounts.facts_of(found, choice, plane, drawn[: len(pictures)])
     rest = iter(drawn[len(pictures) :])
     views = tuple(tuple(next(rest) for _ in row) for row in views)
     facts = _with_run(dataclasses.replace(facts, views=views), run, about)

@@ -27,7 +27,7 @@ class RunAccount:
         verdict: Tuple of sentences.
         findings: Tuple of dictionaries, as in `summary.json`; None if nobody
             looked for some.
-        log: `curves.Log`, or None.
+        log: `curves.History`, or None.
         table: As of `pages.Facts`.
         settings: As of `pages.Facts`.
     """
@@ -35,7 +35,7 @@ class RunAccount:
     name: str = ""
     verdict: tuple = ()
     findings: tuple | None = None
-    log: curves.Log | None = None
+    log: curves.History | None = None
     table: tuple = ()
     settings: dict = dataclasses.field(default_factory=dict)
 

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import json
 import pathlib
-import sys
 
 import keras
 
@@ -16,6 +15,8 @@ from keras_simclr import (
     devices,
     fingerprints,
     flag_texts,
+    logs,
+    orders,
     pretrained,
     recipe as recipes,
 )
@@ -63,7 +64,10 @@ def carry_out(
     accept_changed_data=False,
     more_epochs=None,
     about=None,
+    doctor=True,
+    tensorboard=False,
     report=print,
+    progress=None,
 ):
     """Does what `keras-simclr pretrain` does.
 
@@ -79,13 +83,20 @@ def carry_out(
             on a new cosine from 0.3 of the rate. `summary.json` keeps a list of
             them. An unfinished run has those that were added before.
         about: Dictionary, further entries of `summary.json`, or None.
-        report: Function that is told, in words, what is found and chosen.
+        doctor: Whether a `callbacks.Doctor` watches, on one machine; an
+            unfinished run goes on with or without.
+        tensorboard: Whether TensorBoard's files are written, with views of a
+            few images, into `tensorboard` in the run directory.
+        report: Function that is told, in words, what is found and chosen, and
+            what the doctor says.
+        progress: As `pretrain`.
 
     Returns:
         A `Run`.
 
     Raises:
         FileExistsError: As `pretrain`.
+        ImportError: If TensorBoard is asked for and not installed.
         OSError: As `pretrain`.
         ValueError: If a value is out of range, or as `pretrain`.
 
@@ -99,6 +110,7 @@ def carry_out(
     given = {**vars(data), **recipe.values} if given is None else given
     recipe.check_start(given)
     strategy = devices.make_strategy(recipe.strategy)
+    watch = logs.watching(strategy, doctor, tensorboard)
     report(f"Devices: {devices.describe_devices(strategy)}.")
     check_can_run(run_dir, more_epochs=more_epochs)
     if strategy.extended.should_checkpoint:
@@ -111,13 +123,11 @@ def carry_out(
     recipe = recipe.with_choice(
         "precision", strategy, devices.fastest_precision, report
     )
-    keras.config.set_dtype_policy(recipe.precision)
-    keras.utils.set_random_seed(recipe.seed)
+    _set_keras(recipe)
     source, dataset = recipe.open(data)
     spec, steps = dataset.element_spec, int(dataset.cardinality())
     recipe = recipe.completed(spec, steps)
-    for text in _in_words(recipe, data, source, steps, added):
-        report(text)
+    _introduce(report, recipe, data, source, steps, added)
     recipe = recipe.with_choice(
         "micro_batch_size",
         strategy,
@@ -126,36 +136,47 @@ def carry_out(
     )
     with strategy.scope():
         model = _again(recipe, run_dir).build(spec, steps, added)
-    values = _values(recipe, data, run_dir)
-    all_epochs = sum(added, recipe.epochs)
-    summary = {
-        **_beginning_of_record(recipe, model, added, about),
-        "data": _data_of_record(source, data, steps * recipe.batch_size),
-        "flags": {"given": sorted(given), "values": values},
-    }
+    values, all_epochs = (
+        _values(recipe, data, run_dir),
+        sum(added, recipe.epochs),
+    )
     epochs = pretrain(
-        model,
-        dataset,
-        run_dir,
+        *(model, dataset, run_dir),
         epochs=all_epochs,
         flags=flag_texts.as_flags(values),
-        summary=summary,
+        summary={
+            **_beginning_of_record(recipe, model, added, about),
+            "data": _data_of_record(source, data, steps * recipe.batch_size),
+            "flags": {"given": sorted(given), "values": values},
+        },
         accept_changed_data=accept_changed_data,
         more_epochs=more_epochs,
+        callbacks=watch(_seen(dataset, recipe, data), run_dir, report),
+        progress=progress,
     )
     return Run(model, recipe, epochs, all_epochs)
 
 
-def _in_words(recipe, data, source, steps, added):
-    """What will be trained on, and how long: sentences."""
-    yield (
+def _set_keras(recipe):
+    keras.config.set_dtype_policy(recipe.precision)
+    keras.utils.set_random_seed(recipe.seed)
+
+
+def _seen(dataset, recipe, data):
+    """A dataset whose images can be looked at, without moving a shuffle."""
+    return recipe.open(data)[1] if orders.is_shuffled(dataset) else dataset
+
+
+def _introduce(report, recipe, data, source, steps, added):
+    """Says what will be trained on, and how long."""
+    report(
         f"To train on: {data.in_words(source)}. An epoch: "
         f"{steps * recipe.batch_size:,} images, {recipe.views} "
         f"view{'s' * (recipe.views > 1)} of each, without their labels."
     )
-    yield f"Epochs: {recipe.epochs}. Steps: {recipe.steps_in_words(steps)}."
+    report(f"Epochs: {recipe.epochs}. Steps: {recipe.steps_in_words(steps)}.")
     if added:
-        yield f"Epochs that are added: {' + '.join(map(str, added))}."
+        report(f"Epochs that are added: {' + '.join(map(str, added))}.")
 
 
 def _with_size_of_start(recipe, run_dir):
@@ -295,10 +316,13 @@ def pretrain(
     summary=None,
     accept_changed_data=False,
     more_epochs=None,
+    callbacks=(),
+    progress=None,
 ):
     """Trains a model and keeps everything in a run directory.
 
-    It holds `flags.txt`, `log.csv` (a line per epoch), `model.keras` (after
+    It holds `flags.txt`, `log.csv` (a line per epoch, with its seconds, images
+    a second and learning rate), `model.keras` (after
     the latest epoch; complete at any time), checkpoints of the last two epochs,
     their list `checkpoints.json`, and `summary.json`, which says in `resumed`
     after how many epochs it was gone on with. Ctrl-C ends training
@@ -325,6 +349,11 @@ def pretrain(
             in `earlier_data`.
         more_epochs: How many of `epochs` are added to a finished run, or None.
             The model's schedule has them, as from `recipe.Recipe.build`.
+        callbacks: Further callbacks, whose entries in the logs `log.csv` has,
+            too. The findings of a `callbacks.Doctor` are kept in the entry
+            `findings` of `summary.json`, also those from before a run goes on.
+        progress: Function that is told after each step how many are done, of
+            how many, and, in words, of the epoch; `ends=True` at its end.
 
     Returns:
         The number of epochs trained; less than `epochs` after Ctrl-C.
@@ -351,24 +380,22 @@ def pretrain(
         run_dir.mkdir(parents=True, exist_ok=True)
         alone = _files.locked(run_dir)
     with alone:
+        accepts, callbacks = (
+            accept_changed_data,
+            [logs.Pace(progress), *callbacks],
+        )
         return _train(
-            model, dataset, run_dir, epochs, flags, summary, accept_changed_data
+            model, dataset, run_dir, epochs, flags, summary, accepts, callbacks
         )
 
 
-def _train(
-    model, dataset, run_dir, epochs, flags, summary, accept_changed_data
-):
+def _train(model, dataset, run_dir, epochs, flags, summary, accepts, callbacks):
     """What `pretrain` does in a directory that it has for itself."""
     strategy = model.distribute_strategy
     is_chief = strategy.extended.should_checkpoint
-    earlier = _earlier_data(run_dir, summary.get("data"), accept_changed_data)
+    earlier = _earlier_data(run_dir, summary.get("data"), accepts)
     first = restore(model, run_dir)
-    if summary.get("more_epochs") and not first:
-        raise ValueError(
-            "A finished run goes on from its last checkpoint. Received: "
-            f"{str(run_dir)!r}, which has none any more"
-        )
+    _check_goes_on(run_dir, summary, first)
     check_agreement(strategy, first)
     if earlier:
         earlier[-1].setdefault("epochs_trained", first)
@@ -376,54 +403,71 @@ def _train(
         # As if it had been trained on these: the schedule ends when it does.
         model.optimizer.iterations.assign(first * len(dataset))
     keeper = Checkpoints(run_dir)
-    callbacks = [keeper]
+    doctors = logs.doctors_among(callbacks)
     if is_chief:
         _write_text(run_dir / FLAGS, flags)
-        resumed = [first] if 0 < first < epochs else []
-        _write_summary(run_dir, _known_before(run_dir, summary, resumed))
-        callbacks.insert(0, _csv_logger(run_dir / _LOG, first))
+        known = _known_before(run_dir, summary, first if first < epochs else 0)
+        known |= logs.findings_before(known, first, doctors)
+        _write_summary(run_dir, known)
+        callbacks = [
+            *callbacks,
+            logs.keeping(lambda x: update_summary(run_dir, x), doctors),
+            logs.Log(run_dir / _LOG, first),
+        ]
     if "start" in summary and not first:
         _begin(model, dataset, run_dir, is_chief)
     if first:
         keeper.epochs, keeper.weights = first, weights_digest(model)
         keeper.steps = int(model.optimizer.iterations.numpy())
-    is_terminal = sys.stdout is not None and sys.stdout.isatty()
     try:
         model.fit(
             dataset,
             epochs=epochs,
             initial_epoch=first,
-            callbacks=callbacks,
-            verbose="auto" if is_terminal else 2,
+            callbacks=[*callbacks, keeper],
+            verbose=0,
         )
     except KeyboardInterrupt:
         if is_chief and keeper.is_worth_keeping():
             keeper.save_model()
     finally:
-        for callback in callbacks:
-            callback.on_train_end()
+        keeper.on_train_end()
         if is_chief:
-            entries = {
-                "epochs_trained": keeper.epochs,
-                "steps_trained": keeper.steps,
-                "finished": keeper.epochs == epochs,
-            }
-            if keeper.weights:
-                entries["weights"] = keeper.weights
-            known = {**read_summary(run_dir), **entries}
-            _write_summary(run_dir, _sorted_evaluations(known, keeper.weights))
+            _write_end(run_dir, keeper, epochs, logs.findings_of(doctors))
     copies.check_finite(model)
     return keeper.epochs
 
 
-def _known_before(run_dir, summary, resumed):
+def _known_before(run_dir, summary, first):
     """What is known of a run before it trains on: not of its next weights."""
     known = {**read_summary(run_dir), **summary}
     for name in (*cards.TRAINED, "weights", "finished"):
         known.pop(name, None)
-    if resumed:
-        known["resumed"] = [*known.get("resumed", ()), *resumed]
+    if first:
+        known["resumed"] = [*known.get("resumed", ()), first]
     return _sorted_evaluations(known, None)
+
+
+def _check_goes_on(run_dir, summary, first):
+    if summary.get("more_epochs") and not first:
+        raise ValueError(
+            "A finished run goes on from its last checkpoint. Received: "
+            f"{str(run_dir)!r}, which has none any more"
+        )
+
+
+def _write_end(run_dir, keeper, epochs, known):
+    """Adds to the summary what is known now, and which model is kept."""
+    known = {
+        **read_summary(run_dir),
+        **known,
+        "epochs_trained": keeper.epochs,
+        "steps_trained": keeper.steps,
+        "finished": keeper.epochs == epochs,
+    }
+    if keeper.weights:
+        known["weights"] = keeper.weights
+    _write_summary(run_dir, _sorted_evaluations(known, keeper.weights))
 
 
 def _earlier_data(run_dir, data, is_accepted):
@@ -448,23 +492,6 @@ def _earlier_data(run_dir, data, is_accepted):
             "these: --accept_changed_data (accept_changed_data=True)"
         )
     return [*earlier, before]
-
-
-def _csv_logger(path, first):
-    """Goes on with a log after its first epochs: more may have been logged."""
-    if first and path.exists():
-        with path.open(newline="") as file:  # The log ends lines as CSV does.
-            lines = file.readlines()
-        _write_text(path, "".join(lines[: first + 1]))
-    return _Log(path, append=first > 0)
-
-
-class _Log(keras.callbacks.CSVLogger):
-    """Can be closed again, and before it was opened."""
-
-    def on_train_end(self, logs=None):
-        if self.csv_file is not None:
-            super().on_train_end(logs)
 
 
 def recorded_flags(run_dir):

@@ -12,7 +12,7 @@ from helpers import standins
 from helpers.replicas import mirrored
 
 import keras_simclr as simclr
-from keras_simclr import callbacks, collapse
+from keras_simclr import callbacks, collapse, looks
 
 pytestmark = pytest.mark.usefixtures("eagerly")
 
@@ -232,8 +232,8 @@ def test_first_examples_are_taken_from_batches_of_any_size(most):
 
 
 def test_cost_is_bounded(monkeypatch):
-    for name in ("_MOST_TO_PROBE", "_MOST_TO_MEASURE"):
-        monkeypatch.setattr(callbacks, name, 10)
+    monkeypatch.setattr(callbacks, "_MOST_TO_PROBE", 10)
+    monkeypatch.setattr(callbacks.Measures, "most", 10)
     images, labels = np.tile(IMAGES, (2, 1, 1, 1)), np.tile(LABELS, 2)
     endless = tf.data.Dataset.from_tensor_slices((images, labels))
     endless = endless.batch(4).repeat()
@@ -647,8 +647,8 @@ def test_examples_are_spread_over_a_dataset(most):
 
 
 def test_probes_see_all_classes_of_what_is_sorted(monkeypatch):
-    for name in ("_MOST_TO_PROBE", "_MOST_TO_MEASURE"):
-        monkeypatch.setattr(callbacks, name, 12)
+    monkeypatch.setattr(callbacks, "_MOST_TO_PROBE", 12)
+    monkeypatch.setattr(callbacks.Measures, "most", 12)
     order = np.argsort(LABELS, kind="stable")
     images, labels = IMAGES[order], LABELS[order]
     batches = tf.data.Dataset.from_tensor_slices((images, labels)).batch(5)
@@ -674,7 +674,7 @@ def test_second_fit_traces_nothing_and_nothing_outlives_the_model():
     features = [simclr.extract_features(other, x) for x, _ in (TRAIN, TEST)]
     right = simclr.knn_probe(features[0], TRAIN[1], features[1], TEST[1])
     assert history["knn_accuracy"] == [right.accuracy]
-    assert model in callbacks._kept
+    assert model in looks._kept
     alive = weakref.ref(model)
     del model, probe, first
     gc.collect()
@@ -689,7 +689,7 @@ def test_what_may_be_adapted_again_is_copied_again():
         keras.layers.Dense(4),
         augmentation=simclr.RandomFlip(),
     )
-    assert callbacks._copies_of(model) is not callbacks._copies_of(model)
+    assert looks.copies_of(model) is not looks.copies_of(model)
 
 
 @pytest.mark.parametrize("of_activation", [False, True])

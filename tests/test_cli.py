@@ -37,6 +37,7 @@ from keras_simclr import (
     embedding,
     evaluation as evaluating,
     finetuning,
+    logs,
     micro_batches,
     replicas,
     runs,
@@ -66,6 +67,7 @@ PRETRAIN = [
     "--epochs=1",
     "--batch_size=16",
     "--precision=float32",
+    "--nodoctor",  # It takes time to trace; tests/test_doctor.py has it.
 ]
 
 
@@ -212,6 +214,25 @@ def test_run_can_be_repeated_from_its_flags(run_dir, tmp_path):
     first, second = (runs.load_model(path) for path in (run_dir, again))
     for ours, theirs in zip(first.variables, second.variables, strict=True):
         np.testing.assert_array_equal(ours.numpy(), theirs.numpy())
+
+
+def test_quiet_pretraining_prints_its_result_and_keeps_what_was_found(
+    data, tmp_path, capsys
+):
+    out = tmp_path / "run"
+    arguments = [*PRETRAIN, data, f"--output_dir={out}", "--doctor", "--quiet"]
+    with standins.uncompiled():
+        assert cli.main(arguments) == 0
+    text = capsys.readouterr().out
+    assert text == f"{out} keeps the model after step 2.\n"
+    summary = json.loads((out / "summary.json").read_text())
+    found = {finding["rule"] for finding in summary["findings"]}
+    assert "too_few_steps" in found
+    # Not what a run must go on with.
+    flags = (out / "flags.txt").read_text()
+    assert not re.search("--(no)?(doctor|quiet|tensorboard)", flags)
+    log = (out / "log.csv").read_text()
+    assert "rankme" in log.splitlines()[0]
 
 
 def test_evaluate_prints_and_stores_its_table(run_dir, data, capsys):
@@ -697,7 +718,7 @@ def test_interrupted_run_says_what_it_kept(data, tmp_path, monkeypatch, capsys):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(keras.callbacks.CSVLogger, "on_epoch_end", interrupted)
+    monkeypatch.setattr(logs.Log, "on_epoch_end", interrupted)
     monkeypatch.setattr(devices, "fastest_precision", lambda: "mixed_bfloat16")
     out = tmp_path / "run"
     arguments = [*PRETRAIN, data, f"--output_dir={out}", "--epochs=3"]
@@ -779,21 +800,40 @@ def test_interruption_that_a_library_turns_into_an_error_is_one(
     assert capsys.readouterr().err == "keras-simclr: export: interrupted\n"
 
 
-@pytest.mark.parametrize("is_terminal", [True, False])
-def test_progress_is_a_bar_on_terminals_only(is_terminal, monkeypatch, capsys):
+def shown(is_terminal, monkeypatch, capsys, *tells):
+    """What progress shows that is told, every second, what is done."""
     monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
     seconds = itertools.count()
     monkeypatch.setattr(_terminal.time, "monotonic", lambda: next(seconds))
     show = _terminal.progress("file")
-    for done in (*range(1, 100, 3), 100):
-        show(done, 100)
-    text = capsys.readouterr().out
-    assert ("\x1b" in text) == is_terminal
-    if not is_terminal:
-        # Each five seconds, and less often the longer it takes.
-        assert text.splitlines() == [
-            f"{x} of 100 files." for x in (19, 37, 55, 73, 94)
-        ]
+    for tell in tells:
+        show(*tell)
+    return capsys.readouterr().out
+
+
+def test_progress_is_a_line_every_30_seconds(monkeypatch, capsys):
+    tells = [(x, 100) for x in range(1, 101)]
+    tells += [(x, None) for x in range(1, 40)]
+    assert shown(False, monkeypatch, capsys, *tells).splitlines() == [
+        "31 of 100 files, 0:01:09 left.",
+        "61 of 100 files, 0:00:39 left.",
+        "91 of 100 files, 0:00:09 left.",
+        "31 files.",
+    ]
+
+
+def test_progress_is_a_bar_on_terminals(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "60")
+    tells = [(0, 4), (1, 4, "loss 1.5", True), (3, 4), (4, 4), (9, None)]
+    assert shown(True, monkeypatch, capsys, *tells) == (
+        "\r[                    ] 0 of 4 files\x1b[K"
+        "\r[=====               ] 1 of 4 files, 0:00:03 left; loss 1.5\x1b[K\n"
+        "\r[===============     ] 3 of 4 files, 0:00:01 left\x1b[K"
+        "\r[====================] 4 of 4 files\x1b[K\n"
+        "\r9 files\x1b[K"
+    )
+    line = shown(True, monkeypatch, capsys, (1, 2, "much " * 20))
+    assert len(line) == len("\r\x1b[K") + 59
 
 
 @pytest.mark.parametrize(
@@ -1337,9 +1377,7 @@ def test_changed_data_is_accepted_on_demand(tmp_path, monkeypatch, capsys):
         np.savez(path, images=np.full((count, 8, 8, 1), count, "uint8"))
         with monkeypatch.context() as patch:
             if code == 130:
-                patch.setattr(
-                    keras.callbacks.CSVLogger, "on_epoch_begin", ctrl_c
-                )
+                patch.setattr(logs.Log, "on_epoch_begin", ctrl_c)
             assert cli.main([*arguments, *options]) == code
     assert "goes on with the data that it began" in capsys.readouterr().err
     summary = json.loads((out / "summary.json").read_text())

@@ -93,11 +93,11 @@ def test_marks_are_numbered_and_explained(path):
 
 def test_many_epochs_are_drawn_in_few_points():
     epochs = np.arange(1.0, 5001)
-    text = curves.drawn(curves.Log(epochs, {"loss": 5000 - epochs}))
+    text = curves.drawn(curves.History(epochs, {"loss": 5000 - epochs}))
     assert len(text) < 20_000
     assert "50 of 5000 epochs" in text
 
 
 def test_constant_values_have_a_height():
-    log = curves.Log(np.array([1.0, 2.0]), {"loss": np.array([0.0, 0.0])})
+    log = curves.History(np.array([1.0, 2.0]), {"loss": np.array([0.0, 0.0])})
     assert "nan" not in curves.drawn(log)

@@ -261,6 +261,23 @@ def test_formats_are_checked_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_export_says_how_far_it_is():
+    told = []
+    formats = export._in_turn(
+        ["keras", "saved_model"],
+        told.append,
+        lambda *both: told.append(both),
+    )
+    assert list(formats) == ["keras", "saved_model"]
+    assert told == [
+        (0, 2),
+        "Writing keras: encoder.keras.",
+        (1, 2),
+        "Writing saved_model: saved_model.",
+        (2, 2),
+    ]
+
+
 def test_a_format_that_disagrees_is_refused(tmp_path, monkeypatch):
     def load(path):
         return lambda images: np.full((8, 6), 9.0, "float32")

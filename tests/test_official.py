@@ -509,7 +509,11 @@ def headless(*_, **__):
 
 def test_imported_weights_without_heads_have_none(tmp_path, monkeypatch):
     monkeypatch.setattr(official, "load_official", headless)
-    official.import_official("files", tmp_path / "run")
+    told = []
+    official.import_official(
+        "files", tmp_path / "run", progress=lambda *both: told.append(both)
+    )
+    assert told == [(done, 4) for done in range(5)]
     assert not (tmp_path / "run" / "classifier").exists()
     assert runs.load_model(tmp_path / "run").projection_head.stages == []
 

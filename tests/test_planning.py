@@ -106,12 +106,22 @@ def test_plan_chooses_again_if_the_machine_is_not_as_thought(
         measure=measure,
     )
     monkeypatch.setattr(planning, "_Machine", lambda *_: machine)
-    plan = planning.plan(RECIPE, None, hours=hours, report=told.append)
+    numbers = []
+    plan = planning.plan(
+        RECIPE,
+        None,
+        hours=hours,
+        report=told.append,
+        progress=lambda done, total: numbers.append((done, total)),
+    )
     assert plan == planned(
         choice, found[choice], hours, epochs=epochs, twice=twice
     )
     assert asked == measured
     assert told[-1] == f"Training {measured[-1].in_words()}."
+    done, totals = zip(*numbers, strict=True)
+    assert done[: 2 + len(measured)] == tuple(range(2 + len(measured)))
+    assert {done[-1], *totals} == {4}
 
 
 REPORT = """\

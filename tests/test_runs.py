@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import PIL.Image
 import pytest
-from helpers import standins
+from helpers import run_logs, standins
 from helpers.replicas import mirrored
 
 import keras_simclr as simclr
@@ -17,6 +17,7 @@ from keras_simclr import (
     callbacks,
     copies,
     flag_texts,
+    logs,
     recipe,
     runs,
     scanning,
@@ -65,7 +66,10 @@ def test_run_directory_holds_all_that_a_run_was(tmp_path, dataset):
     ]
     assert (run_dir / "flags.txt").read_text() == "--a=1\n"
     lines = (run_dir / "log.csv").read_text().splitlines()
-    assert lines[0].startswith("epoch,contrastive_accuracy,loss")
+    assert lines[0] == (
+        "epoch,contrastive_accuracy,images_per_second,learning_rate,loss,"
+        "seconds"
+    )
     assert len(lines) == 3
     assert summary_of(run_dir) == {
         "b": 2,
@@ -126,8 +130,8 @@ def test_resumed_run_equals_one_that_was_not_interrupted(tmp_path):
     assert epochs == 4
     for ours, right in zip(resumed.variables, whole.variables, strict=True):
         np.testing.assert_array_equal(ours.numpy(), right.numpy())
-    logs = [tmp_path / name / "log.csv" for name in ("run", "whole")]
-    assert logs[0].read_bytes() == logs[1].read_bytes()
+    ours, right = (tmp_path / x / "log.csv" for x in ("run", "whole"))
+    assert run_logs.untimed(ours) == run_logs.untimed(right)
     kept = sorted(path.name for path in (tmp_path / "run").glob("epoch-*"))
     assert kept == ["epoch-000003.weights.h5", "epoch-000004.weights.h5"]
 
@@ -319,8 +323,8 @@ def test_damaged_checkpoint_is_passed_over(tmp_path):
     assert epochs == 3
     for ours, right in zip(resumed.variables, whole.variables, strict=True):
         np.testing.assert_array_equal(ours.numpy(), right.numpy())
-    logs = [tmp_path / name / "log.csv" for name in ("run", "whole")]
-    assert logs[0].read_bytes() == logs[1].read_bytes()
+    ours, right = (tmp_path / x / "log.csv" for x in ("run", "whole"))
+    assert run_logs.untimed(ours) == run_logs.untimed(right)
 
 
 @pytest.mark.filterwarnings("ignore:The checkpoint ")
@@ -504,9 +508,7 @@ def start(tmp_path, monkeypatch):
         stop["epoch"] = int(stops)
         with monkeypatch.context() as patch:
             if stops:
-                patch.setattr(
-                    keras.callbacks.CSVLogger, "on_epoch_begin", ctrl_c
-                )
+                patch.setattr(logs.Log, "on_epoch_begin", ctrl_c)
             return runs.carry_out(
                 recipe.Recipe(**values),
                 recipe.Data(**where),
@@ -515,6 +517,7 @@ def start(tmp_path, monkeypatch):
                 + ["split"] * (where["split"] != "train"),
                 accept_changed_data=accept_changed_data,
                 more_epochs=more_epochs,
+                doctor=False,
                 report=report,
             )
 
@@ -636,11 +639,11 @@ def diverge(model, after):
     step = model.train_step
 
     def diverged(element):
-        logs = step(element)
+        results = step(element)
         if int(model.optimizer.iterations) == after + 1:
             weight = model.encoder.weights[0]
             weight.assign(np.nan * weight)
-        return logs
+        return results
 
     model.train_step = diverged
 
