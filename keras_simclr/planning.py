@@ -314,7 +314,6 @@ class _Machine:
     """What is measured on this machine with these images."""
 
     def __init__(self, recipe, data, strategy, report):
-        recipe = dataclasses.replace(recipe, learning_rate=recipe.rate)
         self.recipe, self.data, self.strategy = recipe, data, strategy
         source, dataset = self._open(image_size=LARGEST)
         report(f"To train on: {data.in_words(source)}.")

@@ -23,7 +23,7 @@ _PRECISIONS = (
     *("mixed_float16", "mixed_bfloat16"),
 )
 _IMAGE_SIZE = 64  # Of views of images that have no one size.
-_OPEN = {"epochs", "learning_rate", "strength", "blur_rate"}  # Until there are.
+_OPEN = {"epochs", "strength", "blur_rate"}  # Until there are.
 # Of the default epochs. An encoder of 1,437 digits is better than raw pixels
 # after 400 steps, not always after 200; photographs differ more.
 FEWEST_STEPS, _FEWEST_EPOCHS = 800, 8
@@ -48,8 +48,6 @@ def _between(low, high, rule):
     return ("real_number", {"low": low, "high": high, "rule": rule})
 
 
-# Of LARS at batch 256; and where weights exist, which a higher one would undo.
-_RATE, _START_RATE = 1.0, 0.3
 # Share of the rate that a finished run goes on with. On digits, more is better
 # for a linear probe and worse for k-NN; a tenth changes nothing.
 _RESTART = 0.3
@@ -283,10 +281,10 @@ class Recipe(_Checked):
             },
         ),
     )
-    learning_rate: float | None = _told(
-        None,
-        "Learning rate of LARS at batch 256; scaled linearly. By default "
-        f"{_RATE}, or {_START_RATE} with --start_from.",
+    # Also where weights exist: 0.3 is worse (benchmarks/README.md).
+    learning_rate: float = _told(
+        1.0,
+        "Learning rate of LARS at batch 256; scaled linearly.",
         _POSITIVE,
     )
     warmup_epochs: float | None = _told(
@@ -388,13 +386,6 @@ class Recipe(_Checked):
         return _OF_ENCODER | (_OF_HEAD if self.keep_head else set())
 
     @property
-    def rate(self):
-        """The learning rate at batch 256."""
-        if self.learning_rate is not None:
-            return self.learning_rate
-        return _RATE if self.start_from is None else _START_RATE
-
-    @property
     def values(self):
         """The fields that mean something, with a start or without, by name."""
         idle = self._idle
@@ -406,7 +397,6 @@ class Recipe(_Checked):
             self,
             **self.for_shape(self.input_shape(element_spec)),
             epochs=self.epochs_for(steps),
-            learning_rate=self.rate,
         )
 
     def for_shape(self, input_shape):
@@ -568,7 +558,7 @@ class Recipe(_Checked):
         epochs, warmup_epochs = self.epochs_for(steps), self.warmup_epochs
         if warmup_epochs is None:
             warmup_epochs = min(10.0, epochs / 10)
-        rate = simclr.scaled_learning_rate(self.rate, self.batch_size)
+        rate = simclr.scaled_learning_rate(self.learning_rate, self.batch_size)
         schedule = simclr.warmup_cosine(
             rate, epochs * steps, warmup_steps=round(warmup_epochs * steps)
         )

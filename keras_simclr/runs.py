@@ -136,10 +136,8 @@ def carry_out(
     )
     with strategy.scope():
         model = _again(recipe, run_dir).build(spec, steps, added)
-    values, all_epochs = (
-        _values(recipe, data, run_dir),
-        sum(added, recipe.epochs),
-    )
+    values = _values(recipe, data, run_dir)
+    all_epochs = sum(added, recipe.epochs)
     epochs = pretrain(
         *(model, dataset, run_dir),
         epochs=all_epochs,

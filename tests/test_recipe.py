@@ -193,12 +193,6 @@ def test_what_a_start_tells_is_told_by_nothing_else(values, rule, wrong):
     assert str(error.value).endswith(f". Received: {wrong}")
 
 
-def test_rates_are_lower_where_weights_exist():
-    assert Recipe().rate == 1.0
-    assert Recipe(start_from="a").rate == 0.3
-    assert Recipe(start_from="a", learning_rate=2.0).rate == 2.0
-
-
 def test_new_head_is_the_same_in_whatever_the_start_is_kept(tmp_path):
     """A run that was ended in its first epoch goes on from another file."""
     encoder = standins.encoder()

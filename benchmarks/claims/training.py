@@ -15,7 +15,7 @@ RECIPE = {
     "width": 0.25,
     "batch_size": 128,
     "epochs": 6,
-    "learning_rate": Recipe().rate,
+    "learning_rate": Recipe.learning_rate,
     "smallest_crop": Recipe.smallest_crop,
     "evaluated_on": "test",
 }
