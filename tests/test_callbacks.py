@@ -662,7 +662,8 @@ def test_probes_see_all_classes_of_what_is_sorted(monkeypatch):
     np.testing.assert_array_equal(element["images"], images[::2])
 
 
-def test_second_fit_traces_nothing_and_nothing_outlives_the_model():
+def fitted_twice():
+    """A weak reference to a model that was, and is used by nobody now."""
     model, probe = tiny_model(), callbacks.KNNProbe(TRAIN, TEST)
     fit(model, probe, callbacks.Measures(IMAGES))
     first = probe._copies
@@ -675,8 +676,11 @@ def test_second_fit_traces_nothing_and_nothing_outlives_the_model():
     right = simclr.knn_probe(features[0], TRAIN[1], features[1], TEST[1])
     assert history["knn_accuracy"] == [right.accuracy]
     assert model in looks._kept
-    alive = weakref.ref(model)
-    del model, probe, first
+    return weakref.ref(model)
+
+
+def test_second_fit_traces_nothing_and_nothing_outlives_the_model():
+    alive = fitted_twice()
     gc.collect()
     assert alive() is None
 
