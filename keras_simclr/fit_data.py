@@ -398,15 +398,20 @@ class Stream:
             self.waited += time.perf_counter() - self._asked
             return np.int64(0)
 
-        # The parts of a zip are read one after the other.
-        begins, ends = (
-            tf.data.Dataset.from_tensors(0)
-            .repeat()
-            .map(lambda x, tell=tell: tf.numpy_function(tell, [x], tf.int64))
-            for tell in (begin, end)
-        )
-        timed = tf.data.Dataset.zip((begins, dataset, ends))
-        return timed.map(lambda _, element, __: element)
+        with warnings.catch_warnings():
+            # That these functions do not run eagerly, where others do.
+            warnings.filterwarnings("ignore", "Even though the", UserWarning)
+            # The parts of a zip are read one after the other.
+            begins, ends = (
+                tf.data.Dataset.from_tensors(0)
+                .repeat()
+                .map(
+                    lambda x, tell=tell: tf.numpy_function(tell, [x], tf.int64)
+                )
+                for tell in (begin, end)
+            )
+            timed = tf.data.Dataset.zip((begins, dataset, ends))
+            return timed.map(lambda _, element, __: element)
 
     def begin(self, epoch, steps_trained):
         """Brings the data to where training goes on; before they are read."""

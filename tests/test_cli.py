@@ -1353,9 +1353,9 @@ def test_images_and_steps_are_told_first(data, tmp_path, capsys):
     assert cli.main(arguments) == 0
     text = capsys.readouterr().out
     found = text.index(
-        ". An epoch: 32 images, 2 views of each, without their labels."
+        ". An epoch: 32 images, 4 views of each, without their labels."
     )
-    assert found < text.index("loss: ")
+    assert found < text.index("keeps the model after")
     assert "Epochs: 1. Steps: 2 an epoch, 2 in all: too few." in text
     assert "Cure: --epochs=400, or no --epochs." in text
 

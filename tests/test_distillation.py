@@ -271,7 +271,7 @@ class TestEagerly:
             flat(), IMAGES, student=flat(), recipe=QUICK
         )
         rates = [(x.color.rate, x.blur.rate, x.crop.scale[0]) for x in shown]
-        assert rates == [(0, 0, 0.2), (0, 0, 0.08), (0.8, 0.5, 0.2)]
+        assert rates == [(0, 0, 0.2), (0, 0, 0.08), (0.8, 0, 0.2)]
 
 
 def test_devices_share_the_work(teacher, said):
@@ -352,7 +352,7 @@ class TestCommand:
         assert summary["teacher"]["name"] == str(places / "classifier")
         assert summary["test"].keys() == {"accuracy", "teacher_accuracy"}
         log = (out / "log.csv").read_text().splitlines()
-        assert log[0].startswith("epoch,agreement,loss")
+        assert {"agreement", "loss"} < {*log[0].split(",")}
         assert classification.class_names(out / "classifier") == ("0", "1")
         model = runs.load_model(out)
         classifier = classification.load_classifier(out / "classifier")
