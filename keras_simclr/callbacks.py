@@ -424,7 +424,7 @@ class Doctor(Measures):
     ['idle_augmentation', 'too_few_steps']
     """
 
-    most = 128
+    most, times_reading = 128, True
 
     def __init__(self, images, *, report=print, findings=()):
         super().__init__(images)

@@ -36,15 +36,7 @@ from keras_simclr import (
 
 
 def perform(command, values):
-    """Runs a command.
-
-    Args:
-        command: Name of the command.
-        values: Parsed `absl.flags.FlagValues`.
-
-    Returns:
-        Exit code, or None for 0.
-    """
+    """Runs a command; arguments and result as of `keras_simclr_cli.run`."""
     # The function that is named as the command.
     return globals()[f"_{command.replace('-', '_')}"](values)
 

@@ -51,7 +51,7 @@ _OTHERS = (
     "encoder",
     "epoch-[0-9][0-9][0-9][0-9][0-9][0-9].weights.h5",
     "flags.txt",
-    "log.csv",
+    runs.LOG,
     "loss.png",
     "model.keras",
     "report",
@@ -217,7 +217,7 @@ def _pretrained(images, output_dir, seed, epochs, report, progress):
         progress=progress,
     )
     _plot_views(model, images[:8], output_dir / "views.png")
-    _plot_loss(output_dir / "log.csv", output_dir / "loss.png", passes)
+    _plot_loss(output_dir / runs.LOG, output_dir / "loss.png", passes)
     return model
 
 

@@ -22,6 +22,7 @@ from keras_simclr import (
     imitation,
     labelled,
     pretrained,
+    programs,
     recipe as recipes,
     runs,
 )
@@ -454,11 +455,10 @@ class Exam:
         Returns it, 0 to 1, and the labels found.
         """
         return self._take(
-            tf.function(
+            programs.TracedOnce(
                 lambda images, sizes: network(
                     model.evaluation_view(images, sizes), training=False
-                ),
-                reduce_retracing=True,
+                )
             )
         )
 
@@ -509,11 +509,8 @@ def _single(element):
     """Yields the images of an element, without what pads them."""
     images, sizes = elements.images_and_sizes(element)
     images = images.numpy()
-    for place, image in enumerate(images):
-        if sizes is not None:
-            height, width = sizes[place].numpy()
-            image = image[:height, :width]
-        yield image
+    sizes = itertools.repeat(None) if sizes is None else sizes.numpy()
+    yield from map(duplicates.without_canvas, images, sizes)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

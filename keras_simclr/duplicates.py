@@ -101,6 +101,14 @@ def group(keys, usable):
     return numbers.astype("int64")
 
 
+def without_canvas(image, size):
+    """An image without what pads it; `size`, its height and width, or None."""
+    if size is None:
+        return image
+    height, width = np.asarray(size)
+    return image[:height, :width]
+
+
 def group_images(images, sizes=None):
     """As `group`, of images in memory.
 
@@ -128,9 +136,7 @@ def group_images(images, sizes=None):
     keys = np.zeros(len(images), KEYS)
     usable = np.zeros(len(images), bool)
     for place, image in enumerate(images):
-        if sizes is not None:
-            height, width = sizes[place]
-            image = image[:height, :width]
+        image = without_canvas(image, None if sizes is None else sizes[place])
         usable[place] = np.ptp(image) > 0
         if looks_near and usable[place]:
             keys[place] = image_keys(image)

@@ -98,6 +98,10 @@ def fit_arguments(call, seed, steps_per_execution, *, check, value_checks):
         call.get("steps_per_epoch"),
         call.get("initial_epoch"),
         steps_per_execution,
+        is_timed=any(
+            getattr(x, "times_reading", False)
+            for x in _listed(call.get("callbacks"))
+        ),
     )
     call["shuffle"] = False  # Keras warns that it leaves it to us.
     call.update(stream.arguments)
@@ -319,6 +323,11 @@ def _length(arrays):
     return len(tf.nest.flatten(arrays)[0])
 
 
+def _listed(callbacks):
+    """The callbacks of a `fit`, in whatever form."""
+    return tf.nest.flatten(getattr(callbacks, "callbacks", callbacks))
+
+
 class Stream:
     """The batches of a `fit`, whose orders follow from what was trained.
 
@@ -332,6 +341,7 @@ class Stream:
         steps_per_epoch: As in `fit`. A dataset that ends before begins again.
         first: `initial_epoch`, if it was given, or None.
         steps_per_execution: As in `compile`.
+        is_timed: Whether `waited` is measured, which takes time itself.
 
     Attributes:
         arguments: Dictionary of the arguments of `fit` that change.
@@ -355,6 +365,7 @@ class Stream:
         steps_per_epoch=None,
         first=None,
         steps_per_execution=1,
+        is_timed=False,
     ):
         self._source, self._is_told = source, first is not None
         self._length = int(dataset.cardinality())  # Negative if not known.
@@ -378,7 +389,9 @@ class Stream:
             stream = tf.data.Dataset.range(steps).map(
                 lambda _: batches.get_next()
             )
-        stream = self._timed(stream).with_options(dataset.options())
+        if is_timed:
+            stream = self._timed(stream)
+        stream = stream.with_options(dataset.options())
         self.arguments = {"x": stream, "steps_per_epoch": steps}
 
     @property
@@ -488,10 +501,9 @@ class Progress(keras.callbacks.Callback):
         callbacks = call.get("callbacks")
         epochs = call.get("epochs", 1) - call.get("initial_epoch", 0)
         if model.compiled and epochs > 0:
-            listed = getattr(callbacks, "callbacks", callbacks)
             check_rates(
                 model.optimizer,
-                tf.nest.flatten(listed),
+                _listed(callbacks),
                 epochs * call.get("steps_per_epoch", 0),
             )
         if isinstance(callbacks, keras.callbacks.CallbackList):

@@ -227,11 +227,8 @@ def _drawn(total, most, seed):
 
 
 def _cut(images, sizes, row):
-    """An image without what pads it on its canvas."""
-    if sizes is None:
-        return images[row]
-    height, width = np.asarray(sizes[row])
-    return images[row, :height, :width]
+    size = None if sizes is None else sizes[row]
+    return duplicates.without_canvas(images[row], size)
 
 
 def _key(image, is_varied):

@@ -23,7 +23,7 @@ _PRECISIONS = (
     *("mixed_float16", "mixed_bfloat16"),
 )
 _IMAGE_SIZE = 64  # Of views of images that have no one size.
-_OPEN = {"epochs", "strength", "blur_rate"}  # Until there are.
+_OPEN = {"epochs", "strength", "blur_rate"}  # Until there are images.
 # Of the default epochs. An encoder of 1,437 digits is better than raw pixels
 # after 400 steps, not always after 200; photographs differ more.
 FEWEST_STEPS, _FEWEST_EPOCHS = 800, 8

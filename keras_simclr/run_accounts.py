@@ -13,8 +13,8 @@ from keras_simclr import (
     runs,
 )
 from keras_simclr.model import SimCLRModel
+from keras_simclr.sampling import amount_in_words
 
-_LOG = "log.csv"
 _HIDDEN = {"output_dir"}  # Flags that say where, not what.
 
 
@@ -65,7 +65,7 @@ def of_run(run_dir, model):
         warnings.simplefilter("ignore")
         about = runs.about(run_dir, model)
     log = curves.read_log(
-        pathlib.Path(run_dir, _LOG),
+        pathlib.Path(run_dir, runs.LOG),
         _chance(model, flags),
         _marks(summary, flags),
     )
@@ -159,17 +159,17 @@ def _state(summary, log, about):
 
 def _evaluated(rows):
     """The table of `evaluate`, as texts."""
-    columns = list(dict.fromkeys(str(row["labels"]) for row in rows))
+    columns = list(dict.fromkeys(row["labels"] for row in rows))
     cells = {}
     for row in rows:
         low, high = (100 * x for x in row["interval"])
         found = cells.setdefault(f"{row['features']}, {row['probe']}", {})
-        found[str(row["labels"])] = (
+        found[row["labels"]] = (
             f"{100 * row['accuracy']:.1f} ({low:.1f} to {high:.1f})"
         )
     if not cells:
         return ()
-    head = ("features, probe", *(_amount(x) for x in columns))
+    head = ("features, probe", *map(amount_in_words, columns))
     return (
         head,
         *(
@@ -177,10 +177,6 @@ def _evaluated(rows):
             for name, found in cells.items()
         ),
     )
-
-
-def _amount(labels):
-    return f"{labels} per class" if labels.isdigit() else labels
 
 
 def own_data(run_dir):

@@ -31,7 +31,7 @@ from keras_simclr.copies import weights_digest
 from keras_simclr.features import settle_on
 from keras_simclr.replicas import check_agreement
 
-_LOG, _SUMMARY = "log.csv", "summary.json"
+LOG, _SUMMARY = "log.csv", "summary.json"
 START = "start.keras"  # The model before the first step, of a run with a start.
 _EARLIER = "earlier_evaluations"  # Of other weights than model.keras has.
 # How texts hold names of files, under any locale, and also those not in UTF-8.
@@ -410,7 +410,7 @@ def _train(model, dataset, run_dir, epochs, flags, summary, accepts, callbacks):
         callbacks = [
             *callbacks,
             logs.keeping(lambda x: update_summary(run_dir, x), doctors),
-            logs.Log(run_dir / _LOG, first),
+            logs.Log(run_dir / LOG, first),
         ]
     if "start" in summary and not first:
         _begin(model, dataset, run_dir, is_chief)

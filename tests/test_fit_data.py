@@ -332,3 +332,13 @@ def test_no_epochs_are_no_error():
     for arguments in ({"epochs": 0}, {"epochs": 2, "initial_epoch": 3}):
         history = network.fit(ROWS, batch_size=2, verbose=0, **arguments)
         assert not history.history
+
+
+@pytest.mark.parametrize("is_timed", [False, True])
+def test_reading_is_timed_only_for_who_asks(is_timed):
+    dataset = tf.data.Dataset.range(3)
+    stream = fit_data.Stream(dataset, dataset, is_timed=is_timed)
+    stream.begin(epoch=0, steps_trained=0)
+    read = stream.arguments["x"].take(3).as_numpy_iterator()
+    assert [int(x) for x in read] == [0, 1, 2]
+    assert (stream.waited > 0) == is_timed

@@ -15,16 +15,8 @@ IMAGES = np.random.default_rng(0).random((8, 8, 8, 1), "float32")
 
 
 def tiny_model():
-    keras.utils.set_random_seed(0)
-    norm = keras.layers.BatchNormalization()
-    model = simclr.SimCLRModel(
-        standins.encoder(norm, filters=4),
-        keras.layers.Dense(4),
-        augmentation=simclr.RandomFlip(),
-    )
     rate = optimizers.warmup_cosine(0.1, 8)
-    model.compile(keras.optimizers.SGD(rate), run_eagerly=True)
-    return model
+    return standins.model_to_train(rate, run_eagerly=True)
 
 
 def batches():

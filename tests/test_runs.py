@@ -28,15 +28,7 @@ pytestmark = pytest.mark.usefixtures("eagerly")
 
 def tiny_model(run_eagerly=True):
     """A model to train. Few steps are faster without a graph."""
-    keras.utils.set_random_seed(0)
-    norm = keras.layers.BatchNormalization()
-    model = simclr.SimCLRModel(
-        standins.encoder(norm, filters=4),
-        keras.layers.Dense(4),
-        augmentation=simclr.RandomFlip(),
-    )
-    model.compile(keras.optimizers.SGD(0.1), run_eagerly=run_eagerly)
-    return model
+    return standins.model_to_train(run_eagerly=run_eagerly)
 
 
 @pytest.fixture

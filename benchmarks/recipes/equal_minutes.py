@@ -50,6 +50,7 @@ _RECIPES = {
         **_SGD,
         "is_tuned": False,
         "workers": 2,
+        "batch_size": 256,
         "lr": 0.06,
     },
 }
@@ -78,12 +79,19 @@ def main():
 
 def _contenders(data, values, **arguments):
     """All, on that data."""
+    from keras_simclr.recipe import Recipe
+
     of_data = minutes.OF_DATA[values.data]
     arguments = {"data": str(data), **arguments}
     yield Contender(
         "keras_simclr",
         "contenders_ours:Pretraining",
-        {"width_multiplier": _WIDTH, **of_data, **arguments},
+        {
+            "width_multiplier": _WIDTH,
+            "batch_size": Recipe.batch_size,
+            **of_data,
+            **arguments,
+        },
     )
     for name, recipe in _RECIPES.items():
         own = {**recipe, "width": _WIDTH, **arguments}
@@ -130,7 +138,7 @@ def _trained(data, paces, seed, values):
     contenders = []
     for contender in _contenders(data, values, parts=_PARTS, seed=seed):
         images = paces[contender.name] * 60 * values.minutes
-        steps = round(images / _batch_size(contender))
+        steps = round(images / contender.arguments["batch_size"])
         arguments = {**contender.arguments, "steps": steps}
         contenders.append(Contender(contender.name, contender.work, arguments))
     rows = {}
@@ -152,14 +160,6 @@ def _trained(data, paces, seed, values):
                 "seconds": round(seconds[name]),
             }
     return rows
-
-
-def _batch_size(contender):
-    if contender.name == "keras_simclr":
-        from keras_simclr.recipe import Recipe
-
-        return Recipe().batch_size
-    return contender.arguments.get("batch_size", 256)
 
 
 def _keep(seed, rows, labels, test_labels, values):

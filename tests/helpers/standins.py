@@ -41,6 +41,19 @@ def model():
     )
 
 
+def model_to_train(rate=0.1, **compile_arguments):
+    """A compiled model of a few weights, with batch norm."""
+    keras.utils.set_random_seed(0)
+    norm = keras.layers.BatchNormalization()
+    model = simclr.SimCLRModel(
+        encoder(norm, filters=4),
+        keras.layers.Dense(4),
+        augmentation=simclr.RandomFlip(),
+    )
+    model.compile(keras.optimizers.SGD(rate), **compile_arguments)
+    return model
+
+
 def labelled_images():
     """24 images of two classes, one brighter than the other."""
     labels = np.arange(24) % 2
