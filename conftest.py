@@ -78,3 +78,15 @@ def said(caplog):
     logger.setLevel(logging.ERROR)
     yield caplog
     logger.setLevel(level)
+
+
+@pytest.fixture
+def in_float64():
+    """Has everything computed in float64, where small errors show."""
+    import keras
+
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    yield
+    keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy("float32")

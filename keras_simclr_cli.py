@@ -137,6 +137,21 @@ _CHANGED_DATA = {
         "Goes on with an unfinished run though its images changed.",
     ),
 }
+_KEEPING = {
+    "save_minutes": _Flag(
+        "float",
+        15.0,
+        "Minutes from one checkpoint to the next, also within an epoch.",
+        ("positive_number", {}),
+    ),
+    "keep": _Flag("integer", 2, "Latest checkpoints that stay.", _COUNT),
+    "keep_every": _Flag(
+        "integer",
+        None,
+        "Checkpoints after every so many epochs stay, too.",
+        _COUNT,
+    ),
+}
 _OUTPUT_RUN = {
     "output_dir": _Flag(
         "string",
@@ -193,6 +208,7 @@ _COMMANDS = {
             **_DATA,
             **_OUTPUT_RUN,
             **_from_fields(_RECIPE.Recipe),
+            **_KEEPING,
             **_CHANGED_DATA,
             "more_epochs": _Flag(
                 "integer",
@@ -311,6 +327,7 @@ _COMMANDS = {
                 "Labelled images to test teacher and student on.",
             ),
             **_TEST_DATA,
+            **_KEEPING,
             **_CHANGED_DATA,
         },
     ),
@@ -392,6 +409,21 @@ _COMMANDS = {
                 ["keras", "saved_model"],
                 f"Of {', '.join(_FORMATS)}.",
                 ("choice", {"choices": _FORMATS}),
+            ),
+        },
+    ),
+    "replay": (
+        "Makes a step that failed again, and says what is not finite.",
+        {
+            **_RUN_DIR,
+            "batch": _Flag(
+                "string",
+                _REQUIRED,
+                "What the run kept of that step: nan-step-N.npz in it.",
+                place=(
+                    "check_exists",
+                    {"rule": "an existing file", "is_directory": False},
+                ),
             ),
         },
     ),

@@ -7,8 +7,10 @@ import os
 import pathlib
 import re
 import shutil
+import socket
 import stat
 import tempfile
+import warnings
 
 try:
     import fcntl
@@ -16,8 +18,9 @@ except ImportError:  # On Windows.
     fcntl = None
 
 _STAGED = ".staged-"  # How names begin of what is not complete.
-# What such a directory holds until it is, and who writes it has locked it.
+# What such a directory holds until it is, locked by who writes it.
 _UNFINISHED = ".keras-simclr-unfinished"
+LOCK = ".keras-simclr-lock"  # The same of what several processes may write.
 # What holds a network in a directory that one of the commands wrote.
 NETWORKS = ("model.keras", "encoder.keras", "classifier.keras")
 _TABLES = (".npz", ".parquet")  # Of vectors.
@@ -36,18 +39,15 @@ def staging(directory):
     directory = pathlib.Path(directory)
     check_is_free(directory)
     staged = _staged(directory)
-    mark = staged / _UNFINISHED
-    with locked(staged) as is_locked:
+    with locked(staged, _UNFINISHED):
         try:
-            if is_locked:
-                mark.touch()
             yield staged
         except BaseException as error:
             shutil.rmtree(staged, ignore_errors=True)
             _explain(error, directory)
             raise
         with _keeping(staged, directory):
-            mark.unlink(missing_ok=True)
+            (staged / _UNFINISHED).unlink(missing_ok=True)
             _move(staged, directory)
 
 
@@ -72,8 +72,9 @@ def _staged(directory):
     home.mkdir(parents=True, exist_ok=True)
     for left in home.glob(f"{_STAGED}*/{_UNFINISHED}"):
         # That of a process which was killed: nobody has locked it.
-        with contextlib.suppress(OSError), locked(left.parent) as is_locked:
-            if is_locked and left.exists():
+        held = locked(left.parent, _UNFINISHED)
+        with contextlib.suppress(OSError), held as is_locked:
+            if is_locked:
                 shutil.rmtree(left.parent)
     return pathlib.Path(tempfile.mkdtemp(prefix=_STAGED, dir=home))
 
@@ -136,7 +137,8 @@ def check_is_empty(directory):
 
 def _counts_for_nothing(path):
     """Whether it is what systems put into an empty directory, or staged."""
-    return path.name in _OF_SYSTEMS or path.name.startswith(_STAGED)
+    name = path.name
+    return name in _OF_SYSTEMS or name.startswith((_STAGED, LOCK))
 
 
 def check_can_write(directory):
@@ -168,31 +170,71 @@ def check_can_write(directory):
 
 
 @contextlib.contextmanager
-def locked(directory):
+def locked(directory, name=LOCK):
     """Context of a directory that no other such context may be of meanwhile.
 
-    The system ends it with the process, however that ends. Yields whether the
-    system has locks.
+    A file of that name says which process it is, and where. The system frees it
+    with the process, however that ends; some network disks cannot: then one
+    that is gone from this machine holds nothing. Yields whether it is locked.
     """
     if fcntl is None:
         yield False
         return
-    handle, is_locked = os.open(directory, os.O_RDONLY), True
+    path = pathlib.Path(directory, name)
+    handle = _lock(path)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise BlockingIOError(
-            "The output directory must be written by one process at a time. "
-            f"Received: {str(directory)!r}, where another one is at work. Wait "
-            "until it ends, or choose another directory"
-        ) from None
-    except OSError:
-        is_locked = False  # Not every network file system has them.
-    try:
-        yield is_locked
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"{os.getpid()} {socket.gethostname()}".encode(), 0)
+        yield True
     finally:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)  # Before it is free.
         os.close(handle)
+
+
+def _lock(path):
+    """Opens and locks a file; raises if another process has done so."""
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        holder = os.pread(handle, 300, 0).decode(errors="replace").split()
+        cure = ""
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_held = False
+        except BlockingIOError:
+            is_held = True
+        except OSError:  # Not every network file system has them.
+            is_held = _may_be_at_work(*holder)
+            cure = f". If that has ended, delete {str(path)!r}"
+        if is_held:
+            os.close(handle)
+            who = "another one"
+            if len(holder) == 2:
+                who = f"process {holder[0]} on {holder[1]}"
+            raise BlockingIOError(
+                "The output directory must be written by one process at a "
+                f"time. Received: {str(path.parent)!r}, where {who} is at "
+                f"work. Wait until it ends, or choose another directory{cure}"
+            )
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), path.stat()):
+                return handle
+        os.close(handle)  # Who had it has deleted it meanwhile.
+
+
+def _may_be_at_work(process="", host=""):
+    """Whether a process may be running, on a machine that may be another."""
+    if not (process.isdecimal() and host):
+        return False
+    if host != socket.gethostname():
+        return True
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # It is somebody else's.
+        pass
+    return True
 
 
 @contextlib.contextmanager
@@ -210,7 +252,35 @@ def replacing(path):
         _explain(error, path)
         raise
     with _keeping(staged, path):
+        _flush(staged)
         staged.replace(path)
+        _flush(path.parent)
+
+
+@contextlib.contextmanager
+def tried():
+    """Context of writing without which training goes on; a failure is told."""
+    try:
+        yield
+    except OSError as error:
+        warnings.warn(f"{error}. Training goes on", stacklevel=3)
+
+
+def _flush(path):
+    """Has the system write a file, or the names in a directory, to its disk.
+
+    A rename may otherwise outlive a power cut, and what was written not.
+    """
+    if fcntl is None:  # Windows flushes only what is open for writing.
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # No such disk.
+            raise
+    finally:
+        os.close(handle)
 
 
 def reserve(path, size):

@@ -127,23 +127,62 @@ def interruptible():
     Yields a list of the signals that came. Those that are ignored, as nohup
     asks for, stay so.
     """
-    came, earlier = [], {}
+    came = []
 
     def stop(number, frame):
         came.append(number)
         raise KeyboardInterrupt
 
+    stop.came = came
+    with _handled_by(stop):
+        yield came
+
+
+@contextlib.contextmanager
+def deferred():
+    """Context in which a request to end is noted, and acted on by others.
+
+    Yields a list of the signals that came. The next one ends the process at
+    once. Afterwards `interruptible` knows of them; where nobody does, all but
+    Ctrl-C end the process.
+    """
+    came = []
+
+    def note(number, frame):
+        came.append(number)
+        for each in earlier:
+            signal.signal(each, signal.SIG_DFL)
+        with contextlib.suppress(OSError):  # Who prints may be interrupted.
+            os.write(2, b"\nEnding after this step; once more ends at once.\n")
+
+    with _handled_by(note) as earlier:
+        yield came
+    for number in came:
+        if hasattr(earlier[number], "came"):
+            earlier[number].came.append(number)
+        elif number != signal.SIGINT:
+            signal.raise_signal(number)
+
+
+@contextlib.contextmanager
+def _handled_by(handler):
+    """Context with another handler of the signals, where one of ours may be.
+
+    Yields the handlers from before, by number.
+    """
+    earlier = {}
     if threading.current_thread() is threading.main_thread():
         defaults = (signal.SIG_DFL, signal.default_int_handler)
         numbers = [getattr(signal, x) for x in _SIGNALS if hasattr(signal, x)]
         for number in numbers:
-            if signal.getsignal(number) in defaults:
-                earlier[number] = signal.signal(number, stop)
+            before = signal.getsignal(number)
+            if before in defaults or hasattr(before, "came"):
+                earlier[number] = signal.signal(number, handler)
     try:
-        yield came
+        yield earlier
     finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)
+        for number, before in earlier.items():
+            signal.signal(number, before)
 
 
 def import_quietly():

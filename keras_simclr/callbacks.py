@@ -1,13 +1,8 @@
-"""What rides along in `fit`: probes, measures, checkpoints."""
+"""What rides along in `fit`: probes, measures, the doctor, checkpoints."""
 
 import itertools
-import json
 import math
-import pathlib
-import re
-import tempfile
 import time
-import warnings
 
 import keras
 import numpy as np
@@ -15,7 +10,6 @@ import tensorflow as tf
 
 from keras_simclr import (
     _checks,
-    _files,
     collapse,
     copies,
     doctor,
@@ -24,16 +18,14 @@ from keras_simclr import (
     labelled,
     looks,
 )
+from keras_simclr.checkpoints import (
+    Checkpoints as Checkpoints,
+    restore as restore,
+)
 from keras_simclr.features import extract
 from keras_simclr.model import SimCLRModel
 from keras_simclr.probes import knn_probe, linear_probe
 
-MODEL, FLAGS = "model.keras", "flags.txt"
-_CHECKPOINT = "epoch-{:06d}.weights.h5"
-_NAME = re.compile(r"epoch-(\d{6,})\.weights\.h5")
-_RECORD = "checkpoints.json"  # Names of what `Checkpoints` wrote, in order.
-_KEPT = 2  # Checkpoints that stay.
-_OVERHEAD = 4096  # Bytes that HDF5 takes for a variable's name and place.
 _MOST_TO_PROBE = 10_000
 _MOST_TO_READ = 100_000  # Among which these are spread.
 _MEASURES = ("rankme", "rankme_z", "spread", "alignment", "uniformity")
@@ -474,201 +466,6 @@ class Doctor(Measures):
                 )
                 self._report(text)
         self._speaking = {rule for rule, _, _ in found}
-
-
-class Checkpoints(keras.callbacks.Callback):
-    """Keeps the model and, of the last two epochs, all that training needs.
-
-    Each file is written beside its place and then renamed: at any time those
-    that are there are complete. Of several workers only the chief's are kept.
-    `checkpoints.json` lists them; nothing else is ever replaced or deleted.
-    Where a weight is NaN or infinite nothing is written, with a warning: what
-    was there before it stays.
-
-    Args:
-        run_dir: Directory to write into; made if it is missing.
-
-    Raises:
-        FileExistsError: By `fit`, before an epoch, if a file of somebody else
-            stands where one of this or a later epoch would be written.
-        OSError: By `fit`, before it trains, if the directory cannot be written.
-
-    Example:
-
-    ```python
-    # The dataset made anew each time, and its shuffles with a seed.
-    first = simclr.callbacks.restore(model, "runs/flowers")
-    model.fit(
-        dataset,
-        epochs=100,
-        initial_epoch=first,
-        callbacks=[simclr.callbacks.Checkpoints("runs/flowers")],
-    )
-    ```
-    """
-
-    def __init__(self, run_dir):
-        super().__init__()
-        self.run_dir = pathlib.Path(run_dir)
-        # Of the model that is kept.
-        self.epochs, self.steps, self.weights = 0, 0, None
-        self._directory = None
-
-    def on_train_begin(self, logs=None):
-        copies.check_can_be_saved(self.model)
-        if self.model.distribute_strategy.extended.should_checkpoint:
-            self.run_dir.mkdir(parents=True, exist_ok=True)
-            _files.check_can_write(self.run_dir)
-        else:  # All workers must take part in saving.
-            self._directory = tempfile.TemporaryDirectory()
-            self.run_dir = pathlib.Path(self._directory.name)
-
-    def on_train_end(self, logs=None):
-        if self._directory is not None:
-            self._directory.cleanup()
-
-    def on_epoch_begin(self, epoch, logs=None):
-        ours, last = _written(self.run_dir), self.params["epochs"]
-        for path in self.run_dir.iterdir():
-            name = _NAME.fullmatch(path.name)
-            is_next = name is not None and epoch < int(name[1]) <= last
-            is_model = path.name == MODEL and ours is None
-            if is_model or (is_next and path.name not in (ours or [])):
-                raise FileExistsError(
-                    "`run_dir` must hold nothing that would be overwritten. "
-                    f"Received: {str(path)!r}, which `Checkpoints` did not "
-                    "write there. Move it elsewhere"
-                )
-
-    def on_epoch_end(self, epoch, logs=None):
-        if not self.is_worth_keeping():
-            return
-        name = _CHECKPOINT.format(epoch + 1)
-        earlier = [x for x in _written(self.run_dir) or [] if x != name]
-        # Before it is written: then it is ours, whatever comes between.
-        self._record([*earlier, name])
-        with _files.replacing(self.run_dir / name) as staged:
-            _files.reserve(staged, _size_of_weights(self.model))
-            self.model.save_weights(staged)
-        self.save_model()
-        for old in earlier[: 1 - _KEPT]:
-            (self.run_dir / old).unlink(missing_ok=True)
-        self._record([*earlier[1 - _KEPT :], name])
-        self.epochs = epoch + 1
-
-    def is_worth_keeping(self):
-        """Whether all weights are finite; warns if not."""
-        trouble = _divergence(self.model)
-        if trouble:
-            warnings.warn(
-                f"{trouble}. {str(self.run_dir)!r} keeps what was saved "
-                "before.",
-                stacklevel=2,
-            )
-        return not trouble
-
-    def save_model(self):
-        """Saves the model as it is now, without a checkpoint."""
-        self._record(_written(self.run_dir) or [])
-        save_model(self.model, self.run_dir)
-        self.steps = int(self.model.optimizer.iterations.numpy())
-        self.weights = copies.weights_digest(self.model)
-
-    def _record(self, names):
-        with _files.replacing(self.run_dir / _RECORD) as staged:
-            staged.write_text(json.dumps({"files": names}, indent=2) + "\n")
-
-
-def _size_of_weights(model):
-    """Bytes that a checkpoint takes at most."""
-    variables = {id(x): x for x in model.variables + model.optimizer.variables}
-    return sum(
-        math.prod(x.shape) * tf.as_dtype(x.dtype).size + _OVERHEAD
-        for x in variables.values()
-    )
-
-
-def _written(run_dir):
-    """Names of the checkpoints written into a directory, the oldest first.
-
-    None if `Checkpoints` has written nothing there.
-    """
-    path = pathlib.Path(run_dir) / _RECORD
-    if path.exists():
-        try:
-            names = json.loads(path.read_text())["files"]
-            return [name for name in names if _NAME.fullmatch(name)]
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(
-                f"{_RECORD} must be what `Checkpoints` wrote. Received: "
-                f"{str(path)!r}, which is not. Move it elsewhere"
-            ) from None
-    # Version 0.1 kept no record: what lies beside a run's flags is the run's.
-    if not path.with_name(FLAGS).exists():
-        return None
-    return sorted(
-        x.name for x in path.parent.iterdir() if _NAME.fullmatch(x.name)
-    )
-
-
-def _divergence(model):
-    """What `check_finite` says of a model; empty if nothing."""
-    try:
-        copies.check_finite(model)
-    except ValueError as error:
-        return str(error)
-    return ""
-
-
-def restore(model, run_dir):
-    """Brings a model to where the last checkpoint of a run was taken.
-
-    One that cannot be read, or holds weights that are not finite, is passed
-    over with a warning.
-
-    Args:
-        model: A compiled `SimCLRModel`, made like that of the run.
-        run_dir: Directory that `Checkpoints` wrote into. Other files there are
-            not taken for checkpoints, whatever their names.
-
-    Returns:
-        Epochs that it was trained for; 0 if there is no checkpoint.
-
-    Raises:
-        ValueError: If there are checkpoints, but none can be read.
-    """
-    checkpoints = _checkpoints(run_dir)
-    if not checkpoints:
-        return 0
-    model.build_optimizer()
-    for path in reversed(checkpoints):
-        try:
-            model.load_weights(path)
-            trouble = _divergence(model)
-        except (OSError, RuntimeError, KeyError) as error:
-            trouble = error
-        if not trouble:
-            return int(_NAME.fullmatch(path.name)[1])
-        warnings.warn(
-            f"The checkpoint {str(path)!r} cannot be read and is passed over: "
-            f"{trouble}",
-            stacklevel=2,
-        )
-    raise ValueError(
-        "A run goes on from a checkpoint that can be read. Received: "
-        f"{str(run_dir)!r}, where none can. Begin anew in another directory."
-    )
-
-
-def _checkpoints(run_dir):
-    paths = [pathlib.Path(run_dir, x) for x in _written(run_dir) or []]
-    return [path for path in paths if path.exists()]
-
-
-def save_model(model, run_dir):
-    """Saves a model into a run directory; the old one stays until then."""
-    with _files.replacing(pathlib.Path(run_dir) / MODEL) as staged:
-        model.save(staged)
 
 
 def _spread(size, most):

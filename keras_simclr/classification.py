@@ -14,7 +14,7 @@ from keras_simclr import elements, fit_data, trials
 from keras_simclr._checks import finite_rows
 from keras_simclr._files import check_is_free, check_is_new, valid_names
 from keras_simclr.augmentations import to_float
-from keras_simclr.callbacks import FLAGS
+from keras_simclr.checkpoints import FLAGS
 from keras_simclr.copies import check_finite, examples_for, plain_copy
 from keras_simclr.evaluation import Evaluation, evaluate, with_groups
 from keras_simclr.export import (

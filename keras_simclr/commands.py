@@ -11,14 +11,15 @@ import shlex
 from keras_simclr import (
     _files,
     _terminal,
-    callbacks,
     cards,
+    checkpoints,
     classification,
     demo,
     distillation,
     embedding,
     evaluation,
     export,
+    failures,
     features,
     finetuning,
     fingerprints,
@@ -108,6 +109,7 @@ def _pretrain(values):
         more_epochs=values.more_epochs,
         doctor=values.doctor,
         tensorboard=values.tensorboard,
+        keeping=_keeping(values),
         report=_remarks(values),
         progress=_progress(values, "step"),
     )
@@ -125,12 +127,23 @@ def _pretrain(values):
     return code
 
 
+def _keeping(values):
+    return {
+        "minutes": values.save_minutes,
+        "keep": values.keep,
+        "keep_every": values.keep_every,
+    }
+
+
 def _ended(done, run_dir):
     """Says how far a run has come; the exit code."""
     step = int(done.model.optimizer.iterations.numpy())
     print(f"{run_dir} keeps the model after step {step}.")
     if done.epochs < done.all_epochs:
-        print(f"Interrupted after {done.epochs} of {done.all_epochs} epochs.")
+        print(
+            f"Interrupted after {done.epochs} of {done.all_epochs} epochs. The "
+            "same command goes on from the last checkpoint."
+        )
         return 130
     return 0
 
@@ -222,6 +235,7 @@ def _distill(values):
         test=test,
         given=[name for name in values if values[name].present],
         accept_changed_data=values.accept_changed_data,
+        keeping=_keeping(values),
         report=_remarks(values),
         progress=_progress(values, "step"),
     )
@@ -291,7 +305,7 @@ def _write_report(
     values, name, model, output_dir, data, *, given, labelled=None
 ):
     """Writes a report of the model of a run, or of another encoder."""
-    is_run = pathlib.Path(name, callbacks.FLAGS).is_file()
+    is_run = pathlib.Path(name, checkpoints.FLAGS).is_file()
     run_dir = name if is_run else None
     encoder, others = model.encoder, None
     data, source, images = _open_as_seen(values, name, encoder, "Found", data)
@@ -367,6 +381,12 @@ def _export(values):
 
 def _listed(path):
     print(f"{path} holds {', '.join(sorted(x.name for x in path.iterdir()))}.")
+
+
+def _replay(values):
+    model = runs.load_model(values.run_dir)
+    for line in failures.replay(model, values.batch):
+        print(line)
 
 
 def _import_official(values):

@@ -372,6 +372,7 @@ def _distiller(
         head,
         augmentation=augmentation,
         micro_batch_size=None if size is None else int(size),
+        on_nan=recipe.on_nan,
         seed=recipe.seed,
     )
     loss = loss(teacher.weights, encoder.weights + head.weights)
@@ -593,6 +594,7 @@ def teach(
     test=None,
     given=None,
     accept_changed_data=False,
+    keeping=None,
     report=print,
     progress=None,
 ):
@@ -608,6 +610,7 @@ def teach(
         test: `recipe.Data` of labelled images to test both on, or None.
         given: As `runs.carry_out`.
         accept_changed_data: As `runs.carry_out`.
+        keeping: As `runs.carry_out`.
         report: As `runs.carry_out`.
         progress: As `runs.carry_out`.
 
@@ -659,6 +662,7 @@ def teach(
             accept_changed_data=accept_changed_data,
             about={"teacher": {"name": recipe.teacher, "weights": weights}},
             doctor=False,  # It looks at two views of each image.
+            keeping=keeping,
             report=report,
             progress=progress,
         )

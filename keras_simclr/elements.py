@@ -19,6 +19,7 @@ from keras_simclr.replicas import agreed, replica_and_number
 
 _SMALLEST_IMAGE = 8  # Pixels a side.
 _SHOWN = 10  # Rows that an error message lists.
+_MOST_SKIPPED = 10  # Steps of an epoch.
 # The last texts of `fail`: a graph passes no exceptions on, but their words.
 _failures = collections.deque(maxlen=16)
 
@@ -127,6 +128,7 @@ class Rules:
             layer takes no `sizes`; or None.
         without_groups: The loss that takes no `groups`, in words; or None.
         views: Views that it makes of each of its images.
+        may_be_nan: Whether steps that NaN comes of are skipped.
     """
 
     sees_images: bool
@@ -134,6 +136,7 @@ class Rules:
     without_sizes: tuple | None = None
     without_groups: str | None = None
     views: int = 2
+    may_be_nan: bool = False
 
     @classmethod
     def of(
@@ -141,8 +144,7 @@ class Rules:
         shape,
         augmentation,
         second_augmentation,
-        without_groups=None,
-        views=2,
+        **others,
     ):
         """The rules of a model.
 
@@ -150,8 +152,7 @@ class Rules:
             shape: Input shape of its encoder.
             augmentation: As of `SimCLRModel`.
             second_augmentation: As of `SimCLRModel`.
-            without_groups: As of `Rules`.
-            views: As of `SimCLRModel`.
+            **others: Attributes of `Rules`.
 
         Returns:
             `Rules`.
@@ -173,8 +174,7 @@ class Rules:
             sees_images=len(shape) == 4,
             channels=channels,
             without_sizes=without_sizes[0] if without_sizes else None,
-            without_groups=without_groups,
-            views=views,
+            **others,
         )
 
     def check(self, element):
@@ -225,7 +225,12 @@ class Rules:
         for name, batch in _pictures(element):
             checks.append(_assert_negatives(batch))
             is_image = name == "images" and self.sees_images
-            checks += value_checks(batch, name, in_unit_range=is_image)
+            checks += value_checks(
+                batch,
+                name,
+                in_unit_range=is_image,
+                may_be_nan=self.may_be_nan,
+            )
         if "sizes" in element:
             checks.append(_assert_sizes(element["sizes"], element["images"]))
         return checks
@@ -365,22 +370,21 @@ def _assert_sizes(sizes, images):
     )
 
 
-def value_checks(batch, name, *, in_unit_range):
+def value_checks(batch, name, *, in_unit_range, may_be_nan=False):
     """Operations that fail unless the values of a batch are usable.
 
     They are for `tf.control_dependencies`; in eager mode they have run. Floats
-    must be finite, and lie in [0, 1] if `in_unit_range`.
+    must be finite, unless they `may_be_nan`, and those that are lie in [0, 1]
+    if `in_unit_range`.
     """
     if not batch.dtype.is_floating:
         return []
     values = tf.reshape(batch, (tf.shape(batch)[0], -1))
     unusable = tf.reduce_any(~tf.math.is_finite(values), axis=1)
-    checks = [
-        _assert_no_row(
-            unusable,
-            f"Values of `{name}` must be finite. Received: NaN or infinity",
-        )
-    ]
+    checks = []
+    if not may_be_nan:
+        text = f"Values of `{name}` must be finite. Received: NaN or infinity"
+        checks.append(_assert_no_row(unusable, text))
     if in_unit_range:
         # Interpolation may overshoot by a rounding error.
         outside = tf.abs(values - 0.5) > 0.501
@@ -411,14 +415,7 @@ def finite_step(loss, gradients, scale=0.0):
 
     Gradients of a loss that was scaled by 1 or more may overflow.
     """
-    is_to_blame = tf.convert_to_tensor(scale) < 1.0
-    flags = [~tf.math.is_finite(loss)]
-    flags += [
-        is_to_blame & ~tf.reduce_all(tf.math.is_finite(gradient))
-        for gradient in gradients
-        if gradient is not None
-    ]
-    flags = agreed(tf.stack(flags))
+    flags = _failures_of_step(loss, gradients, scale)
     return check(
         ~tf.reduce_any(flags),
         "The loss and its gradients must be finite: try a lower learning rate "
@@ -428,6 +425,33 @@ def finite_step(loss, gradients, scale=0.0):
         "and NaN or infinity in the gradients of",
         tf.reduce_sum(tf.cast(flags[1:], tf.int32)),
         f"of {len(gradients)} variables",
+    )
+
+
+def is_finite_step(loss, gradients, scale=0.0):
+    """Whether `finite_step` would not fail."""
+    return ~tf.reduce_any(_failures_of_step(loss, gradients, scale))
+
+
+def _failures_of_step(loss, gradients, scale):
+    is_to_blame = tf.convert_to_tensor(scale) < 1.0
+    flags = [~tf.math.is_finite(loss)]
+    flags += [
+        is_to_blame & ~tf.reduce_all(tf.math.is_finite(gradient))
+        for gradient in gradients
+        if gradient is not None
+    ]
+    return agreed(tf.stack(flags))
+
+
+def few_skipped(count):
+    """Operation that fails if too many steps of an epoch were skipped."""
+    return check(
+        count <= _MOST_SKIPPED,
+        f"At most {_MOST_SKIPPED} steps of an epoch may be skipped for a loss "
+        "or gradients that are not finite: try a lower learning rate or a "
+        "longer warm-up, a higher temperature. Skipped:",
+        count,
     )
 
 
@@ -459,11 +483,16 @@ def fail(text):
     raise ValueError(text)
 
 
+class BatchError(ValueError):
+    """A batch with which nothing can be done: its values are to blame."""
+
+
 @contextlib.contextmanager
 def failures_in_words(where=str):
-    """Context in which a failed `check` or `fail` is a ValueError.
+    """Context in which a failed `check` is a `BatchError`.
 
-    `where()` is added to the message.
+    What `fail` was told is another `ValueError`. `where()` is added to the
+    message.
     """
     try:
         yield
@@ -471,7 +500,8 @@ def failures_in_words(where=str):
         text = failed_check(error)
         if text is None:
             raise
-        raise ValueError(f"{text}{where()}") from None
+        kind = ValueError if text in _failures else BatchError
+        raise kind(f"{text}{where()}") from None
 
 
 def failed_check(error):

@@ -1,11 +1,9 @@
-"""What Keras needs done to data: whole batches, one iterator, lengths."""
+"""What Keras needs done to data: whole batches, arrays, lengths."""
 
 import inspect
 import math
 import numbers
-import time
 import warnings
-import weakref
 
 import keras
 import numpy as np
@@ -19,13 +17,8 @@ from keras_simclr.elements import (
     value_checks,
 )
 from keras_simclr.iterables import EMPTY, batches_from, is_read_once
-from keras_simclr.optimizers import check_rates
-from keras_simclr.orders import (
-    batches_of,
-    calling,
-    is_shuffled,
-    passes_of,
-)
+from keras_simclr.orders import batches_of
+from keras_simclr.streams import Stream, listed
 
 _BATCH_SIZE = 32  # Keras's default.
 # Arguments of `fit`, and the least that each can be.
@@ -38,10 +31,6 @@ _NUMBERS = {
     "validation_batch_size": 1,
 }
 _FORMAT = "tf_saved_model"  # Keras's default.
-
-
-# How often `fit` has iterated a dataset of somebody else's.
-_drawn = weakref.WeakKeyDictionary()
 
 
 def arguments_of(method, args, kwargs):
@@ -60,13 +49,16 @@ def arguments_of(method, args, kwargs):
     return call
 
 
-def fit_arguments(call, seed, steps_per_execution, *, check, value_checks):
+def fit_arguments(
+    call, seed, steps_per_execution, *, check, value_checks, unfinished=None
+):
     """The arguments of `fit`, with checked datasets in place of its data.
 
     Args:
         call: Dictionary of the arguments of `keras.Model.fit`.
         seed: Integer that the orders of arrays depend on.
         steps_per_execution: As in `compile`.
+        unfinished: As `Stream`.
         check: Function that refuses datasets that cannot be used.
         value_checks: As `elements.Rules.value_checks`, for validation.
 
@@ -98,9 +90,10 @@ def fit_arguments(call, seed, steps_per_execution, *, check, value_checks):
         call.get("steps_per_epoch"),
         call.get("initial_epoch"),
         steps_per_execution,
+        unfinished,
         is_timed=any(
             getattr(x, "times_reading", False)
-            for x in _listed(call.get("callbacks"))
+            for x in listed(call.get("callbacks"))
         ),
     )
     call["shuffle"] = False  # Keras warns that it leaves it to us.
@@ -321,218 +314,6 @@ def _is_arrays(x):
 
 def _length(arrays):
     return len(tf.nest.flatten(arrays)[0])
-
-
-def _listed(callbacks):
-    """The callbacks of a `fit`, in whatever form."""
-    return tf.nest.flatten(getattr(callbacks, "callbacks", callbacks))
-
-
-class Stream:
-    """The batches of a `fit`, whose orders follow from what was trained.
-
-    Keras makes several iterators for an epoch of known length, each with an
-    order of its own, and reads on into the next epoch where the steps of an
-    execution do not divide the epoch's. Here there is one for all epochs.
-
-    Args:
-        dataset: A `tf.data.Dataset` that is not empty.
-        source: What it was made of: the same object if it is used again.
-        steps_per_epoch: As in `fit`. A dataset that ends before begins again.
-        first: `initial_epoch`, if it was given, or None.
-        steps_per_execution: As in `compile`.
-        is_timed: Whether `waited` is measured, which takes time itself.
-
-    Attributes:
-        arguments: Dictionary of the arguments of `fit` that change.
-        batch_size: Examples in a batch, or None where it is not known.
-        waited: Seconds that `fit` has waited for batches. Where Keras reads
-            ahead, as for several replicas, what that took.
-
-    Example:
-
-    >>> dataset = tf.data.Dataset.range(3)
-    >>> stream = Stream(dataset, dataset)
-    >>> stream.begin(epoch=0, steps_trained=0)
-    >>> stream.arguments["steps_per_epoch"]
-    3
-    """
-
-    def __init__(
-        self,
-        dataset,
-        source,
-        steps_per_epoch=None,
-        first=None,
-        steps_per_execution=1,
-        is_timed=False,
-    ):
-        self._source, self._is_told = source, first is not None
-        self._length = int(dataset.cardinality())  # Negative if not known.
-        self._steps = steps_per_epoch
-        self._skipped, self._number, self._begin = 0, 0, 0
-        self.arguments, self.waited = {}, 0.0
-        self._spec = dataset.element_spec
-        steps = steps_per_epoch or self._length
-        if steps <= 0:
-            return
-        if steps_per_epoch or steps_per_execution > 1:
-            skipped = calling(lambda _: np.int64(self._skipped))
-            # Nothing is drawn before it is read.
-            stream = tf.data.Dataset.from_tensors(0).flat_map(
-                lambda x: dataset.repeat().skip(skipped(x))
-            )
-        else:
-            stream = dataset.repeat()
-        if steps_per_execution > 1:
-            batches = iter(stream.with_options(dataset.options()))
-            stream = tf.data.Dataset.range(steps).map(
-                lambda _: batches.get_next()
-            )
-        if is_timed:
-            stream = self._timed(stream)
-        stream = stream.with_options(dataset.options())
-        self.arguments = {"x": stream, "steps_per_epoch": steps}
-
-    @property
-    def batch_size(self):
-        element = unpack(self._spec)
-        name = "images" if "images" in element else "view_1"
-        return element[name].shape[0]
-
-    def _timed(self, dataset):
-        """The dataset, while `waited` learns how long each batch takes."""
-
-        def begin(_):
-            self._asked = time.perf_counter()
-            return np.int64(0)
-
-        def end(_):
-            self.waited += time.perf_counter() - self._asked
-            return np.int64(0)
-
-        with warnings.catch_warnings():
-            # That these functions do not run eagerly, where others do.
-            warnings.filterwarnings("ignore", "Even though the", UserWarning)
-            # The parts of a zip are read one after the other.
-            begins, ends = (
-                tf.data.Dataset.from_tensors(0)
-                .repeat()
-                .map(
-                    lambda x, tell=tell: tf.numpy_function(tell, [x], tf.int64)
-                )
-                for tell in (begin, end)
-            )
-            timed = tf.data.Dataset.zip((begins, dataset, ends))
-            return timed.map(lambda _, element, __: element)
-
-    def begin(self, epoch, steps_trained):
-        """Brings the data to where training goes on; before they are read."""
-        self._begin = steps_trained
-        is_told = self._is_told or epoch > 0
-        passes = passes_of(self._source)
-        if self._steps is None:
-            number = epoch
-            if not is_told and self._length > 0:
-                number = -(-steps_trained // self._length)
-        elif self._length > 0 and (passes or is_told):
-            position = epoch * self._steps if is_told else steps_trained
-            number, self._skipped = divmod(position, self._length)
-        elif is_told:
-            number, self._skipped = 0, epoch * self._steps
-        else:
-            number = steps_trained // self._steps
-        drawn = _drawn.get(self._source, 0)
-        if not passes or is_shuffled(self._source):
-            for _ in range(number - drawn):
-                iter(self._source)  # Has the order of the next epoch drawn.
-        for each in passes:
-            each.number = number
-        self._number = max(number, drawn)
-
-    def end(self, steps_trained):
-        """Remembers how many orders have been drawn."""
-        steps = self._skipped + steps_trained - self._begin
-        passes = -(-steps // self._length) if self._length > 0 else 1
-        _drawn[self._source] = self._number + passes
-
-
-class Progress(keras.callbacks.Callback):
-    """Knows where training is: for its data, and for what goes wrong.
-
-    Keras reads the first batch after the first epoch has begun, and callbacks
-    that restore a model have done so by then.
-    """
-
-    epoch = None  # Counted from 1.
-
-    def __init__(self, stream):
-        super().__init__()
-        self._stream = stream
-
-    def set_params(self, params):
-        super().set_params(params)
-        params["stream"] = self._stream  # For the other callbacks.
-
-    @property
-    def _steps_trained(self):
-        return int(self.model.optimizer.iterations.numpy())
-
-    def on_epoch_begin(self, epoch, logs=None):
-        if self.epoch is None and self._stream is not None:
-            self._stream.begin(epoch, self._steps_trained)
-        self.epoch, self._first = epoch + 1, self._steps_trained
-
-    def on_epoch_end(self, epoch, logs=None):
-        loss = (logs or {}).get("loss", 0.0)
-        if self.model.jit_compile and not np.isfinite(loss):
-            raise ValueError(
-                "The loss must be finite: try a lower learning rate, a longer "
-                "warm-up or a higher temperature. With `jit_compile=True` no "
-                "single step is checked: the model is as the epoch left it. "
-                f"Received: loss={loss} (epoch {self.epoch})"
-            )
-
-    def among(self, call, model):
-        """The callbacks of a `fit`, in whatever form, with this one.
-
-        Refuses those, and warns of rates, with which training would fail.
-        """
-        callbacks = call.get("callbacks")
-        epochs = call.get("epochs", 1) - call.get("initial_epoch", 0)
-        if model.compiled and epochs > 0:
-            check_rates(
-                model.optimizer,
-                _listed(callbacks),
-                epochs * call.get("steps_per_epoch", 0),
-            )
-        if isinstance(callbacks, keras.callbacks.CallbackList):
-            callbacks.callbacks.append(self)
-            self.set_model(model)
-            return callbacks
-        if isinstance(callbacks, keras.callbacks.Callback):
-            callbacks = [callbacks]
-        return [*(callbacks or ()), self]
-
-    def end(self):
-        if self.epoch is not None and self._stream is not None:
-            self._stream.end(self._steps_trained)
-
-    def check_any_batch(self):
-        """Refuses a dataset of which it is known now that it was empty."""
-        is_begun = self.epoch is not None
-        if is_begun and self.model.loss_metric.count.numpy() == 0:
-            raise ValueError(
-                "The dataset must hold at least one batch. Received: a dataset "
-                "that ended before the first."
-            )
-
-    def in_words(self):
-        where = ""
-        if self.epoch is not None:  # What a callback does comes first.
-            step = self._steps_trained - self._first + 1
-            where = f" (epoch {self.epoch}, step {step})"
-        return f"{where}. The model is as the step before left it."
 
 
 def check_length(dataset, steps=None, name="steps_per_epoch"):

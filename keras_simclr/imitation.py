@@ -232,8 +232,8 @@ class Distiller(SimCLRModel):
         projection_head: Layer from representations to as many numbers as the
             teacher returns.
         augmentation: As `SimCLRModel`.
-        micro_batch_size: As `SimCLRModel`. The teacher sees each once.
-        seed: As `SimCLRModel`.
+        **kwargs: `micro_batch_size` (the teacher sees each once), `on_nan`,
+            `seed`: as `SimCLRModel`.
 
     Raises:
         TypeError: As `SimCLRModel`.
@@ -275,15 +275,10 @@ class Distiller(SimCLRModel):
         projection_head,
         *,
         augmentation,
-        micro_batch_size=None,
-        seed=0,
+        **kwargs,
     ):
         super().__init__(
-            encoder,
-            projection_head,
-            augmentation=augmentation,
-            micro_batch_size=micro_batch_size,
-            seed=seed,
+            encoder, projection_head, augmentation=augmentation, **kwargs
         )
         self.number_of_views = 1
         self.accuracy_metric.name = "agreement"

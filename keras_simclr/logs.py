@@ -71,7 +71,8 @@ class Log(keras.callbacks.Callback):
     """A CSV file with a row for each epoch, complete at any time.
 
     What a run that goes on logs beside what it did, or no longer, are columns
-    with nothing in the other rows.
+    with nothing in the other rows. Where it cannot be written, there is a
+    warning, and the next epoch writes all.
 
     Args:
         path: `pathlib.Path` of the file.
@@ -103,7 +104,7 @@ class Log(keras.callbacks.Callback):
         writer = csv.DictWriter(text, self._columns)
         writer.writeheader()
         writer.writerows(self._rows)
-        with _files.replacing(self._path) as staged:
+        with _files.tried(), _files.replacing(self._path) as staged:
             staged.write_text(text.getvalue(), newline="")
 
 
@@ -179,9 +180,12 @@ def findings_before(summary, first, doctors):
 
 def keeping(keep, doctors):
     """A callback that has each epoch's findings kept, by a function."""
-    return keras.callbacks.LambdaCallback(
-        on_epoch_end=lambda epoch, logs: keep(findings_of(doctors))
-    )
+
+    def keep_findings(epoch, logs):
+        with _files.tried():
+            keep(findings_of(doctors))
+
+    return keras.callbacks.LambdaCallback(on_epoch_end=keep_findings)
 
 
 class Pictures(keras.callbacks.Callback):

@@ -16,6 +16,7 @@ from keras_simclr import (
     losses,
     micro_batches,
     programs,
+    streams,
 )
 from keras_simclr.augmentations import as_views, default_augmentation
 from keras_simclr.networks import (
@@ -24,17 +25,18 @@ from keras_simclr.networks import (
     check_projection_head,
     check_trainable,
 )
-from keras_simclr.optimizers import built, default_optimizer
+from keras_simclr.optimizers import built, default_optimizer, make_or_skip
 from keras_simclr.replicas import (
     ForwardPass,
     check_execution,
+    check_on_nan,
     check_optimizer,
     check_strategy,
     from_all_replicas,
     has_workers,
+    penalized,
     piece_and_number,
     prepare,
-    replica_and_number,
     share_failure,
 )
 
@@ -69,6 +71,9 @@ class SimCLRModel(copies.KeepsGenerators):
             batch, except that batch norm normalizes each micro-batch (both
             views of its images) by itself; its moving averages move once a
             step, to the mean of what all micro-batches would have set.
+        on_nan: What is done where a loss or gradient is NaN or infinite:
+            `"stop"` with an error; or `"skip"` the step, up to 10 of an epoch,
+            counted in the logs as `skipped`, on one device.
         seed: Integer. All randomness of the views is a function of it, the
             step, the view and the image's place in the batch.
         **kwargs: Standard `keras.Model` arguments (`name`, `dtype`).
@@ -137,6 +142,7 @@ class SimCLRModel(copies.KeepsGenerators):
         second_augmentation=None,
         views=2,
         micro_batch_size=None,
+        on_nan="stop",
         seed=0,
         **kwargs,
     ):
@@ -155,10 +161,13 @@ class SimCLRModel(copies.KeepsGenerators):
         if micro_batch_size is not None:
             _checks.integer("micro_batch_size", micro_batch_size, minimum=1)
         self.micro_batch_size = micro_batch_size
+        self.on_nan = check_on_nan(on_nan, self._replicas)
         self.seed = _checks.seed("seed", seed)
         self.loss_metric = keras.metrics.Mean(name="loss")
         self.accuracy_metric = keras.metrics.Mean(name="contrastive_accuracy")
+        self.skipped_metric = keras.metrics.Sum(name="skipped")
         self._is_tried = False  # Before the first `fit`.
+        self.unfinished = None  # Where in an epoch `restore` has brought it.
         self._check_augmentations()
         if not projection_head.built:
             projection_head.build(encoder.output_shape)
@@ -327,12 +336,14 @@ class SimCLRModel(copies.KeepsGenerators):
     @functools.wraps(keras.Model.fit)
     def fit(self, *args, **kwargs):
         call = fit_data.arguments_of(super().fit, args, kwargs)
+        unfinished, self.unfinished = self.unfinished, None
         call, stream = fit_data.fit_arguments(
             call,
             self.seed,
             self.steps_per_execution,
             check=self._check_training_data,
             value_checks=self._rules.value_checks,
+            unfinished=unfinished,
         )
         check_trainable(self.encoder, self.projection_head)
         if not self._is_tried:
@@ -340,15 +351,9 @@ class SimCLRModel(copies.KeepsGenerators):
             self._is_tried = True
         # Variables made inside the step would have it traced twice.
         self.build_optimizer()
-        progress = fit_data.Progress(stream)
+        progress = streams.Progress(stream)
         call["callbacks"] = progress.among(call, self)
-        try:
-            with elements.failures_in_words(progress.in_words):
-                history = super().fit(**call)
-        finally:
-            progress.end()
-        progress.check_any_batch()
-        return history
+        return streams.fit(super().fit, call, progress)
 
     @functools.wraps(keras.Model.evaluate)
     def evaluate(self, *args, **kwargs):
@@ -405,12 +410,23 @@ class SimCLRModel(copies.KeepsGenerators):
             scale = self.optimizer.scale_loss(1.0)
             if self._replicas > 1:
                 gradients = share_failure(gradients)
-        with self._after(
-            lambda: [elements.finite_step(loss, gradients, scale)]
-        ):
+
+        def make():
             forward.write()
             self.optimizer.apply(gradients, self.trainable_variables)
-            return self._report(loss, found)
+            self._note(loss, found)
+
+        step = loss, gradients, scale
+        if self.on_nan == "skip":
+            is_finite = elements.is_finite_step(*step)
+            skipped = make_or_skip(make, self.optimizer, is_finite)
+            self.skipped_metric.update_state(skipped)
+            count = self.skipped_metric.result()
+            with self._after(lambda: [elements.few_skipped(count)]):
+                return self._results()
+        with self._after(lambda: [elements.finite_step(*step)]):
+            make()
+            return self._results()
 
     def test_step(self, element):
         element = elements.unpack(element)
@@ -428,8 +444,9 @@ class SimCLRModel(copies.KeepsGenerators):
                     micro_batch_size=self.micro_batch_size,
                 )
             loss, found = self._contrast(z, element)
-            _, loss = self._with_penalties(loss, forward.penalties)
-            return self._report(loss, found)
+            _, loss = penalized(self, loss, forward.penalties)
+            self._note(loss, found)
+            return self._results()
 
     def predict_step(self, element):
         with programs.running_here():
@@ -457,6 +474,7 @@ class SimCLRModel(copies.KeepsGenerators):
             self.second_augmentation,
             without_groups=None if takes_groups else repr(self.loss),
             views=self.number_of_views,
+            may_be_nan=self.on_nan == "skip",
         )
 
     def _check_training_data(self, dataset):
@@ -536,7 +554,7 @@ class SimCLRModel(copies.KeepsGenerators):
                 z = self._embed(views, training=True)
         with tape:
             loss, found = self._contrast(z, element)
-            target, loss = self._with_penalties(loss, forward.penalties)
+            target, loss = penalized(self, loss, forward.penalties)
         gradients = micro_batches.dense_gradients(
             tape, target, self.trainable_variables
         )
@@ -568,7 +586,7 @@ class SimCLRModel(copies.KeepsGenerators):
                 value = replica.all_reduce(tf.distribute.ReduceOp.MEAN, value)
                 averages[place].assign(value)
         with tf.GradientTape() as tape:
-            target, loss = self._with_penalties(loss, [])
+            target, loss = penalized(self, loss, [])
         others = micro_batches.dense_gradients(
             tape, target, self.trainable_variables
         )
@@ -587,27 +605,6 @@ class SimCLRModel(copies.KeepsGenerators):
             return method(views, training=training)
 
         return embed
-
-    def _with_penalties(self, loss, penalties):
-        """The loss to differentiate in each replica, and the whole loss.
-
-        Penalties are means over a replica's batch, as Keras has them: the mean
-        over the replicas is that of the global batch.
-        """
-        _, replicas = replica_and_number()
-        penalties = penalties + [
-            variable.regularizer(variable)
-            for variable in self.trainable_variables
-            if variable.regularizer is not None
-        ]
-        penalty = sum((tf.cast(x, loss.dtype) for x in penalties), 0.0)
-        # The gradients of all replicas are summed; that of `loss` reaches this
-        # replica's projections only, that of a penalty is whole in each.
-        target = self.optimizer.scale_loss(loss + penalty / replicas)
-        if penalties and replicas > 1:
-            replica = tf.distribute.get_replica_context()
-            penalty = replica.all_reduce(tf.distribute.ReduceOp.MEAN, penalty)
-        return target, loss + penalty
 
     def _views_of(self, element, step, start=0, size=None):
         if "view_1" in element:
@@ -647,10 +644,12 @@ class SimCLRModel(copies.KeepsGenerators):
             _, found = losses.per_positive(tf.stop_gradient(z))
         return loss, found
 
-    def _report(self, loss, found):
-        """Updates the metrics, and returns them as `fit` wants them."""
+    def _note(self, loss, found):
         self.loss_metric.update_state(loss, sample_weight=tf.size(found))
         self.accuracy_metric.update_state(found)
+
+    def _results(self):
+        """The metrics, as `fit` wants them."""
         results = {metric.name: metric.result() for metric in self.metrics}
         if has_workers(self.distribute_strategy):
             # Keras takes the mean over an axis that scalars do not have.
@@ -665,7 +664,8 @@ class SimCLRModel(copies.KeepsGenerators):
 
     @property
     def metrics(self):
-        return [self.loss_metric, self.accuracy_metric]
+        both = [self.loss_metric, self.accuracy_metric]
+        return [*both, self.skipped_metric] if self.on_nan == "skip" else both
 
     def get_config(self):
         parts = {
@@ -683,6 +683,7 @@ class SimCLRModel(copies.KeepsGenerators):
             },
             "views": self.number_of_views,
             "micro_batch_size": self.micro_batch_size,
+            "on_nan": self.on_nan,
             "seed": self.seed,
             "name": self.name,
         }

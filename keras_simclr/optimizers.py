@@ -371,6 +371,24 @@ def default_optimizer():
     return LARS(inner, trust_coefficient=0.02, warmup_steps=50)
 
 
+def make_or_skip(make, optimizer, is_finite):
+    """Calls a function that applies gradients; or has the step pass without.
+
+    Draws and rates go on as if it had been made. Returns 1.0 if it was not,
+    else 0.0.
+    """
+
+    def made():
+        make()
+        return 0.0
+
+    def skipped():
+        optimizer.iterations.assign_add(1)
+        return 1.0
+
+    return tf.cond(is_finite, made, skipped)
+
+
 def built(optimizer, variables):
     """The optimizer with its variables for these, made unless they are there.
 

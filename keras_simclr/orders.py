@@ -9,38 +9,67 @@ from keras_simclr import _checks
 
 # What counts the passes over our datasets.
 _passes = weakref.WeakKeyDictionary()
+# Places in a batch of those datasets whose every batch is the next places of
+# a pass.
+_in_a_batch = weakref.WeakKeyDictionary()
 
 
 class _Passes:
-    """Counts the passes over a dataset of ours."""
+    """Counts the passes over a dataset of ours.
 
-    number = 0
+    `behind`: places that the next pass leaves out at its beginning.
+    """
 
-    def __call__(self, _):
+    number = behind = 0
+
+    def begin(self, _):
         self.number += 1
         return np.int64(self.number - 1)
 
+    def left_out(self, _):
+        behind, self.behind = self.behind, 0
+        return np.int64(behind)
 
-def orders(size, shuffle, seed):
+
+def orders(size, shuffle, seed, rounds=1):
     """Dataset of an order of `size` places: a function of seed and pass.
 
     A pass is an epoch: the first one that is read has the number 0, and `fit`
-    says where it goes on.
+    says where it goes on. The order comes so many times in a row.
     """
     # A few bytes per place; `Dataset.shuffle` takes some hundred.
     if not shuffle:
-        return tf.data.Dataset.from_tensors(tf.range(size, dtype=tf.int64))
+        order = tf.tile(tf.range(size, dtype=tf.int64), [rounds])
+        return tf.data.Dataset.from_tensors(order)
     passes = _Passes()
 
-    def order(number):
+    def order(number, left_out):
         bits = tf.random.stateless_uniform(
             [size], tf.stack([seed, number]), None, None, tf.int64, alg="philox"
         )
-        return tf.cast(tf.argsort(bits, stable=True), tf.int64)
+        order = tf.cast(tf.argsort(bits, stable=True), tf.int64)
+        return tf.tile(order, [rounds])[left_out:]
 
-    numbers = tf.data.Dataset.from_tensors(0).map(calling(passes))
+    begin, left_out = calling(passes.begin), calling(passes.left_out)
+    numbers = tf.data.Dataset.from_tensors(0).map(
+        lambda x: (begin(x), left_out(x))
+    )
     _passes[numbers] = passes
     return numbers.map(order)
+
+
+def in_order_of_places(dataset, batch_size):
+    """Notes that each batch has the next places of a pass; returns the dataset.
+
+    Then a pass can begin with any batch, without reading those before it.
+    """
+    _in_a_batch[dataset] = batch_size
+    return dataset
+
+
+def places_in_a_batch(dataset):
+    """As noted; 0 of other datasets."""
+    return _in_a_batch.get(dataset, 0)
 
 
 def calling(function):
@@ -97,12 +126,13 @@ def batches_of(arrays, batch_size, *, shuffle, seed, drop_remainder):
     )
     count = size // batch_size if drop_remainder else -(-size // batch_size)
     places = places.apply(tf.data.experimental.assert_cardinality(count))
-    return places.map(
+    batches = places.map(
         lambda batch: tf.nest.map_structure(
             lambda array: _gathered(array, batch), arrays
         ),
         num_parallel_calls=tf.data.AUTOTUNE,
     ).prefetch(tf.data.AUTOTUNE)
+    return in_order_of_places(batches, batch_size)
 
 
 def _as_tensor_if_writeable(array):

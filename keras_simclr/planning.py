@@ -23,7 +23,7 @@ from keras_simclr.budgets import (
     Encoder,
     candidates,
 )
-from keras_simclr.callbacks import Checkpoints
+from keras_simclr.checkpoints import Checkpoints
 from keras_simclr.flag_texts import as_arguments
 from keras_simclr.optimizers import scaled_learning_rate
 from keras_simclr.recipe import Recipe, defaults

@@ -340,6 +340,12 @@ class Recipe(_Checked):
         "Keras dtype policy, or auto: the fastest on this machine.",
         _one_of(AUTO, *_PRECISIONS),
     )
+    on_nan: str = _told(
+        "stop",
+        "What a step whose gradient is not finite does: stop, or skip, up to "
+        "10 times an epoch.",
+        _one_of("stop", "skip"),
+    )
     seed: int = _told(
         0,
         "All randomness is a function of it.",
@@ -476,6 +482,7 @@ class Recipe(_Checked):
             augmentation=self.augmentation(shape),
             views=self.views,
             micro_batch_size=None if size is None else int(size),
+            on_nan=self.on_nan,
             seed=self.seed,
         )
         model.compile(self.optimizer(steps, more_epochs), self.loss())

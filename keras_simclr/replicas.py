@@ -5,7 +5,7 @@ import concurrent.futures
 import keras
 import tensorflow as tf
 
-from keras_simclr import trials
+from keras_simclr import _checks, trials
 
 REPEATABLE = (
     "`micro_batch_size` needs a forward pass that can be repeated: no dropout, "
@@ -119,6 +119,28 @@ def agreed(flags):
     return replica.all_reduce(tf.distribute.ReduceOp.SUM, counts) > 0
 
 
+def agreed_by_workers(strategy):
+    """Function that says which of its flags are true in any worker.
+
+    All workers must call it, in the same step.
+    """
+    if not has_workers(strategy):
+        return lambda *flags: flags
+
+    def share(counts):
+        replica = tf.distribute.get_replica_context()
+        return replica.all_reduce(tf.distribute.ReduceOp.SUM, counts)
+
+    shared = tf.function(lambda counts: strategy.run(share, (counts,)))
+
+    def agreed_flags(*flags):
+        counts = shared(tf.constant(flags, tf.float32))
+        local = strategy.experimental_local_results(counts)
+        return tuple(local[0].numpy() > 0)
+
+    return agreed_flags
+
+
 @tf.custom_gradient
 def from_all_replicas(rows):
     """The rows `(n, ...)` of all replicas, in the order of the replicas.
@@ -141,6 +163,29 @@ def from_all_replicas(rows):
         return tf.slice(upstream, start, size)
 
     return everything, gradient
+
+
+def penalized(model, loss, penalties):
+    """The loss to differentiate in each replica, and the whole loss.
+
+    Penalties are means over a replica's batch, as Keras has them: the mean over
+    the replicas is that of the global batch. Those of regularized variables are
+    added.
+    """
+    _, replicas = replica_and_number()
+    penalties = penalties + [
+        variable.regularizer(variable)
+        for variable in model.trainable_variables
+        if variable.regularizer is not None
+    ]
+    penalty = sum((tf.cast(x, loss.dtype) for x in penalties), 0.0)
+    # The gradients of all replicas are summed; that of `loss` reaches this
+    # replica's projections only, that of a penalty is whole in each.
+    target = model.optimizer.scale_loss(loss + penalty / replicas)
+    if penalties and replicas > 1:
+        replica = tf.distribute.get_replica_context()
+        penalty = replica.all_reduce(tf.distribute.ReduceOp.MEAN, penalty)
+    return target, loss + penalty
 
 
 def share_failure(gradients):
@@ -261,6 +306,17 @@ def check_optimizer(optimizer, *, replicas):
         optimizer = getattr(optimizer, "inner_optimizer", None)
 
 
+def check_on_nan(on_nan, replicas):
+    """What is done where a gradient is not finite; refuses what cannot be."""
+    _checks.choice("on_nan", on_nan, ("stop", "skip"))
+    if on_nan == "skip" and replicas > 1:
+        raise ValueError(
+            "`on_nan='skip'` works on one device: replicas would each decide. "
+            f"Received: on_nan={on_nan!r} on {replicas} replicas"
+        )
+    return on_nan
+
+
 def check_execution(
     replicas, micro_batch_size, *, jit_compile, steps_per_execution=1, **_
 ):
@@ -278,14 +334,14 @@ def check_execution(
         )
 
 
-def check_agreement(strategy, epoch):
-    """Refuses, in all workers, that they go on from different epochs."""
+def check_agreement(strategy, step):
+    """Refuses, in all workers, that they go on from different steps."""
     if not has_workers(strategy):
         return
 
     def share():
         replica = tf.distribute.get_replica_context()
-        powers = tf.constant([epoch, epoch**2], tf.float64)
+        powers = tf.constant([step, step**2], tf.float64)
         return replica.all_reduce("MEAN", powers)
 
     means = tf.function(lambda: strategy.run(share))()
@@ -293,6 +349,6 @@ def check_agreement(strategy, epoch):
     if of_squares > mean**2:
         raise ValueError(
             "All workers must see one run directory, on a disk that they "
-            f"share. Received: a checkpoint of epoch {epoch} here, and on "
-            f"average of epoch {mean:g}"
+            f"share. Received: a checkpoint of step {step} here, and on "
+            f"average of step {mean:g}"
         )

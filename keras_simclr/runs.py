@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import pathlib
 
 import keras
@@ -10,9 +9,11 @@ import keras
 from keras_simclr import (
     _checks,
     _files,
+    _terminal,
     cards,
     copies,
     devices,
+    failures,
     fingerprints,
     flag_texts,
     logs,
@@ -20,7 +21,7 @@ from keras_simclr import (
     pretrained,
     recipe as recipes,
 )
-from keras_simclr.callbacks import (
+from keras_simclr.checkpoints import (
     FLAGS,
     MODEL,
     Checkpoints,
@@ -30,12 +31,17 @@ from keras_simclr.callbacks import (
 from keras_simclr.copies import weights_digest
 from keras_simclr.features import settle_on
 from keras_simclr.replicas import check_agreement
+from keras_simclr.run_files import (
+    read_summary as read_summary,
+    recorded_flags as recorded_flags,
+    sorted_evaluations,
+    update_summary as update_summary,
+    write_summary,
+    write_text,
+)
 
-LOG, _SUMMARY = "log.csv", "summary.json"
+LOG = "log.csv"
 START = "start.keras"  # The model before the first step, of a run with a start.
-_EARLIER = "earlier_evaluations"  # Of other weights than model.keras has.
-# How texts hold names of files, under any locale, and also those not in UTF-8.
-_ANY_NAME = {"encoding": "utf-8", "errors": "surrogateescape"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +72,7 @@ def carry_out(
     about=None,
     doctor=True,
     tensorboard=False,
+    keeping=None,
     report=print,
     progress=None,
 ):
@@ -87,6 +94,7 @@ def carry_out(
             unfinished run goes on with or without.
         tensorboard: Whether TensorBoard's files are written, with views of a
             few images, into `tensorboard` in the run directory.
+        keeping: As `pretrain`.
         report: Function that is told, in words, what is found and chosen, and
             what the doctor says.
         progress: As `pretrain`.
@@ -120,10 +128,7 @@ def carry_out(
     flags = flag_texts.as_flags(_values(recipe, data, run_dir))
     check_can_run(run_dir, flags, accept_changed_data, more_epochs)
     added = _added_epochs(run_dir, more_epochs)
-    recipe = recipe.with_choice(
-        "precision", strategy, devices.fastest_precision, report
-    )
-    _set_keras(recipe)
+    recipe = _with_keras_set(recipe, strategy, report)
     source, dataset = recipe.open(data)
     spec, steps = dataset.element_spec, int(dataset.cardinality())
     recipe = recipe.completed(spec, steps)
@@ -150,14 +155,20 @@ def carry_out(
         accept_changed_data=accept_changed_data,
         more_epochs=more_epochs,
         callbacks=watch(_seen(dataset, recipe, data), run_dir, report),
+        keeping=keeping,
         progress=progress,
     )
     return Run(model, recipe, epochs, all_epochs)
 
 
-def _set_keras(recipe):
+def _with_keras_set(recipe, strategy, report):
+    """The recipe with its precision, which Keras has from now on."""
+    recipe = recipe.with_choice(
+        "precision", strategy, devices.fastest_precision, report
+    )
     keras.config.set_dtype_policy(recipe.precision)
     keras.utils.set_random_seed(recipe.seed)
+    return recipe
 
 
 def _seen(dataset, recipe, data):
@@ -244,7 +255,7 @@ def encoders_beside(run_dir, names, report=print):
     return {**encoders, "start": keras.models.load_model(path)}
 
 
-def _begin(model, dataset, run_dir, is_chief):
+def _start(model, dataset, run_dir, is_chief):
     """Keeps the weights that a run starts from, and has them see its images."""
     if is_chief:
         start = pretrained.without_compiling(model)
@@ -315,18 +326,21 @@ def pretrain(
     accept_changed_data=False,
     more_epochs=None,
     callbacks=(),
+    keeping=None,
     progress=None,
 ):
     """Trains a model and keeps everything in a run directory.
 
     It holds `flags.txt`, `log.csv` (a line per epoch, with its seconds, images
-    a second and learning rate), `model.keras` (after
-    the latest epoch; complete at any time), checkpoints of the last two epochs,
-    their list `checkpoints.json`, and `summary.json`, which says in `resumed`
-    after how many epochs it was gone on with. Ctrl-C ends training
-    early and keeps the model as it is then. Called again with the same flags,
-    an unfinished run goes on after its last whole epoch, and ends as if it had
-    not been interrupted.
+    a second and learning rate), `model.keras` (as of the latest checkpoint;
+    complete at any time), the last checkpoints, their list `checkpoints.json`,
+    and `summary.json`, which says in `resumed`
+    after how many epochs it was gone on with. Ctrl-C, and what else asks a
+    process to end, ends training after the step, and keeps everything as it is
+    then; asked once more, it ends at once. Called again with the same flags,
+    an unfinished run goes on after its last checkpoint, and ends as if it had
+    not been interrupted. Of a step that cannot be made `nan-step-N.npz` keeps
+    the batch, for `keras-simclr replay`.
 
     Args:
         model: A compiled `SimCLRModel`.
@@ -350,6 +364,8 @@ def pretrain(
         callbacks: Further callbacks, whose entries in the logs `log.csv` has,
             too. The findings of a `callbacks.Doctor` are kept in the entry
             `findings` of `summary.json`, also those from before a run goes on.
+        keeping: Dictionary, arguments of `callbacks.Checkpoints`; by default
+            it keeps one every 15 minutes within an epoch, too.
         progress: Function that is told after each step how many are done, of
             how many, and, in words, of the epoch; `ends=True` at its end.
 
@@ -372,51 +388,64 @@ def pretrain(
     """
     run_dir, summary = pathlib.Path(run_dir), dict(summary or {})
     check_can_run(run_dir, flags, accept_changed_data, more_epochs)
+    keeper = Checkpoints(run_dir, **{"minutes": 15, **(keeping or {})})
     alone = contextlib.nullcontext()
     if model.distribute_strategy.extended.should_checkpoint:
         _files.check_can_write(run_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
         alone = _files.locked(run_dir)
-    with alone:
-        accepts, callbacks = (
+    with alone, _terminal.deferred() as came:
+        keeper.is_asked = lambda: bool(came)
+        first, callbacks = _begin(
+            model,
+            dataset,
+            run_dir,
+            epochs,
+            flags,
+            summary,
             accept_changed_data,
             [logs.Pace(progress), *callbacks],
         )
-        return _train(
-            model, dataset, run_dir, epochs, flags, summary, accepts, callbacks
-        )
+        return _train(model, dataset, epochs, first, callbacks, keeper)
 
 
-def _train(model, dataset, run_dir, epochs, flags, summary, accepts, callbacks):
-    """What `pretrain` does in a directory that it has for itself."""
+def _begin(model, dataset, run_dir, epochs, flags, summary, accepts, callbacks):
+    """Brings a run to where it goes on; epochs trained, and all callbacks."""
     strategy = model.distribute_strategy
     is_chief = strategy.extended.should_checkpoint
     earlier = _earlier_data(run_dir, summary.get("data"), accepts)
     first = restore(model, run_dir)
     _check_goes_on(run_dir, summary, first)
-    check_agreement(strategy, first)
+    check_agreement(strategy, int(model.optimizer.iterations.numpy()))
     if earlier:
         earlier[-1].setdefault("epochs_trained", first)
         summary["earlier_data"] = earlier
         # As if it had been trained on these: the schedule ends when it does.
-        model.optimizer.iterations.assign(first * len(dataset))
-    keeper = Checkpoints(run_dir)
+        behind = model.unfinished.step if model.unfinished else 0
+        model.optimizer.iterations.assign(first * len(dataset) + behind)
     doctors = logs.doctors_among(callbacks)
     if is_chief:
-        _write_text(run_dir / FLAGS, flags)
+        write_text(run_dir / FLAGS, flags)
         known = _known_before(run_dir, summary, first if first < epochs else 0)
         known |= logs.findings_before(known, first, doctors)
-        _write_summary(run_dir, known)
+        write_summary(run_dir, known)
         callbacks = [
             *callbacks,
             logs.keeping(lambda x: update_summary(run_dir, x), doctors),
             logs.Log(run_dir / LOG, first),
         ]
-    if "start" in summary and not first:
-        _begin(model, dataset, run_dir, is_chief)
-    if first:
+    if "start" in summary and not first and not model.unfinished:
+        _start(model, dataset, run_dir, is_chief)
+    return first, callbacks
+
+
+def _train(model, dataset, epochs, first, callbacks, keeper):
+    """What `pretrain` does from there; epochs trained."""
+    is_chief = model.distribute_strategy.extended.should_checkpoint
+    run_dir, begun = keeper.run_dir, model.optimizer.iterations.numpy()
+    if begun:
         keeper.epochs, keeper.weights = first, weights_digest(model)
-        keeper.steps = int(model.optimizer.iterations.numpy())
+        keeper.steps = int(begun)
     try:
         model.fit(
             dataset,
@@ -426,12 +455,16 @@ def _train(model, dataset, run_dir, epochs, flags, summary, accepts, callbacks):
             verbose=0,
         )
     except KeyboardInterrupt:
-        if is_chief and keeper.is_worth_keeping():
+        is_kept = keeper.steps == model.optimizer.iterations.numpy()
+        if is_chief and not is_kept and keeper.is_worth_keeping():
             keeper.save_model()
+    except ValueError as error:
+        raise failures.kept(error, model, dataset, keeper) from None
     finally:
         keeper.on_train_end()
         if is_chief:
-            _write_end(run_dir, keeper, epochs, logs.findings_of(doctors))
+            known = logs.findings_of(logs.doctors_among(callbacks))
+            _write_end(run_dir, keeper, epochs, known)
     copies.check_finite(model)
     return keeper.epochs
 
@@ -443,7 +476,7 @@ def _known_before(run_dir, summary, first):
         known.pop(name, None)
     if first:
         known["resumed"] = [*known.get("resumed", ()), first]
-    return _sorted_evaluations(known, None)
+    return sorted_evaluations(known, None)
 
 
 def _check_goes_on(run_dir, summary, first):
@@ -465,7 +498,7 @@ def _write_end(run_dir, keeper, epochs, known):
     }
     if keeper.weights:
         known["weights"] = keeper.weights
-    _write_summary(run_dir, _sorted_evaluations(known, keeper.weights))
+    write_summary(run_dir, sorted_evaluations(known, keeper.weights))
 
 
 def _earlier_data(run_dir, data, is_accepted):
@@ -490,13 +523,6 @@ def _earlier_data(run_dir, data, is_accepted):
             "these: --accept_changed_data (accept_changed_data=True)"
         )
     return [*earlier, before]
-
-
-def recorded_flags(run_dir):
-    """Flags of the run that a directory holds: names and texts."""
-    path = pathlib.Path(run_dir) / FLAGS
-    text = path.read_text(**_ANY_NAME) if path.exists() else ""
-    return flag_texts.read_flags(text)
 
 
 def as_seen(data, directory, channels):
@@ -568,7 +594,8 @@ def check_can_run(
         _check_is_finished(run_dir, is_finished)
     elif not (run_dir / FLAGS).exists():
         # A run that was ended while it wrote its first file has only this.
-        if list(run_dir.glob("*")) != [_files.path_beside(run_dir / FLAGS)]:
+        found = {x.name for x in run_dir.glob("*")} - {_files.LOCK}
+        if found != {_files.path_beside(run_dir / FLAGS).name}:
             _files.check_is_empty(run_dir)
         return
     elif is_finished:
@@ -583,7 +610,8 @@ def check_can_run(
     absent = flag_texts.read_flags(flag_texts.as_flags(recipes.defaults()))
     of_data = {field.name for field in dataclasses.fields(recipes.Data)}
     of_data.remove("channels")  # With others the model would be another.
-    free = {"strategy", "output_dir", *(of_data if accept_changed_data else ())}
+    free = {"strategy", "output_dir", "on_nan"}
+    free |= of_data if accept_changed_data else set()
     ours, theirs = (
         {**absent, **x, **dict.fromkeys(free)}
         for x in (flag_texts.read_flags(flags), recorded_flags(run_dir))
@@ -647,51 +675,3 @@ def load_model(run_dir):
     model = keras.models.load_model(path)
     copies.check_finite(model)
     return model
-
-
-def update_summary(run_dir, entries):
-    """Adds entries to `summary.json` in one step."""
-    _write_summary(run_dir, {**read_summary(run_dir), **entries})
-
-
-def _sorted_evaluations(summary, weights):
-    """A summary that says what these weights are worth, or nothing.
-
-    Evaluations of all others, and those that do not say of which weights they
-    are, are set aside.
-    """
-    summary = dict(summary)
-    latest = {k: summary.pop(k) for k in cards.EVALUATED if k in summary}
-    earlier = []
-    for each in [*summary.pop(_EARLIER, []), latest]:
-        if weights and each.get("evaluation", {}).get("weights") == weights:
-            summary |= each
-        elif each:
-            earlier.append(each)
-    if earlier:
-        summary[_EARLIER] = earlier
-    return summary
-
-
-def _write_summary(run_dir, summary):
-    path = pathlib.Path(run_dir) / _SUMMARY
-    _write_text(path, json.dumps(summary, indent=2) + "\n")
-
-
-def _write_text(path, text):
-    with _files.replacing(path) as staged:
-        staged.write_text(text, newline="", **_ANY_NAME)
-
-
-def read_summary(run_dir):
-    """What `summary.json` holds; nothing if there is none."""
-    path = pathlib.Path(run_dir) / _SUMMARY
-    if not path.exists():
-        return {}
-    try:
-        return {**json.loads(path.read_text("utf-8"))}
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"{_SUMMARY} must be the JSON object that was written there. "
-            f"Received: {str(path)!r} ({error}). Mend it, or move it elsewhere"
-        ) from None

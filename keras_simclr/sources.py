@@ -16,7 +16,13 @@ from keras_simclr.decoding import SMALLEST_SIDE, converted, fitted
 from keras_simclr.folders import EncodedImages, ImageFolder
 from keras_simclr.labelled import one_per_row
 from keras_simclr.lists import ImageList
-from keras_simclr.orders import batches_of, check_fills_a_batch, orders
+from keras_simclr.orders import (
+    batches_of,
+    check_fills_a_batch,
+    in_order_of_places,
+    orders,
+    places_in_a_batch,
+)
 from keras_simclr.shards import ParquetShards, TarShards
 from keras_simclr.splits import rows_of_split
 
@@ -302,10 +308,8 @@ def dataset_from_directory(
     canvas_size = min(canvas_size, folder.largest)
     # Once more, for what is missing where files are unreadable.
     rounds = 2 if drop_remainder else 1
-    tiled = orders(size, shuffle, seed).map(
-        lambda order: tf.tile(order, [rounds])
-    )
-    images = folder.read(tiled, canvas_size, channels, bits)
+    places = orders(size, shuffle, seed, rounds)
+    images = folder.read(places, canvas_size, channels, bits)
 
     def element(place, image):
         others = {k: values[place] for k, values in rides_along.items()}
@@ -321,7 +325,7 @@ def dataset_from_directory(
         )
     dataset = dataset.prefetch(tf.data.AUTOTUNE)
     dataset.class_names, dataset.source = list(folder.class_names), folder
-    return dataset
+    return in_order_of_places(dataset, batch_size)
 
 
 def _with_size(image):
@@ -476,7 +480,8 @@ def open_dataset(
             images = converted(images, channels, bits)
         return (images, *labels) if labels else images
 
-    return dataset.map(convert)
+    size = places_in_a_batch(dataset)
+    return in_order_of_places(dataset.map(convert), size)
 
 
 def scan_source(data, manifest, *, progress=None):

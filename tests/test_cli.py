@@ -726,7 +726,7 @@ def test_interrupted_run_says_what_it_kept(data, tmp_path, monkeypatch, capsys):
     assert "--precision=mixed_bfloat16\n" in (out / "flags.txt").read_text()
     text = capsys.readouterr().out
     assert f"{out} keeps the model after step 2.\n" in text
-    assert "Interrupted after 0 of 3 epochs." in text
+    assert "Interrupted after 0 of 3 epochs. The same command goes on" in text
     assert int(runs.load_model(out).optimizer.iterations) == 2
     # The same command goes on, with what it chose then.
     monkeypatch.undo()
@@ -762,6 +762,32 @@ def test_signals_end_a_command_and_nothing_is_left(
     assert capsys.readouterr().err == "keras-simclr: embed: interrupted\n"
     assert [x.name for x in tmp_path.iterdir()] == ["photos"]
     assert signal.getsignal(number) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)]
+)
+def test_training_ends_after_the_step_and_goes_on(
+    name, code, data, tmp_path, monkeypatch, capsys
+):
+    number, told = getattr(signal, name), itertools.count(1)
+
+    def asked(*_):
+        if next(told) == 3:  # The first step of the second epoch.
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(logs.Pace, "on_train_batch_begin", asked)
+    out = tmp_path / "run"
+    arguments = [*PRETRAIN, data, f"--output_dir={out}", "--epochs=3"]
+    assert cli.main(arguments) == code
+    assert capsys.readouterr().out.endswith(
+        f"{out} keeps the model after step 3.\n"
+        "Interrupted after 1 of 3 epochs. The same command goes on from the "
+        "last checkpoint.\n"
+    )
+    assert (out / "epoch-000001-step-000001.weights.h5").is_file()
+    assert cli.main(arguments) == 0
+    assert json.loads((out / "summary.json").read_text())["finished"]
 
 
 def test_signals_that_are_ignored_stay_so(monkeypatch):

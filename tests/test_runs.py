@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import shutil
+import socket
 import subprocess
 import sys
 
@@ -128,16 +129,7 @@ def test_resumed_run_equals_one_that_was_not_interrupted(tmp_path):
     assert kept == ["epoch-000003.weights.h5", "epoch-000004.weights.h5"]
 
 
-@pytest.fixture
-def _float64():
-    keras.config.set_floatx("float64")
-    keras.config.set_dtype_policy("float64")
-    yield
-    keras.config.set_floatx("float32")
-    keras.config.set_dtype_policy("float32")
-
-
-@pytest.mark.usefixtures("_float64")
+@pytest.mark.usefixtures("in_float64")
 def test_run_goes_on_with_another_number_of_replicas(tmp_path):
     whole = tiny_model()
     runs.pretrain(whole, numbered(), tmp_path / "whole", epochs=2)
@@ -247,10 +239,13 @@ def test_two_processes_do_not_train_in_one_directory(tmp_path, dataset):
             runs.pretrain(tiny_model(), dataset, run_dir, epochs=2)
         other.kill()
     assert str(error.value).endswith(
-        f"Received: {str(run_dir)!r}, where another one is at work. Wait until "
-        "it ends, or choose another directory"
+        f"Received: {str(run_dir)!r}, where process {other.pid} on "
+        f"{socket.gethostname()} is at work. Wait until it ends, or choose "
+        "another directory"
     )
-    assert before == {path: path.read_bytes() for path in run_dir.iterdir()}
+    after = {path: path.read_bytes() for path in run_dir.iterdir()}
+    assert after.pop(run_dir / _files.LOCK)
+    assert after == before
     assert runs.pretrain(tiny_model(), dataset, run_dir, epochs=2) == 2
 
 
@@ -309,8 +304,8 @@ def test_damaged_checkpoint_is_passed_over(tmp_path):
         epochs = runs.pretrain(resumed, numbered(8), run_dir, epochs=3)
     (warning,) = [x for x in record if x.category is UserWarning]
     assert str(warning.message).startswith(
-        f"The checkpoint {str(last)!r} cannot be read and is passed over: "
-        "Unable to synchronously open file (truncated file"
+        f"The checkpoint {str(last)!r} cannot be read and is passed over: its "
+        "content is not what was written"
     )
     assert epochs == 3
     for ours, right in zip(resumed.variables, whole.variables, strict=True):

@@ -1,5 +1,6 @@
 """One of several processes that train together, or one that trains alone."""
 
+import signal
 import sys
 
 import keras
@@ -46,15 +47,26 @@ def train(model, run_dir, path):
     np.savez(path, *(variable.numpy() for variable in model.variables), losses)
 
 
-def stop_after_one_epoch(model, strategy, run_dir):
-    """Leaves a checkpoint, and a model that knows nothing any more."""
-    runs.pretrain(model, dataset(), run_dir, epochs=1)
+def stop_within_an_epoch(model, strategy, run_dir):
+    """Leaves a checkpoint, and a model that knows nothing any more.
+
+    One worker is asked to end, and all do at the same step.
+    """
+
+    def ask(batch, logs):
+        is_asked = strategy.cluster_resolver.task_id == 1
+        if is_asked and int(model.optimizer.iterations) == 7:
+            signal.raise_signal(signal.SIGINT)
+
+    asking = keras.callbacks.LambdaCallback(on_train_batch_begin=ask)
+    epochs = runs.pretrain(
+        model, dataset(), run_dir, epochs=2, callbacks=[asking]
+    )
+    assert (epochs, int(model.optimizer.iterations)) == (1, 8)
     with strategy.scope():
         for variable in (*model.variables, *model.optimizer.variables):
             variable.assign(keras.ops.zeros_like(variable))
-    if strategy.extended.should_checkpoint:
-        runs.update_summary(run_dir, {"finished": False})
-    replicas.check_agreement(strategy, 1)  # And waits for the chief.
+    replicas.check_agreement(strategy, 8)  # And waits for the chief.
 
 
 def check_what_machines_exchange(strategy):
@@ -72,7 +84,7 @@ def check_what_machines_exchange(strategy):
     assert logs["knn_accuracy"] == right.accuracy
     chance = np.log(2 * 8 - 1)
     np.testing.assert_allclose(logs["loss_over_chance"], logs["loss"] / chance)
-    with pytest.raises(ValueError, match=r"average of epoch 0\.5"):
+    with pytest.raises(ValueError, match=r"average of step 0\.5"):
         replicas.check_agreement(strategy, strategy.cluster_resolver.task_id)
 
 
@@ -81,7 +93,7 @@ def main(run_dir, path):
     keras.config.set_floatx("float64")
     keras.config.set_dtype_policy("float64")
     model = build_model(strategy)
-    stop_after_one_epoch(model, strategy, run_dir)
+    stop_within_an_epoch(model, strategy, run_dir)
     train(model, run_dir, path)
     check_what_machines_exchange(strategy)
 
