@@ -129,6 +129,7 @@ def agreed_by_workers(strategy):
 
     def share(counts):
         replica = tf.distribute.get_replica_context()
+        counts = tf.identity(counts)  # Which is on the replica's device.
         return replica.all_reduce(tf.distribute.ReduceOp.SUM, counts)
 
     shared = tf.function(lambda counts: strategy.run(share, (counts,)))

@@ -118,23 +118,30 @@ class Stream:
         steps = steps_per_epoch or self._length
         if steps <= 0:
             return
-        at_once = steps_per_execution
-        self.arguments = self._read(dataset, steps, at_once, is_timed)
+        options = steps_per_execution, is_timed
+        self.arguments = self._read(dataset, steps, *options)
         if self.unfinished:
-            left = steps - unfinished.step
-            self.rest = self._read(dataset, left, at_once, is_timed)
+            behind = unfinished.step
+            left = steps - behind
+            behind = 0 if self._begins_anywhere else behind
+            self.rest = self._read(dataset, left, *options, behind)
 
-    def _read(self, dataset, steps, steps_per_execution, is_timed):
+    @property
+    def _begins_anywhere(self):
+        """Whether what is behind need not be read: places in a batch, or 0."""
+        may_skip = self.unfinished and self.unfinished.skips
+        return may_skip and places_in_a_batch(self._source)
+
+    def _read(self, dataset, steps, steps_per_execution, is_timed, behind=0):
         """Arguments of `fit`, for epochs of so many steps."""
-        may_skip = self._steps or self.unfinished or steps_per_execution > 1
-        if may_skip:
+        if self._steps or steps_per_execution > 1:
             skipped = calling(lambda _: np.int64(self._skipped))
             # Nothing is drawn before it is read.
             stream = tf.data.Dataset.from_tensors(0).flat_map(
                 lambda x: dataset.repeat().skip(skipped(x))
             )
-        else:
-            stream = dataset.repeat()
+        else:  # Replicas know the size of such batches.
+            stream = dataset.repeat().skip(behind)
         if steps_per_execution > 1:
             batches = iter(stream.with_options(dataset.options()))
             stream = tf.data.Dataset.range(steps).map(
@@ -206,9 +213,7 @@ class Stream:
         if not passes or is_shuffled(self._source):
             for _ in range(number - drawn):
                 iter(self._source)  # Has the order of the next epoch drawn.
-        size = places_in_a_batch(self._source)
-        if not (behind and self.unfinished.skips):
-            size = 0
+        size = self._begins_anywhere if behind else 0
         for each in passes:
             each.number, each.behind = number, size * self._skipped
         if passes and size:

@@ -282,7 +282,7 @@ def _train(place):
 
         def on_train_batch_end(self, batch, logs=None):
             if is_chief:
-                step = int(model.optimizer.iterations)
+                step = model.optimizer.iterations.numpy()
                 os.write(file, f"{step} {time.time()}\n".encode())
             time.sleep(_PAUSE)
 
