@@ -80,7 +80,7 @@ class Checkpoints(keras.callbacks.Callback):
             _checks.integer("keep_every", keep_every, minimum=1)
         self._keep_every = keep_every
         self.is_asked = lambda: False
-        # Of the model that is kept.
+        # Of the model that is kept, or was before.
         self.epochs, self.steps, self.weights = 0, 0, None
         self.place, self._directory = (0, 0), None
 
@@ -93,6 +93,8 @@ class Checkpoints(keras.callbacks.Callback):
         else:  # All workers must take part in saving.
             self._directory = tempfile.TemporaryDirectory()
             self.run_dir = pathlib.Path(self._directory.name)
+        if self.steps:  # What was killed may have left an older model.
+            self.save_model()
         self._latest, self._failures = time.monotonic(), 0
 
     def on_train_end(self, logs=None):

@@ -31,9 +31,9 @@ def kept(error, model, dataset, keeper):
         keeper: The `Checkpoints` of that `fit`.
 
     Returns:
-        The error to raise. With several workers, each of which may have
-        failed by itself, nothing is kept. Nor is the batch of a dataset that
-        somebody shuffles: it cannot be read again.
+        The error to raise. Nothing is kept with several workers, each of which
+        may have failed by itself, or where the system fails. Nor is the batch
+        of a dataset that somebody shuffles: it cannot be read again.
 
     Example:
 
@@ -42,7 +42,7 @@ def kept(error, model, dataset, keeper):
         raise kept(error, model, dataset, keeper) from None
     ```
     """
-    if has_workers(model.distribute_strategy):
+    if has_workers(model.distribute_strategy) or isinstance(error, OSError):
         return error
     keeper.keep_within()
     if not isinstance(error, elements.BatchError):

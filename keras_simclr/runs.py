@@ -389,54 +389,52 @@ def pretrain(
     run_dir, summary = pathlib.Path(run_dir), dict(summary or {})
     check_can_run(run_dir, flags, accept_changed_data, more_epochs)
     keeper = Checkpoints(run_dir, **{"minutes": 15, **(keeping or {})})
+    is_chief = model.distribute_strategy.extended.should_checkpoint
     alone = contextlib.nullcontext()
-    if model.distribute_strategy.extended.should_checkpoint:
+    if is_chief:
         _files.check_can_write(run_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
         alone = _files.locked(run_dir)
     with alone, _terminal.deferred() as came:
         keeper.is_asked = lambda: bool(came)
-        first, callbacks = _begin(
-            model,
-            dataset,
-            run_dir,
-            epochs,
-            flags,
-            summary,
-            accept_changed_data,
-            [logs.Pace(progress), *callbacks],
-        )
+        first = _go_on(model, dataset, run_dir, summary, accept_changed_data)
+        callbacks = [logs.Pace(progress), *callbacks]
+        if is_chief:
+            write_text(run_dir / FLAGS, flags)
+            behind = first if first < epochs else 0
+            callbacks += _write_beginning(run_dir, summary, behind, callbacks)
+            callbacks += [logs.Log(run_dir / LOG, first)]
+        if "start" in summary and not first and not model.unfinished:
+            _start(model, dataset, run_dir, is_chief)
         return _train(model, dataset, epochs, first, callbacks, keeper)
 
 
-def _begin(model, dataset, run_dir, epochs, flags, summary, accepts, callbacks):
-    """Brings a run to where it goes on; epochs trained, and all callbacks."""
-    strategy = model.distribute_strategy
-    is_chief = strategy.extended.should_checkpoint
+def _go_on(model, dataset, run_dir, summary, accepts):
+    """Brings a model to where its run goes on; whole epochs that it has made.
+
+    The summary gets what the data were before.
+    """
     earlier = _earlier_data(run_dir, summary.get("data"), accepts)
     first = restore(model, run_dir)
     _check_goes_on(run_dir, summary, first)
-    check_agreement(strategy, int(model.optimizer.iterations.numpy()))
+    steps = model.optimizer.iterations
+    check_agreement(model.distribute_strategy, int(steps.numpy()))
     if earlier:
         earlier[-1].setdefault("epochs_trained", first)
         summary["earlier_data"] = earlier
         # As if it had been trained on these: the schedule ends when it does.
         behind = model.unfinished.step if model.unfinished else 0
-        model.optimizer.iterations.assign(first * len(dataset) + behind)
+        steps.assign(first * len(dataset) + behind)
+    return first
+
+
+def _write_beginning(run_dir, summary, first, callbacks):
+    """Writes what is known of a run before it trains on; who adds to it."""
     doctors = logs.doctors_among(callbacks)
-    if is_chief:
-        write_text(run_dir / FLAGS, flags)
-        known = _known_before(run_dir, summary, first if first < epochs else 0)
-        known |= logs.findings_before(known, first, doctors)
-        write_summary(run_dir, known)
-        callbacks = [
-            *callbacks,
-            logs.keeping(lambda x: update_summary(run_dir, x), doctors),
-            logs.Log(run_dir / LOG, first),
-        ]
-    if "start" in summary and not first and not model.unfinished:
-        _start(model, dataset, run_dir, is_chief)
-    return first, callbacks
+    known = _known_before(run_dir, summary, first)
+    known |= logs.findings_before(known, first, doctors)
+    write_summary(run_dir, known)
+    return [logs.keeping(lambda x: update_summary(run_dir, x), doctors)]
 
 
 def _train(model, dataset, epochs, first, callbacks, keeper):
@@ -458,8 +456,11 @@ def _train(model, dataset, epochs, first, callbacks, keeper):
         is_kept = keeper.steps == model.optimizer.iterations.numpy()
         if is_chief and not is_kept and keeper.is_worth_keeping():
             keeper.save_model()
-    except ValueError as error:
-        raise failures.kept(error, model, dataset, keeper) from None
+    except Exception as error:
+        told = failures.kept(error, model, dataset, keeper)
+        if told is error:
+            raise
+        raise told from None
     finally:
         keeper.on_train_end()
         if is_chief:

@@ -290,20 +290,20 @@ class TestAnyStep:
     @pytest.mark.parametrize("source", SOURCES)
     def test_a_run_goes_on_from_any_step(self, source, photos, tmp_path):
         whole_dir = tmp_path / "whole"
-        done, whole = train(source, whole_dir, place=photos)
-        assert done == 3
-        for step in (1, 4, 5, 8, 12):
+        _, whole = train(source, whole_dir, place=photos, epochs=2)
+        for step in (1, 5, 8) if source is arrays else (7,):
             run_dir = tmp_path / f"stopped-{step}"
-            first, _ = train(source, run_dir, AskedTo(step), place=photos)
+            stop = AskedTo(step)
+            first, _ = train(source, run_dir, stop, place=photos, epochs=2)
             assert first == step // 5
-            done, model = train(source, run_dir, place=photos)
-            assert done == 3
+            done, model = train(source, run_dir, place=photos, epochs=2)
+            assert done == 2
             assert_same(run_dir, model, whole_dir, whole)
 
     @pytest.mark.usefixtures("in_graphs")
     def test_a_run_may_be_stopped_again_and_again(self, tmp_path):
         done, whole = train(arrays, tmp_path / "whole")
-        for step in (2, 3, 7, 14):
+        for step in (2, 3, 14):
             train(arrays, tmp_path / "run", AskedTo(step))
         done, model = train(arrays, tmp_path / "run")
         assert done == 3
