@@ -92,14 +92,14 @@ def _tried(workers, number, count, rng):
             moment = rng.uniform(0, _LONGEST) if made < count else None
             end = training.finish(number, moment, rng.randrange(workers))
             touched += foreign is not None and _put_foreign(place) != foreign
-            if end is None:
-                equal.append(_contents(place) == expected)
-                place = None
-            else:
+            if end is not None:
                 made += 1
                 ends.append(end.seconds)
                 lost.append(end.kept(place))
                 report(f"{number.name} {made} of {count}: {end}")
+            if _is_finished(place):  # Also if it was killed after that.
+                equal.append(_contents(place) == expected)
+                place = None
     return {
         "workers": workers,
         "signal": number.name,
@@ -133,6 +133,11 @@ class _End:
         return f"after step {self.steps[-1][0]}"
 
 
+def _is_finished(place):
+    path = place / "summary.json"
+    return path.exists() and json.loads(path.read_text()).get("finished")
+
+
 def _step_of(name):
     numbers = [int(x) for x in name.split(".")[0].split("-") if x.isdigit()]
     epochs, step = (*numbers, 0)[:2]
@@ -145,6 +150,7 @@ class _Training:
     def __init__(self, place, workers):
         self._place, self._log = place, place.with_name(f"{place.name}.steps")
         self._log.unlink(missing_ok=True)
+        self._errors = place.with_name(f"{place.name}.stderr")
         addresses = [f"localhost:{_free_port()}" for _ in range(workers)]
         self._processes = []
         for index in range(workers):
@@ -159,7 +165,7 @@ class _Training:
                 subprocess.Popen(
                     [sys.executable, __file__, f"--train={place}"],
                     env=environment,
-                    stderr=subprocess.DEVNULL,
+                    stderr=self._errors.open("ab"),
                 )
             )
 
@@ -180,7 +186,8 @@ class _Training:
         if not self._are_running():
             codes = [process.wait() for process in self._processes]
             if any(codes):
-                raise RuntimeError(f"A training has failed: {codes}")
+                said = self._errors.read_text()[-2000:]
+                raise RuntimeError(f"A training has failed: {codes}. {said}")
             return None
         when = time.time()
         self._processes[victim].send_signal(number)
