@@ -399,12 +399,17 @@ def pretrain(
         keeper.is_asked = lambda: bool(came)
         first = _go_on(model, dataset, run_dir, summary, accept_changed_data)
         callbacks = [logs.Pace(progress), *callbacks]
+        is_begun = bool(first or model.unfinished)
         if is_chief:
             write_text(run_dir / FLAGS, flags)
-            behind = first if first < epochs else 0
-            callbacks += _write_beginning(run_dir, summary, behind, callbacks)
+            resumed = [first] if is_begun and first < epochs else []
+            known = _known_before(run_dir, summary, resumed)
+            callbacks += _write_beginning(run_dir, known, first, callbacks)
             callbacks += [logs.Log(run_dir / LOG, first)]
-        if "start" in summary and not first and not model.unfinished:
+        if is_begun:
+            keeper.epochs, keeper.weights = first, weights_digest(model)
+            keeper.steps = int(model.optimizer.iterations.numpy())
+        elif "start" in summary:
             _start(model, dataset, run_dir, is_chief)
         return _train(model, dataset, epochs, first, callbacks, keeper)
 
@@ -428,10 +433,9 @@ def _go_on(model, dataset, run_dir, summary, accepts):
     return first
 
 
-def _write_beginning(run_dir, summary, first, callbacks):
+def _write_beginning(run_dir, known, first, callbacks):
     """Writes what is known of a run before it trains on; who adds to it."""
     doctors = logs.doctors_among(callbacks)
-    known = _known_before(run_dir, summary, first)
     known |= logs.findings_before(known, first, doctors)
     write_summary(run_dir, known)
     return [logs.keeping(lambda x: update_summary(run_dir, x), doctors)]
@@ -440,10 +444,7 @@ def _write_beginning(run_dir, summary, first, callbacks):
 def _train(model, dataset, epochs, first, callbacks, keeper):
     """What `pretrain` does from there; epochs trained."""
     is_chief = model.distribute_strategy.extended.should_checkpoint
-    run_dir, begun = keeper.run_dir, model.optimizer.iterations.numpy()
-    if begun:
-        keeper.epochs, keeper.weights = first, weights_digest(model)
-        keeper.steps = int(begun)
+    run_dir = keeper.run_dir
     try:
         model.fit(
             dataset,
@@ -470,13 +471,13 @@ def _train(model, dataset, epochs, first, callbacks, keeper):
     return keeper.epochs
 
 
-def _known_before(run_dir, summary, first):
+def _known_before(run_dir, summary, resumed):
     """What is known of a run before it trains on: not of its next weights."""
     known = {**read_summary(run_dir), **summary}
     for name in (*cards.TRAINED, "weights", "finished"):
         known.pop(name, None)
-    if first:
-        known["resumed"] = [*known.get("resumed", ()), first]
+    if resumed:
+        known["resumed"] = [*known.get("resumed", ()), *resumed]
     return sorted_evaluations(known, None)
 
 

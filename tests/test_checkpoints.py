@@ -307,6 +307,7 @@ class TestAnyStep:
             train(arrays, tmp_path / "run", AskedTo(step))
         done, model = train(arrays, tmp_path / "run")
         assert done == 3
+        assert runs.read_summary(tmp_path / "run")["resumed"] == [0, 0, 2]
         assert_same(tmp_path / "run", model, tmp_path / "whole", whole)
 
     @pytest.mark.usefixtures("in_graphs")
