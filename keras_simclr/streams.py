@@ -1,5 +1,6 @@
 """The batches of a `fit`: one iterator, from anywhere; how far training is."""
 
+import logging
 import time
 import typing
 import warnings
@@ -17,6 +18,8 @@ from keras_simclr.orders import (
     passes_of,
     places_in_a_batch,
 )
+
+_logger = logging.getLogger("keras_simclr")
 
 # How often `fit` has iterated a dataset of somebody else's.
 _drawn = weakref.WeakKeyDictionary()
@@ -214,6 +217,12 @@ class Stream:
             for _ in range(number - drawn):
                 iter(self._source)  # Has the order of the next epoch drawn.
         size = self._begins_anywhere if behind else 0
+        if behind and not size:
+            _logger.warning(
+                "Reads %d batches of epoch %d once more, to go on after them",
+                behind,
+                epoch + 1,
+            )
         for each in passes:
             each.number, each.behind = number, size * self._skipped
         if passes and size:

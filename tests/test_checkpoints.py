@@ -288,7 +288,9 @@ def assert_same(run_dir, model, whole_dir, whole):
 
 class TestAnyStep:
     @pytest.mark.parametrize("source", SOURCES)
-    def test_a_run_goes_on_from_any_step(self, source, photos, tmp_path):
+    def test_a_run_goes_on_from_any_step(
+        self, source, photos, tmp_path, caplog
+    ):
         whole_dir = tmp_path / "whole"
         _, whole = train(source, whole_dir, place=photos, epochs=2)
         for step in (1, 5, 8) if source is arrays else (7,):
@@ -299,6 +301,9 @@ class TestAnyStep:
             done, model = train(source, run_dir, place=photos, epochs=2)
             assert done == 2
             assert_same(run_dir, model, whole_dir, whole)
+            # Files and arrays need not be, if all can be read.
+            is_told = f"Reads {step % 5} batches of epoch" in caplog.text
+            assert is_told == (source not in (arrays, folder) and step % 5 > 0)
 
     @pytest.mark.usefixtures("in_graphs")
     def test_a_run_may_be_stopped_again_and_again(self, tmp_path):
@@ -533,6 +538,50 @@ class TestDisk:
         ):
             train(arrays, tmp_path / "run", disk)
         assert len(run_logs.untimed(tmp_path / "run" / "log.csv")) == 3
+
+
+def mount(place, size, *more):
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}{''.join(more)}"]
+    return subprocess.run(
+        [*command, "tmpfs", place], capture_output=True, check=False
+    )
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 320 kilobytes, and what gives it more room."""
+    (tmp_path / "disk").mkdir()
+    if mount(tmp_path / "disk", "320k").returncode:
+        pytest.skip("Only root may mount a disk.")
+    yield (
+        tmp_path / "disk",
+        lambda: mount(tmp_path / "disk", "64m", ",remount"),
+    )
+    subprocess.run(["umount", "-l", tmp_path / "disk"], check=True)
+
+
+def test_a_disk_that_is_full_loses_nothing(small_disk, tmp_path):
+    disk, grow = small_disk
+    keeping = {"keep": 99}
+    _, whole = train(arrays, tmp_path / "whole", epochs=12)
+    with (
+        pytest.warns(UserWarning, match="Training goes on"),
+        pytest.raises(OSError, match="No space left on device"),
+    ):
+        runs.pretrain(
+            tiny_model(), arrays(None), disk / "run", epochs=99, keeping=keeping
+        )
+    assert not list((disk / "run").glob("staged-*"))
+    kept = runs.load_model(disk / "run")
+    before = int(kept.optimizer.iterations)
+    assert 5 <= before < 12 * 5
+    grow()
+    model = tiny_model()
+    epochs = runs.pretrain(
+        model, arrays(None), disk / "run", epochs=12, keeping=keeping
+    )
+    assert epochs == 12
+    assert_same(disk / "run", model, tmp_path / "whole", whole)
 
 
 @pytest.fixture
