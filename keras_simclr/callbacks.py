@@ -598,7 +598,7 @@ def _written(run_dir):
         try:
             names = json.loads(path.read_text())["files"]
             return [name for name in names if _NAME.fullmatch(name)]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise ValueError(
                 f"{_RECORD} must be what `Checkpoints` wrote. Received: "
                 f"{str(path)!r}, which is not. Move it elsewhere"
@@ -645,8 +645,8 @@ def restore(model, run_dir):
         try:
             model.load_weights(path)
             trouble = _divergence(model)
-        except (OSError, RuntimeError, KeyError) as error:
-            trouble = error
+        except (OSError, RuntimeError, KeyError, ValueError) as error:
+            trouble = " ".join(str(error).split())
         if not trouble:
             return int(_NAME.fullmatch(path.name)[1])
         warnings.warn(

@@ -59,6 +59,9 @@ def read_log(path, chance=None, marks=()):
     Returns:
         `History`; None if there is no such file, or no line in it.
 
+    Raises:
+        ValueError: If it is no CSV file.
+
     Example:
 
     ```python
@@ -68,8 +71,14 @@ def read_log(path, chance=None, marks=()):
     path = pathlib.Path(path)
     if not path.is_file():
         return None
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        rows = list(csv.DictReader(file))
+    try:
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:
+            rows = list(csv.DictReader(file))
+    except csv.Error as error:
+        raise ValueError(
+            f"A log must be a CSV file. Received: {str(path)!r} ({error}). "
+            "Move it elsewhere"
+        ) from None
     columns = {
         name: np.array([_number(row.get(name)) for row in rows])
         for name in (rows[0] if rows else ())

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_simclr import _files, callbacks, elements, optimizers
+from keras_simclr.csv_files import cell
 from keras_simclr.replicas import has_workers
 
 _AT_ONCE = 32  # Images in memory.
@@ -86,10 +87,14 @@ class Log(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         self._columns, self._rows = [], []
         if self._first and self._path.exists():
-            with self._path.open(newline="") as file:
+            with self._path.open(
+                newline="", encoding="utf-8", errors="replace"
+            ) as file:
                 reader = csv.DictReader(file)
                 self._rows = list(reader)[: self._first]
                 self._columns = list(reader.fieldnames or ())
+            for row in self._rows:  # Lines may be longer than the first.
+                row.pop(None, None)
             self._write()  # More may have been logged.
 
     def on_epoch_end(self, epoch, logs=None):
@@ -102,7 +107,8 @@ class Log(keras.callbacks.Callback):
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, self._columns)
         writer.writeheader()
-        writer.writerows(self._rows)
+        for row in self._rows:  # What was read may be a stranger's.
+            writer.writerow({k: cell(x) for k, x in row.items()})
         with _files.replacing(self._path) as staged:
             staged.write_text(text.getvalue(), newline="")
 

@@ -19,6 +19,7 @@ from keras_simclr import (
     orders,
     pretrained,
     recipe as recipes,
+    records,
 )
 from keras_simclr.callbacks import (
     FLAGS,
@@ -29,6 +30,7 @@ from keras_simclr.callbacks import (
 )
 from keras_simclr.copies import weights_digest
 from keras_simclr.features import settle_on
+from keras_simclr.keras_files import load_network
 from keras_simclr.replicas import check_agreement
 
 LOG, _SUMMARY = "log.csv", "summary.json"
@@ -241,7 +243,7 @@ def encoders_beside(run_dir, names, report=print):
         )
     name = read_summary(run_dir).get("start", {}).get("name", START)
     report(f"Beside it its start, {name}, as it was before.")
-    return {**encoders, "start": keras.models.load_model(path)}
+    return {**encoders, "start": load_network(path)}
 
 
 def _begin(model, dataset, run_dir, is_chief):
@@ -519,7 +521,7 @@ def as_seen(data, directory, channels):
     >>> as_seen(data, "runs/photos", 1).channels
     1
     """
-    bits = int(recorded_flags(directory).get("bits", 8))
+    bits = records.bits_of(recorded_flags(directory), directory)
     for name, seen in (("channels", channels), ("bits", bits)):
         given = getattr(data, name)
         if given not in (None, seen):
@@ -644,9 +646,7 @@ def load_model(run_dir):
             f"A run directory must hold {MODEL}, written by `pretrain`. "
             f"Received: {str(run_dir)!r}"
         )
-    model = keras.models.load_model(path)
-    copies.check_finite(model)
-    return model
+    return load_network(path, f"{MODEL} of a run")
 
 
 def update_summary(run_dir, entries):
@@ -689,8 +689,10 @@ def read_summary(run_dir):
     if not path.exists():
         return {}
     try:
-        return {**json.loads(path.read_text("utf-8"))}
-    except (ValueError, TypeError) as error:
+        summary = {**json.loads(path.read_text("utf-8"))}
+        records.check_summary(summary)
+        return summary
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{_SUMMARY} must be the JSON object that was written there. "
             f"Received: {str(path)!r} ({error}). Mend it, or move it elsewhere"
