@@ -22,7 +22,7 @@ _ROOM, _TIMES = 1 << 28, 8
 _LONGEST_REASON = 300  # Characters.
 
 
-def load_network(path, what="A network"):
+def load_network(path, what="A network", kind=keras.Model):
     """Loads a Keras model from a file that may be anybody's.
 
     No code of the file runs: Keras's safe mode refuses layers that hold some.
@@ -32,14 +32,15 @@ def load_network(path, what="A network"):
     Args:
         path: Path of a `.keras` file.
         what: What it must be, for errors.
+        kind: Class that the model must be of.
 
     Returns:
         The model.
 
     Raises:
         OSError: If it cannot be read.
-        ValueError: If it is broken, refused by Keras, or false in what it says;
-            or if its weights are not finite.
+        ValueError: If it is broken, refused by Keras, of another kind, or false
+            in what it says; or if its weights are not finite.
 
     Example:
 
@@ -54,6 +55,8 @@ def load_network(path, what="A network"):
             room = _ROOM + _TIMES * _checked(path)
         with _limited(room):
             model = keras.models.load_model(path)
+        if not isinstance(model, kind):
+            raise TypeError(f"it holds no {kind.__name__}, but {model!r}")
     except Exception as error:  # Of any kind, from anywhere.
         if archives.is_of_system(error):
             raise

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_simclr import _files, callbacks, elements, optimizers
+from keras_simclr import _files, callbacks, curves, elements, optimizers
 from keras_simclr.csv_files import cell
 from keras_simclr.replicas import has_workers
 
@@ -87,14 +87,8 @@ class Log(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         self._columns, self._rows = [], []
         if self._first and self._path.exists():
-            with self._path.open(
-                newline="", encoding="utf-8", errors="replace"
-            ) as file:
-                reader = csv.DictReader(file)
-                self._rows = list(reader)[: self._first]
-                self._columns = list(reader.fieldnames or ())
-            for row in self._rows:  # Lines may be longer than the first.
-                row.pop(None, None)
+            self._columns, rows = curves.read_rows(self._path)
+            self._rows = rows[: self._first]
             self._write()  # More may have been logged.
 
     def on_epoch_end(self, epoch, logs=None):

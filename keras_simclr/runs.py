@@ -31,6 +31,7 @@ from keras_simclr.callbacks import (
 from keras_simclr.copies import weights_digest
 from keras_simclr.features import settle_on
 from keras_simclr.keras_files import load_network
+from keras_simclr.model import SimCLRModel
 from keras_simclr.replicas import check_agreement
 
 LOG, _SUMMARY = "log.csv", "summary.json"
@@ -646,7 +647,7 @@ def load_model(run_dir):
             f"A run directory must hold {MODEL}, written by `pretrain`. "
             f"Received: {str(run_dir)!r}"
         )
-    return load_network(path, f"{MODEL} of a run")
+    return load_network(path, "The model of a run", SimCLRModel)
 
 
 def update_summary(run_dir, entries):

@@ -128,7 +128,7 @@ def _of_bytes(data, rng):
 # JSON.
 
 
-def _hostile_layers():
+def hostile_layers():
     """What Keras was once made to run code, or to read files, with."""
 
     def function(module, name, kind="function"):
@@ -148,7 +148,9 @@ def _hostile_layers():
         }
 
     code = keras.saving.serialize_keras_object(
-        keras.layers.Lambda(lambda x: [__import__("os").system(_RUN), x][1])
+        keras.layers.Lambda(
+            lambda x: [__import__("os").system("touch canary"), x][1]
+        )
     )
     dense = {"name": "dense", "units": 4}
     return [
@@ -206,7 +208,7 @@ def _of_json(data, rng):
                 for x, key in places
                 if isinstance(x[key], dict) and "class_name" in x[key]
             ]
-            values = _hostile_layers()
+            values = hostile_layers()
         else:
             values = _ODD
         place, key = rng.choice(places)
@@ -246,7 +248,7 @@ def _of_text(data, rng):
 # Archives.
 
 
-def _joined(members, packing=zipfile.ZIP_STORED, bomb=None):
+def joined(members, packing=zipfile.ZIP_STORED, bomb=None):
     """A zip file of pairs of names and bytes; one may be called a bomb."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
@@ -289,7 +291,7 @@ def _of_zip(data, rng, inner):
     name, contents = members[place]
     packing = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)[rng.randrange(2)]
     if choice == 1:
-        return _joined(members, bomb=name)
+        return joined(members, bomb=name)
     if choice == 2:
         others = ("../" * 9 + CANARY, f"/{CANARY}", f"a/../../{CANARY}", "x")
         members[place] = others[rng.randrange(4)], contents
@@ -299,7 +301,7 @@ def _of_zip(data, rng, inner):
         members.append((f"assets/../../{CANARY}", b"x"))
     else:
         members[place] = name, inner(name, contents, rng)
-    return _joined(members, packing)
+    return joined(members, packing)
 
 
 # HDF5.
@@ -349,7 +351,7 @@ def _npy(array, allow=False):
     return file.getvalue()
 
 
-def _pickled():
+def pickled():
     array = np.empty(2, object)
     array[:] = _Pickled()
     return _npy(array, True)
@@ -358,7 +360,7 @@ def _pickled():
 def _of_npy(data, rng):
     choice = rng.randrange(5)
     if choice == 0:
-        return _pickled()
+        return pickled()
     if choice > 1:
         return _of_bytes(data, rng)
     shapes = ("(99999999999,)", "(-1, 8, 8, 3)", "(2**40,)", "(8,) * 40", "()")
@@ -486,7 +488,14 @@ def _model():
     return model
 
 
-_SUMMARY = {
+ROW = {
+    "features": "h",
+    "probe": "linear",
+    "labels": "all",
+    "accuracy": 0.5,
+    "interval": [0.4, 0.6],
+}
+SUMMARY = {
     "command": "pretrain",
     "data": {"source": "photos", "sha256": "0" * 64, "files": 24},
     "earlier_data": [{"sha256": "1" * 64, "epochs_trained": 1}],
@@ -499,15 +508,7 @@ _SUMMARY = {
     "findings": [{"epoch": 1, "name": "slow", "text": "It is slow."}],
     "finished": True,
     "weights": "0" * 64,
-    "rows": [
-        {
-            "features": "h",
-            "probe": "linear",
-            "labels": "all",
-            "accuracy": 0.5,
-            "interval": [0.4, 0.6],
-        }
-    ],
+    "rows": [ROW],
     "evaluation": {"weights": "0" * 64, "verdict": "It is good."},
     "earlier_evaluations": [{"evaluation": {"weights": "1" * 64}}],
 }
@@ -516,8 +517,8 @@ _SUMMARY = {
 def _run():
     """What `pretrain` writes beside the weights."""
     weights = copies.weights_digest(_model())
-    summary = {**_SUMMARY, "weights": weights}
-    summary["evaluation"] = {**_SUMMARY["evaluation"], "weights": weights}
+    summary = {**SUMMARY, "weights": weights}
+    summary["evaluation"] = {**SUMMARY["evaluation"], "weights": weights}
     flags = "--batch_size=8\n--bits=8\n--data=.\n--epochs=2\n--seed=0\n"
     return {
         "summary.json": json.dumps(summary).encode(),
@@ -604,7 +605,7 @@ def _table_npz():
 
 
 def _zipped(**arrays):
-    return _joined([(f"{k}.npy", _npy(x)) for k, x in arrays.items()])
+    return joined([(f"{k}.npy", _npy(x)) for k, x in arrays.items()])
 
 
 def _images_npz():
@@ -726,7 +727,7 @@ def _picture(directory):
     """As `scan` and as training read a file; broken ones are counted there."""
     path = _only(directory)
     row = scanning.examine(path.name, lambda: path.open("rb"))
-    for channels, bits in ((3, 8), (1, 16), (5, 8)):
+    for channels, bits in ((3, 8), (5, 16)):
         with contextlib.suppress(tf.errors.OpError):
             _decoder(channels, bits)(path.read_bytes())
     return row
@@ -902,7 +903,12 @@ def _of_error(error, directory):
         wrong = "not on purpose"
     elif "\n" in text.strip() or len(text) > _LONGEST:
         wrong = "not one sentence"
-    elif not any(x.name in text for x in (directory, *directory.iterdir())):
+    elif any(isinstance(x, MemoryError) for x in _chain(error)):
+        wrong = "without memory"
+    elif not (
+        isinstance(error, FileNotFoundError)  # Of what a file names.
+        or any(x.name in text for x in (directory, *directory.iterdir()))
+    ):
         wrong = "without the file's name"
     else:
         return "sentence"
@@ -910,3 +916,9 @@ def _of_error(error, directory):
 
 
 _LONGEST = 2000
+
+
+def _chain(error):
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

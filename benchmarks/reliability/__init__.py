@@ -1,0 +1,1 @@
+"""What becomes of faults, many times over."""
