@@ -12,7 +12,12 @@ import tensorflow as tf
 
 from keras_simclr import elements, fit_data, records, trials
 from keras_simclr._checks import finite_rows
-from keras_simclr._files import check_is_free, check_is_new, valid_names
+from keras_simclr._files import (
+    check_is_free,
+    check_is_new,
+    in_one_line,
+    valid_names,
+)
 from keras_simclr.augmentations import to_float
 from keras_simclr.callbacks import FLAGS
 from keras_simclr.copies import check_finite, examples_for, plain_copy
@@ -273,12 +278,19 @@ def write_predictions(directory, dataset, path, names=None, progress=None):
     """
     check_is_new("path", path)
     directory = _checked(directory)
-    shape = load_classifier(directory).input_shape
+    classifier = load_classifier(directory)
+    shape = classifier.input_shape
     element = elements.unpack(dataset.element_spec)
     rules = elements.Rules(len(shape) == 4, channels=shape[-1])
     rules.check_at_rest(element)
     classes = class_names(directory)
-    module = tf.saved_model.load(directory / "saved_model")
+    if len(classes) != classifier.output_shape[-1]:
+        raise ValueError(
+            f"{_CLASS_NAMES} must name each of the classifier's outputs. "
+            f"Received: {len(classes)} names for {classifier.output_shape[-1]} "
+            f"in {str(directory)!r}. Copy it again"
+        )
+    module = _module(directory / "saved_model")
     names = None if names is None else list(names)
     total = None if names is None else len(names)
     count = 0
@@ -306,6 +318,18 @@ def write_predictions(directory, dataset, path, names=None, progress=None):
             table.writerows((*row, f"{p:.4f}") for *row, p in rows)
             count += len(places)
     return count
+
+
+def _module(path):
+    """The SavedModel of a classifier; whose it is, is the caller's to know."""
+    try:
+        return tf.saved_model.load(path)
+    except Exception as error:  # Of any kind, from anywhere.
+        text = " ".join(str(error).split())[:300]
+        raise ValueError(
+            "A classifier's directory must hold its whole saved_model. "
+            f"Received: {str(path)!r} ({in_one_line(text)}). Copy it again"
+        ) from error
 
 
 def load_classifier(directory):

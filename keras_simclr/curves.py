@@ -52,7 +52,7 @@ def read_rows(path):
     try:
         with path.open(newline="", encoding="utf-8", errors="replace") as file:
             reader = csv.DictReader(file)
-            rows = list(reader)
+            names, rows = list(reader.fieldnames or ()), list(reader)
     except csv.Error as error:
         raise ValueError(
             f"A log must be a CSV file. Received: {str(path)!r} ({error}). "
@@ -60,7 +60,7 @@ def read_rows(path):
         ) from None
     for row in rows:  # What goes beyond the first line has no name.
         row.pop(None, None)
-    return list(reader.fieldnames or ()), rows
+    return names, rows
 
 
 def read_log(path, chance=None, marks=()):
