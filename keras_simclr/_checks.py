@@ -7,7 +7,8 @@ import re
 
 import numpy as np
 
-_SHOWN = 10  # Of what an error message lists.
+_SHOWN = 10  # Of what an error message lists,
+_LONGEST = 300  # and characters of each.
 
 
 def real_number(name, value, *, low=-math.inf, high=math.inf, rule):
@@ -93,13 +94,22 @@ def seed(name, value):
 
 
 def listing(items):
-    """The first few of a list, in words.
+    r"""The first few of a list, in words: in one line, whatever they are.
 
     >>> listing(range(12))
     '0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ...'
+    >>> listing(["a\nb"])
+    'a\\nb'
     """
     more = ", ..." * (len(items) > _SHOWN)
-    return ", ".join(map(str, items[:_SHOWN])) + more
+    return ", ".join(map(_shortened, items[:_SHOWN])) + more
+
+
+def _shortened(item):
+    text = str(item)
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 2]}...{text[-_LONGEST // 2 :]}"
+    return "".join(x if x.isprintable() else ascii(x)[1:-1] for x in text)
 
 
 def finite_rows(what, rows, names=()):

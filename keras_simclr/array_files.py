@@ -7,7 +7,7 @@ import zipfile
 
 import numpy as np
 
-from keras_simclr import _files
+from keras_simclr import _files, archives
 from keras_simclr.decoding import SMALLEST_SIDE
 from keras_simclr.duplicates import image_keys
 from keras_simclr.scanning import Row, write_manifest
@@ -89,7 +89,7 @@ def _explaining(path):
     except (_Refusal, MemoryError):
         raise
     except Exception as error:  # They raise what they like.
-        if isinstance(error, OSError) and error.errno:
+        if archives.is_of_system(error):
             raise
         text = str(error) or type(error).__name__
         raise ValueError(
@@ -130,6 +130,7 @@ def load_members(path):
     ```
     """
     with _explaining(path), zipfile.ZipFile(path) as archive:
+        archives.check_members(path, archive)
         return {
             name: _member(path, name, archive, member)
             for name, member in _members(archive).items()
@@ -142,6 +143,7 @@ def _members(archive):
 
 def _from_archive(path):
     with _explaining(path), zipfile.ZipFile(path) as archive:
+        archives.check_members(path, archive)
         members = _members(archive)
         if "images" not in members or set(members) - {"images", "labels"}:
             _refuse(
@@ -169,7 +171,8 @@ def _read_member(path, name, archive, member):
     """An array of an archive, in its place if it is not compressed."""
     with archive.open(member) as file:
         if member.compress_type != zipfile.ZIP_STORED:
-            _read_header(path, name, file)
+            shape, _, dtype = _read_header(path, name, file)
+            _check_holds(member.file_size - file.tell(), shape, dtype)
             file.seek(0)
             array = np.lib.format.read_array(file)
             file.read()  # To the end, where the check sum stands.
@@ -189,12 +192,17 @@ def _array_at(path, name, file, start):
     file.seek(start)
     shape, is_fortran, dtype = _read_header(path, name, file)
     size = pathlib.Path(path).stat().st_size - file.tell()
-    if size < int(np.prod(shape, dtype=object)) * dtype.itemsize:
-        raise EOFError("it is cut short")
+    _check_holds(size, shape, dtype)
     if not np.prod(shape, dtype=object):
         return np.zeros(shape, dtype)
     order = "F" if is_fortran else "C"
     return np.memmap(path, dtype, "r", file.tell(), shape, order)
+
+
+def _check_holds(size, shape, dtype):
+    """Refuses a header that promises more than so many bytes behind it."""
+    if size < int(np.prod(shape, dtype=object)) * dtype.itemsize:
+        raise EOFError("it is cut short")
 
 
 def _read_header(path, name, file):

@@ -240,7 +240,7 @@ def readme(card, uses):
     result = card["round_trip"]
     kind = "A SimCLR encoder"
     if teacher := card.get("teacher"):
-        name, weights = _as_text(teacher["name"]), teacher["weights"]
+        name, weights = map(_as_text, (teacher["name"], teacher["weights"]))
         kind = (
             f"An encoder taught by {name}, of the weights {weights} (SHA-256)"
         )
@@ -248,7 +248,7 @@ def readme(card, uses):
         architecture = official.get("architecture", "an unknown architecture")
         kind = (
             "An encoder of weights that the official SimCLR code wrote, "
-            f"{architecture}"
+            f"{_as_text(architecture)}"
         )
     return _README.format(
         kind=kind,
@@ -279,15 +279,15 @@ def _origin(card):
         for row in card["rows"]:
             low, high = (100 * x for x in row["interval"])
             yield (
-                f"| {_as_text(row['features'])} | {row['probe']} | "
-                f"{row['labels']} | {100 * row['accuracy']:.1f} | "
+                f"| {_as_text(row['features'])} | {_as_text(row['probe'])} | "
+                f"{_as_text(row['labels'])} | {100 * row['accuracy']:.1f} | "
                 f"{low:.1f} to {high:.1f} |\n"
             )
         yield "\n"
     if start := card.get("start"):
         yield (
             f"## Start\n\n{_as_text(start['name'])}, an encoder with the "
-            f"weights {start['weights']} (SHA-256)\n\n"
+            f"weights {_as_text(start['weights'])} (SHA-256)\n\n"
         )
     if card.get("recipe"):
         flags = shlex.join(f"--{k}={v}" for k, v in card["recipe"].items())
@@ -296,20 +296,23 @@ def _origin(card):
         yield f"## Recipe\n\n```shell\nkeras-simclr {command} {flags}\n```\n\n"
     if card.get("weights"):
         yield (
-            f"## Weights\n\n{card['weights']} (SHA-256, as from "
+            f"## Weights\n\n{_as_text(card['weights'])} (SHA-256, as from "
             "`keras_simclr.copies.weights_digest` of the model)\n\n"
         )
     for name in ("data", "versions"):
         if card.get(name):
             pairs = ", ".join(
-                f"{k} {_as_text(str(v))}" for k, v in card[name].items()
+                f"{_as_text(k)} {_as_text(v)}" for k, v in card[name].items()
             )
             yield f"## {name.capitalize()}\n\n{pairs}\n\n"
 
 
 def _as_text(name):
-    """A name that people gave, in Markdown: it shows as it is."""
-    return re.sub(r"([\\`*_|\[\]])", r"\\\1", html.escape(in_one_line(name)))
+    """What people gave a name, in Markdown: it shows as it is."""
+    text = html.escape(in_one_line(str(name)))
+    if re.fullmatch("[A-Za-z0-9]+(_[A-Za-z0-9]+)*", text):  # Of ours, mostly.
+        return text
+    return re.sub(r"([\\`*_|\[\]])", r"\\\1", text)
 
 
 def write_hub(card, directory):

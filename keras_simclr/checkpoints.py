@@ -12,7 +12,7 @@ import warnings
 import keras
 import tensorflow as tf
 
-from keras_simclr import _checks, _files, copies, streams
+from keras_simclr import _checks, _files, copies, records, streams
 from keras_simclr.replicas import agreed_by_workers
 
 MODEL, FLAGS = "model.keras", "flags.txt"
@@ -282,8 +282,9 @@ def _read_record(run_dir):
             files = json.loads(path.read_text())["files"]
             if isinstance(files, list):  # Version 0.1 knew nothing of them.
                 files = {name: {} for name in files}
+            records.check_checkpoints(files)
             return {x: known for x, known in files.items() if _place(x)}
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise ValueError(
                 f"{_RECORD} must be what `Checkpoints` wrote. Received: "
                 f"{str(path)!r}, which is not. Move it elsewhere"
@@ -334,8 +335,8 @@ def restore(model, run_dir):
             if not trouble:
                 model.load_weights(path)
                 trouble = _divergence(model)
-        except (OSError, RuntimeError, KeyError) as error:
-            trouble = error
+        except (OSError, RuntimeError, KeyError, ValueError) as error:
+            trouble = " ".join(str(error).split())
         if not trouble:
             epochs, step = _place(path.name)
             if step:

@@ -10,12 +10,18 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_simclr import elements, fit_data, trials
+from keras_simclr import elements, fit_data, records, trials
 from keras_simclr._checks import finite_rows
-from keras_simclr._files import check_is_free, check_is_new, valid_names
+from keras_simclr._files import (
+    check_is_free,
+    check_is_new,
+    in_one_line,
+    valid_names,
+)
 from keras_simclr.augmentations import to_float
 from keras_simclr.checkpoints import FLAGS
 from keras_simclr.copies import check_finite, examples_for, plain_copy
+from keras_simclr.csv_files import cell, path_cell
 from keras_simclr.evaluation import Evaluation, evaluate, with_groups
 from keras_simclr.export import (
     plain_view,
@@ -25,6 +31,7 @@ from keras_simclr.export import (
 from keras_simclr.features import Features, check_fits, representation
 from keras_simclr.finetuning import Tuner
 from keras_simclr.flag_texts import as_flags
+from keras_simclr.keras_files import load_network
 from keras_simclr.labelled import load_labelled
 from keras_simclr.model import SimCLRModel
 from keras_simclr.networks import ProjectionHead
@@ -237,12 +244,14 @@ def export_classifier(directory, output_dir, *, formats):
             f"the command line do. Received: {str(directory)!r}, which sees "
             "another part of it, or not in that size"
         )
-    bits = int(recorded_flags(directory).get("bits", 8))
+    bits = records.bits_of(recorded_flags(directory), directory)
     return write_classifier(model, network, output_dir, names, bits, formats)
 
 
 def write_predictions(directory, dataset, path, names=None, progress=None):
     """Writes a table of the class of every image: path, class, probability.
+
+    As in `tables.write_table`, nothing in it is a formula of a spreadsheet.
 
     Args:
         directory: What `train_classifier` wrote.
@@ -269,12 +278,19 @@ def write_predictions(directory, dataset, path, names=None, progress=None):
     """
     check_is_new("path", path)
     directory = _checked(directory)
-    shape = load_classifier(directory).input_shape
+    classifier = load_classifier(directory)
+    shape = classifier.input_shape
     element = elements.unpack(dataset.element_spec)
     rules = elements.Rules(len(shape) == 4, channels=shape[-1])
     rules.check_at_rest(element)
     classes = class_names(directory)
-    module = tf.saved_model.load(directory / "saved_model")
+    if len(classes) != classifier.output_shape[-1]:
+        raise ValueError(
+            f"{_CLASS_NAMES} must name each of the classifier's outputs. "
+            f"Received: {len(classes)} names for {classifier.output_shape[-1]} "
+            f"in {str(directory)!r}. Copy it again"
+        )
+    module = _module(directory / "saved_model")
     names = None if names is None else list(names)
     total = None if names is None else len(names)
     count = 0
@@ -294,8 +310,8 @@ def write_predictions(directory, dataset, path, names=None, progress=None):
             )
             finite_rows("Probabilities", probabilities, named)
             rows = zip(
-                named,
-                (classes[found] for found in probabilities.argmax(axis=1)),
+                map(path_cell, named),
+                (cell(classes[x]) for x in probabilities.argmax(axis=1)),
                 probabilities.max(axis=1),
                 strict=True,
             )
@@ -304,19 +320,37 @@ def write_predictions(directory, dataset, path, names=None, progress=None):
     return count
 
 
+def _module(path):
+    """The SavedModel of a classifier; whose it is, is the caller's to know."""
+    try:
+        return tf.saved_model.load(path)
+    except Exception as error:  # Of any kind, from anywhere.
+        text = " ".join(str(error).split())[:300]
+        raise ValueError(
+            "A classifier's directory must hold its whole saved_model. "
+            f"Received: {str(path)!r} ({in_one_line(text)}). Copy it again"
+        ) from error
+
+
 def load_classifier(directory):
     """The Keras model of a directory that `train_classifier` wrote."""
     path = _checked(directory) / "classifier.keras"
-    network = keras.models.load_model(path)
-    check_finite(network)
-    return network
+    return load_network(path, "A classifier")
 
 
 def class_names(directory):
     """Tuple of the names of a classifier's probabilities."""
-    return tuple(
-        json.loads((_checked(directory) / _CLASS_NAMES).read_text("utf-8"))
-    )
+    path = _checked(directory) / _CLASS_NAMES
+    try:
+        names = json.loads(path.read_text("utf-8"))
+        if not isinstance(names, list) or {*map(type, names)} != {str}:
+            raise TypeError("something else")
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{_CLASS_NAMES} must be a JSON list of texts. Received: "
+            f"{str(path)!r} ({error}). Copy it again, or mend it"
+        ) from None
+    return tuple(names)
 
 
 def is_classifier(directory):

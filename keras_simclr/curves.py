@@ -47,6 +47,22 @@ class History:
         return float(values[-1]) if len(values) else None
 
 
+def read_rows(path):
+    """Names of a log's columns, and a dictionary of texts for each line."""
+    try:
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:
+            reader = csv.DictReader(file)
+            names, rows = list(reader.fieldnames or ()), list(reader)
+    except csv.Error as error:
+        raise ValueError(
+            f"A log must be a CSV file. Received: {str(path)!r} ({error}). "
+            "Move it elsewhere"
+        ) from None
+    for row in rows:  # What goes beyond the first line has no name.
+        row.pop(None, None)
+    return names, rows
+
+
 def read_log(path, chance=None, marks=()):
     """Reads a log that `pretrain` or `keras.callbacks.CSVLogger` wrote.
 
@@ -59,6 +75,9 @@ def read_log(path, chance=None, marks=()):
     Returns:
         `History`; None if there is no such file, or no line in it.
 
+    Raises:
+        ValueError: If it is no CSV file.
+
     Example:
 
     ```python
@@ -68,11 +87,10 @@ def read_log(path, chance=None, marks=()):
     path = pathlib.Path(path)
     if not path.is_file():
         return None
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        rows = list(csv.DictReader(file))
+    names, rows = read_rows(path)
     columns = {
         name: np.array([_number(row.get(name)) for row in rows])
-        for name in (rows[0] if rows else ())
+        for name in names
         if name and name != "epoch"
     }
     columns = {k: x for k, x in columns.items() if np.isfinite(x).any()}

@@ -9,6 +9,7 @@ import zipfile
 import numpy as np
 
 from keras_simclr import _checks, _files, elements, fit_data
+from keras_simclr.csv_files import path_cell
 from keras_simclr.features import check_fits, representation
 
 
@@ -80,7 +81,9 @@ def _csv(path, batches):
                 columns = [f"h{i}" for i in range(rows.shape[1])]
                 table.writerow(["path"] * bool(names) + columns)
             for place, row in enumerate(rows):
-                table.writerow([*names[place : place + 1], *row])
+                table.writerow(
+                    [*map(path_cell, names[place : place + 1]), *row]
+                )
             count += len(rows)
     return count
 

@@ -6,6 +6,7 @@ import pathlib
 
 import tensorflow as tf
 
+from keras_simclr import csv_files
 from keras_simclr._checks import listing
 from keras_simclr.folders import EncodedImages, numbered_labels
 
@@ -15,8 +16,9 @@ class ImageList(EncodedImages):
 
     Its first line names the columns, which commas separate: `path`, relative to
     the file's folder or absolute, and perhaps `label`, a text; an empty one
-    means none. Further columns are left alone. It is UTF-8. A path that stands
-    there twice counts once.
+    means none, and an apostrophe that keeps it from being a formula of a
+    spreadsheet (`'=a`) is no part of it. Further columns are left alone. It is
+    UTF-8. A path that stands there twice counts once.
 
     Args:
         path: Path of the CSV file.
@@ -105,7 +107,8 @@ class ImageList(EncodedImages):
         values = dict(zip(columns, row, strict=False))
         if not values.get("path", "").strip():
             self._refuse("a path in each line", f"none in line {line}")
-        return line, values["path"], values.get("label", "").strip() or None
+        label = csv_files.text(values.get("label", "").strip())
+        return line, values["path"], label or None
 
     def _refuse(self, rule, received):
         raise ValueError(

@@ -10,7 +10,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_simclr import _files, callbacks, elements, optimizers
+from keras_simclr import _files, callbacks, curves, elements, optimizers
+from keras_simclr.csv_files import cell
 from keras_simclr.replicas import has_workers
 
 _AT_ONCE = 32  # Images in memory.
@@ -87,10 +88,8 @@ class Log(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         self._columns, self._rows = [], []
         if self._first and self._path.exists():
-            with self._path.open(newline="") as file:
-                reader = csv.DictReader(file)
-                self._rows = list(reader)[: self._first]
-                self._columns = list(reader.fieldnames or ())
+            self._columns, rows = curves.read_rows(self._path)
+            self._rows = rows[: self._first]
             self._write()  # More may have been logged.
 
     def on_epoch_end(self, epoch, logs=None):
@@ -103,7 +102,8 @@ class Log(keras.callbacks.Callback):
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, self._columns)
         writer.writeheader()
-        writer.writerows(self._rows)
+        for row in self._rows:  # What was read may be a stranger's.
+            writer.writerow({k: cell(x) for k, x in row.items()})
         with _files.tried(), _files.replacing(self._path) as staged:
             staged.write_text(text.getvalue(), newline="")
 

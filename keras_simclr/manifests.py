@@ -6,6 +6,11 @@ import pathlib
 
 import numpy as np
 
+from keras_simclr import parquet_files
+
+# What each row has, and each row of a usable image.
+_ALWAYS, _OF_IMAGES = ("path", "usable"), ("group", "width", "height")
+
 
 def schema():
     """The columns of a manifest, which `scanning.scan` describes."""
@@ -65,7 +70,6 @@ def read_manifest(manifest):
     ```
     """
     import pyarrow.compute as pc
-    import pyarrow.parquet
 
     received = f"Received: manifest={os.fsdecode(manifest)!r}"
     if not pathlib.Path(manifest).is_file():
@@ -73,16 +77,24 @@ def read_manifest(manifest):
             f"`manifest` must be that of a scan. {received}, which is no file. "
             "Write one with keras-simclr scan"
         )
-    try:
-        table = pyarrow.parquet.ParquetFile(manifest).read()
-        table = table.select(schema().names).cast(schema())
-    except (ValueError, KeyError, OSError) as error:
+
+    def refuse(what):
         raise ValueError(
             "`manifest` must be one that keras-simclr scan wrote. "
-            f"{received} ({error})"
+            f"{received} ({what}). Scan the images anew"
         ) from None
+
+    with parquet_files.explaining(refuse):
+        with parquet_files.open_table(manifest, refuse) as file:
+            missing = set(schema().names) - {*file.schema_arrow.names}
+            if missing:
+                refuse(f"without a column {min(missing)}")
+            table = file.read(schema().names).cast(schema())
     table = table.sort_by("path")
     images = table.filter(table["usable"])
+    for name in (*_ALWAYS, *_OF_IMAGES):
+        if (table if name in _ALWAYS else images)[name].null_count:
+            refuse(f"a row without {name}")
     columns = {
         f"{name}s": images[name].to_numpy().astype("int64")
         for name in ("group", "width", "height")

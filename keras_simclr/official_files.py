@@ -319,6 +319,6 @@ def _layers_before(nodes):
 def _selector(path):
     try:
         selector = json.loads(path.read_text("utf-8"))["ft_proj_selector"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return selector if type(selector) is int else None

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from keras_simclr import _checks, copies, trials
 from keras_simclr._files import NETWORKS
+from keras_simclr.keras_files import load_network
 from keras_simclr.model import SimCLRModel
 from keras_simclr.networks import check_encoder
 
@@ -217,15 +218,7 @@ def _load(path):
             "wrote, a .keras file, keras_applications:NAME or "
             f"keras_hub:PRESET. Received: {str(path)!r}"
         )
-    try:
-        model = keras.models.load_model(found[0])
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            "An encoder must be a file that Keras can load. Received: "
-            f"{str(found[0])!r} ({str(error).splitlines()[0]})"
-        ) from error
-    copies.check_finite(model)
-    return model
+    return load_network(found[0], "An encoder")
 
 
 def encoder_of(model):

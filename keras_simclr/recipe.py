@@ -650,9 +650,21 @@ def from_text(kind, texts):
         if field.name in texts:
             value, flag = texts[field.name], flag_type(field)
             if value is not None:
-                value = value == "true" if flag is bool else flag(value)
+                value = _from_text(field.name, value, flag)
             values[field.name] = value
     return values
+
+
+def _from_text(name, text, kind):
+    if kind is bool:
+        return text == "true"
+    try:
+        return kind(text)
+    except ValueError:
+        raise ValueError(
+            f"`{name}` must be {kind.__name__}, as flags.txt has it. Received: "
+            f"{name}={text[:40]!r}"
+        ) from None
 
 
 def flag_type(field):

@@ -16,6 +16,7 @@ from keras_simclr import (
     thumbnails,
 )
 from keras_simclr.comparisons import choose, compare
+from keras_simclr.csv_files import path_cell
 from keras_simclr.image_sets import ImageSet
 from keras_simclr.maps import lay_out
 from keras_simclr.model import SimCLRModel
@@ -26,7 +27,6 @@ _MOST_COMPARED = 20_000  # All with all: 4 s on one core, of 256 features.
 _VIEWED, _VIEWS = 8, 4
 _PICTURES = 1_250_000  # Signs of all thumbnails in the page: it has 2 MB.
 _ROWS_AT_ONCE = 4_096
-_FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -316,23 +316,6 @@ def _write_first(path, found):
             zip(found.centres.places, accounts.reasons(found), strict=True), 1
         ):
             split = found.splits[found.rows[place]]
-            rows.append((rank, as_cell(found.name(place)), split, reason))
+            rows.append((rank, path_cell(found.name(place)), split, reason))
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([head, *rows])
-
-
-def as_cell(path):
-    """A path that no spreadsheet takes for a formula: of the same file.
-
-    Args:
-        path: Text.
-
-    Returns:
-        Text.
-
-    Example:
-
-    >>> as_cell("=1+1.png"), as_cell("a.png")
-    ('./=1+1.png', 'a.png')
-    """
-    return f"./{path}" if path.startswith(_FORMULAS) else path

@@ -3,7 +3,7 @@
 import json
 import pathlib
 
-from keras_simclr import _files, cards, flag_texts
+from keras_simclr import _files, cards, flag_texts, records
 from keras_simclr.checkpoints import FLAGS
 
 _SUMMARY = "summary.json"
@@ -61,8 +61,10 @@ def read_summary(run_dir):
     if not path.exists():
         return {}
     try:
-        return {**json.loads(path.read_text("utf-8"))}
-    except (ValueError, TypeError) as error:
+        summary = {**json.loads(path.read_text("utf-8"))}
+        records.check_summary(summary)
+        return summary
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{_SUMMARY} must be the JSON object that was written there. "
             f"Received: {str(path)!r} ({error}). Mend it, or move it elsewhere"

@@ -20,6 +20,7 @@ from keras_simclr import (
     orders,
     pretrained,
     recipe as recipes,
+    records,
 )
 from keras_simclr.checkpoints import (
     FLAGS,
@@ -30,6 +31,8 @@ from keras_simclr.checkpoints import (
 )
 from keras_simclr.copies import weights_digest
 from keras_simclr.features import settle_on
+from keras_simclr.keras_files import load_network
+from keras_simclr.model import SimCLRModel
 from keras_simclr.replicas import check_agreement
 from keras_simclr.run_files import (
     read_summary as read_summary,
@@ -252,7 +255,7 @@ def encoders_beside(run_dir, names, report=print):
         )
     name = read_summary(run_dir).get("start", {}).get("name", START)
     report(f"Beside it its start, {name}, as it was before.")
-    return {**encoders, "start": keras.models.load_model(path)}
+    return {**encoders, "start": load_network(path)}
 
 
 def _start(model, dataset, run_dir, is_chief):
@@ -547,7 +550,7 @@ def as_seen(data, directory, channels):
     >>> as_seen(data, "runs/photos", 1).channels
     1
     """
-    bits = int(recorded_flags(directory).get("bits", 8))
+    bits = records.bits_of(recorded_flags(directory), directory)
     for name, seen in (("channels", channels), ("bits", bits)):
         given = getattr(data, name)
         if given not in (None, seen):
@@ -674,6 +677,4 @@ def load_model(run_dir):
             f"A run directory must hold {MODEL}, written by `pretrain`. "
             f"Received: {str(run_dir)!r}"
         )
-    model = keras.models.load_model(path)
-    copies.check_finite(model)
-    return model
+    return load_network(path, "The model of a run", SimCLRModel)

@@ -16,7 +16,7 @@ import weakref
 import numpy as np
 import tensorflow as tf
 
-from keras_simclr import _files
+from keras_simclr import _files, archives, parquet_files
 from keras_simclr._checks import listing
 from keras_simclr.decoding import promised_format
 from keras_simclr.folders import EncodedImages, numbered_labels
@@ -26,6 +26,9 @@ _logger = logging.getLogger("keras_simclr")
 _MOST_MISSING = 10  # Patterns that are looked for in vain.
 _LONGEST_LABEL = 4096  # Bytes.
 _AT_A_TIME = 1 << 22  # Bytes that are read or unpacked at a time.
+_MOST_AT_A_TIME = 1 << 28  # The same, where sizes deceive.
+# A shard may unpack to that much, and to so many times its own size.
+_ROOM, _TIMES = 1 << 30, 1000
 _COMPRESSED = {
     b"\x1f\x8b": "gunzip",
     b"BZh": "bunzip2",
@@ -133,7 +136,10 @@ class _Shards(EncodedImages):
     def _labels(self):
         names = getattr(self, "_class_names", ())
         classes = [self._classes[number] for number in self._numbers]
-        return numbered_labels(classes, names)
+        try:
+            return numbered_labels(classes, names)
+        except ValueError as error:
+            raise ValueError(f"{error}, in {self.source!r}") from None
 
     def contents(self, place):
         """The bytes of the image at a place in `paths`."""
@@ -253,7 +259,9 @@ def _members(path):
                     if not member.isdir():
                         yield member, file
                 end = archive.offset
-        except (tarfile.TarError, ValueError, OverflowError) as error:
+        except (tarfile.TarError, ValueError, OverflowError, OSError) as error:
+            if archives.is_of_system(error):
+                raise
             _refuse_shard(path, f"is broken ({error}). Copy it again")
         file.seek(end)
         if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
@@ -267,6 +275,12 @@ def _members(path):
                 )
 
 
+def _broken(path):
+    return lambda text: _refuse_shard(
+        path, f"is broken ({text}). Copy it again"
+    )
+
+
 def _refuse_shard(path, what):
     raise ValueError(
         f"A shard must be a whole, readable file. Received: {path!r}, which "
@@ -276,7 +290,9 @@ def _refuse_shard(path, what):
 
 def _class_in(file, member):
     text = os.pread(
-        file.fileno(), min(member.size, _LONGEST_LABEL), member.offset_data
+        file.fileno(),
+        max(min(member.size, _LONGEST_LABEL), 0),
+        member.offset_data,
     )
     return text.decode("utf-8", "replace").strip() or None
 
@@ -328,8 +344,6 @@ class ParquetShards(_Shards):
     kind = "parquet"
 
     def _index(self, wanted):
-        import pyarrow as pa
-
         names, classes, found, known = [], [], [], None
         for path, shard in zip(self._shards, self._names, strict=True):
             with _parquet(path) as file:
@@ -337,11 +351,9 @@ class ParquetShards(_Shards):
                     continue
                 column = _image_column(path, file.schema_arrow)
                 found.append((path, column, _files.state(path)))
-                try:
+                with parquet_files.explaining(_broken(path)):
                     paths, labels = _names_and_labels(file, column)
-                except (pa.ArrowException, OSError) as error:
-                    text = " ".join(str(error).split())
-                    _refuse_shard(path, f"is broken ({text}). Copy it again")
+                _check_count(path, file, labels)
                 class_names = _class_names(file.schema_arrow)
             known = class_names if known is None else known
             if class_names != known:
@@ -364,18 +376,13 @@ class ParquetShards(_Shards):
 
 
 def _parquet(path):
-    import pyarrow as pa
-    import pyarrow.parquet
+    def refuse(what):
+        _refuse_shard(path, f"is no Parquet file or broken ({what})")
 
-    try:
-        # Without `pre_buffer` a group of rows is not read as a whole.
-        return pyarrow.parquet.ParquetFile(
-            path, buffer_size=1 << 20, pre_buffer=False
-        )
-    except (pa.ArrowException, OSError) as error:
-        if getattr(error, "errno", None):
-            raise
-        _refuse_shard(path, f"is no Parquet file or broken ({error})")
+    # Without `pre_buffer` a group of rows is not read as a whole.
+    return parquet_files.open_table(
+        path, refuse, buffer_size=1 << 20, pre_buffer=False
+    )
 
 
 def _image_column(path, schema):
@@ -440,7 +447,7 @@ def _class_names(schema):
         notes = json.loads((schema.metadata or {})[b"huggingface"])
         names = notes["info"]["features"]["label"]["names"]
         return tuple(map(str, names))
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return ()
 
 
@@ -466,12 +473,16 @@ def _unpacked(shards):
 
     unpacked, spans, end = _Unpacked(), [], 0
     for number, (path, column, _) in enumerate(shards):
+        first = len(spans)
         with _parquet(path) as file:
-            size = _unpacked_size(file, column)
-            _check_room(path, size)
+            sizes = _sizes(file)
+            _check_room(path, sum(sizes))
             rows = max(file.metadata.num_rows, 1)
-            at_a_time = max(_AT_A_TIME * rows // max(size, 1), 1)
-            try:
+            at_a_time = max(_AT_A_TIME * rows // max(sum(sizes), 1), 1)
+            # Rows may share a value, which is as large as all of them.
+            at_a_time = min(at_a_time, _MOST_AT_A_TIME // max(1, *sizes) + 1)
+            most = end + _ROOM + _TIMES * pathlib.Path(path).stat().st_size
+            with parquet_files.explaining(_broken(path)):
                 for batch in file.iter_batches(
                     min(at_a_time, rows), columns=[column], use_threads=False
                 ):
@@ -483,20 +494,27 @@ def _unpacked(shards):
                         unpacked.file.write(contents)
                         spans.append((number, end, len(contents)))
                         end += len(contents)
-            except (pa.ArrowException, OSError) as error:
-                _refuse_shard(path, f"could not be unpacked ({error})")
+                    if end > most:
+                        _refuse_shard(path, "unpacks to far more than it holds")
+            _check_count(path, file, spans[first:])
     unpacked.file.flush()
     return unpacked, spans
 
 
-def _unpacked_size(file, column):
-    metadata = file.metadata
-    return sum(
-        group.column(place).total_uncompressed_size
-        for group in map(metadata.row_group, range(metadata.num_row_groups))
-        for place in range(group.num_columns)
-        if group.column(place).path_in_schema == column
-    )
+def _check_count(path, file, values):
+    """Refuses a column that is longer or shorter than its file says."""
+    if len(values) != file.metadata.num_rows:
+        _refuse_shard(path, "has columns of several lengths. Copy it again")
+
+
+def _sizes(file):
+    """Bytes of each group of rows, of which a part holds a value once.
+
+    What is known of its columns is not asked for: where that is damaged,
+    PyArrow (seen with 26.0) ends the process.
+    """
+    groups = range(file.metadata.num_row_groups)
+    return [file.metadata.row_group(x).total_byte_size for x in groups]
 
 
 def _check_room(path, size):

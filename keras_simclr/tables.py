@@ -4,6 +4,7 @@ import csv
 import pathlib
 
 from keras_simclr import _files, cards, copies, fingerprints, runs
+from keras_simclr.csv_files import cell, path_cell
 
 _SKIPPED = "skipped.csv"
 
@@ -12,6 +13,10 @@ def write_table(
     output_dir, name, what, write, *, data, source, model, report=print
 ):
     """Writes a row for each image; beside it, of what, and files without one.
+
+    In CSV files nothing is a formula of a spreadsheet: a path that begins like
+    one, with one of `=+-@`, is written as `./path`, which is the same file, and
+    another text with an apostrophe in front.
 
     Args:
         output_dir: Directory to write, new or empty.
@@ -66,7 +71,9 @@ def write_table(
         if is_folder:
             reasons = {**source.left_out, **source.skipped}
             rows = zip(
-                _files.valid_names(reasons), reasons.values(), strict=True
+                map(path_cell, _files.valid_names(reasons)),
+                map(cell, reasons.values()),
+                strict=True,
             )
             with (staged / _SKIPPED).open(
                 "w", newline="", encoding="utf-8", errors="backslashreplace"

@@ -9,13 +9,16 @@ from collections.abc import Callable
 
 import numpy as np
 
-from keras_simclr import array_files
+from keras_simclr import array_files, parquet_files
 from keras_simclr._checks import listing
 from keras_simclr._files import valid_names
 from keras_simclr.elements import unpack
 from keras_simclr.orders import is_shuffled, passes_of
 
-_ROWS_AT_ONCE = 1_000
+_ROWS_AT_ONCE, _AT_ONCE = 1_000, 1 << 24  # And numbers.
+# Numbers in a Parquet file, for each byte of it: where most are zeros there are
+# some 20. Runs of one take no room, and could fill the memory.
+_DENSEST = 256
 # What columns and arrays are called. The vectors may have any name.
 _PATHS, _PLACES = ("path", "paths"), ("place", "places")
 _VECTORS = ("embedding", "representation", "vector")
@@ -73,7 +76,9 @@ class VectorTable:
             for names in (_PATHS, _PLACES)
         )
         if self.paths is not None:
-            is_right = all(isinstance(path, str) for path in self.paths)
+            is_right = isinstance(self.paths, list) and all(
+                isinstance(path, str) for path in self.paths
+            )
             self._check_keys("a text as the path", self.paths, is_right)
         if self.places is not None:
             self.places = places = np.asarray(self.places)
@@ -115,7 +120,7 @@ class VectorTable:
             self._refuse("vectors", self._in_words)
 
     def _check_keys(self, what, keys, is_right):
-        if len(keys) != len(self.vectors) or not is_right:
+        if not is_right or len(keys) != len(self.vectors):
             self._refuse(
                 f"{what} of each vector", f"the columns {self._in_words}"
             )
@@ -352,34 +357,23 @@ def _from_npz(path):
 
 def _from_parquet(path):
     """The columns of a file, by name."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    def explained(read):
-        def reading():
-            try:
-                return read()
-            except (pa.ArrowException, OSError) as error:
-                if getattr(error, "errno", None):
-                    raise
-                text = " ".join(str(error).split())
-                _refuse(path, "whole columns", f"an error: {text}")
-
-        return reading
+    def refuse(what):
+        _refuse(path, "whole columns", f"an error: {what}")
 
     def column(field):
         has_vectors = _holds_numbers(field.type)
 
-        @explained
         def read():
-            if has_vectors:
-                return _lists(path, file, field.name)
-            values = file.read([field.name]).column(0)
-            return values.to_pylist()
+            with parquet_files.explaining(refuse):
+                if has_vectors:
+                    return _lists(path, file, field.name)
+                values = file.read([field.name]).column(0)
+                return values.to_pylist()
 
         return _Column(str(field.type), has_vectors, read)
 
-    file = explained(lambda: pq.ParquetFile(path))()
+    file = parquet_files.open_table(path, refuse)
     return {field.name: column(field) for field in file.schema_arrow}
 
 
@@ -394,12 +388,28 @@ def _holds_numbers(kind):
     )
 
 
+def _width(file, name):
+    """Length of the first list in a column; 0 if there is none."""
+    for batch in file.iter_batches(1, columns=[name]):
+        return len(batch.column(0).flatten())
+    return 0
+
+
 def _lists(path, file, name):
     """A column of lists as a float32 array, read a few rows at a time."""
     import pyarrow.compute as pc
 
     size, done, wrong, vectors = file.metadata.num_rows, 0, [], None
-    for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[name]):
+    width = _width(file, name)
+    room = _DENSEST * pathlib.Path(path).stat().st_size
+    if size * width > max(room, _AT_ONCE):
+        _refuse(
+            path,
+            "vectors that fill it",
+            f"{size:,} of {width:,} numbers in {room // _DENSEST:,} bytes",
+        )
+    at_once = min(_ROWS_AT_ONCE, _AT_ONCE // max(width, 1) + 1)
+    for batch in file.iter_batches(at_once, columns=[name]):
         column = batch.column(0)
         lengths = pc.list_value_length(column).fill_null(0).to_numpy()
         if vectors is None:

@@ -128,6 +128,34 @@ def check_predictions(out, images, expected, path):
     )
 
 
+def test_predictions_are_no_formulas_and_damage_is_said(
+    model, images, tmp_path, monkeypatch
+):
+    out = tmp_path / "out"
+    monkeypatch.setattr(classification, "_RECIPES", ("linear",))
+    names = ("=1+1", "@dog")
+    classification.train_classifier(model, images, out, class_names=names)
+    dataset = tf.data.Dataset.from_tensor_slices(images[0][:2]).batch(2)
+
+    def predict(name):
+        path = tmp_path / name
+        classification.write_predictions(out, dataset, path, ["=a", "b"])
+        return path.read_text("utf-8").splitlines()
+
+    first, *rows = predict("a.csv")
+    assert first == "path,class,probability"
+    assert [row.split(",")[0] for row in rows] == ["./=a", "b"]
+    assert {row.split(",")[1] for row in rows} <= {"'=1+1", "'@dog"}
+    (out / "class_names.json").write_text('["dog"]')
+    with pytest.raises(ValueError, match="Received: 1 names for 2 in '"):
+        predict("b.csv")
+    (out / "class_names.json").write_text('["a", "b"]')
+    damaged = out / "saved_model" / "saved_model.pb"
+    damaged.write_bytes(damaged.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="must hold its whole saved_model"):
+        predict("c.csv")
+
+
 def test_predictions_are_named_by_the_places_of_their_images(
     model, images, tmp_path, monkeypatch
 ):

@@ -1,1 +1,1 @@
-"""What a training survives."""
+"""What becomes of faults, many times over."""
