@@ -22,6 +22,12 @@ _SHOWN = 10  # Rows that an error message lists.
 # The last texts of `fail`: a graph passes no exceptions on, but their words.
 _failures = collections.deque(maxlen=16)
 
+_NOT_DENSE = (
+    tf.RaggedTensor,
+    tf.RaggedTensorSpec,
+    tf.SparseTensor,
+    tf.SparseTensorSpec,
+)
 _KEYS = ("images", "labels", "view_1", "view_2", "sizes", "groups", "places")
 
 
@@ -48,6 +54,13 @@ def unpack(element):
     ['images', 'labels']
     """
     element = tf.nest.map_structure(_as_tensor, element)
+    parts = _named(element)
+    for name, part in parts.items():
+        _check_is_dense(name, part)
+    return parts
+
+
+def _named(element):
     if isinstance(element, dict):
         return _unpack_dictionary(element)
     if not isinstance(element, (tuple, list)):
@@ -82,6 +95,17 @@ def unpack(element):
 
 def _as_tensor(part):
     return tf.convert_to_tensor(part) if hasattr(part, "__array__") else part
+
+
+def _check_is_dense(name, part):
+    """Labels may be of any kind: they only ride along."""
+    if name != "labels" and isinstance(part, _NOT_DENSE):
+        raise ValueError(
+            f"`{name}` must be a dense tensor. Received: "
+            f"{type(part).__name__.removesuffix('Spec')}. Resize images of "
+            "many sizes to one, or lay them on canvases of one size, and tell "
+            "their `sizes`"
+        )
 
 
 def _unpack_dictionary(element):
@@ -336,9 +360,10 @@ def _check_images(images):
     check_dtype(images.dtype)
     smallest = min((x for x in shape[1:3] if x is not None), default=None)
     if smallest is not None and smallest < _SMALLEST_IMAGE:
+        cure = ". If their channels come first: np.moveaxis(images, 1, -1)"
         raise ValueError(
             f"Images must have at least {_SMALLEST_IMAGE} pixels a side. "
-            f"Received: images of shape {shape}"
+            f"Received: images of shape {shape}{cure * (shape[1] in (1, 3, 4))}"
         )
 
 

@@ -80,7 +80,14 @@ def batches_of(arrays, batch_size, *, shuffle, seed, drop_remainder):
             for array in arrays
             if array is not None
         )
-        arrays = arrays[0] if len(arrays) == 1 else arrays
+        if len(arrays) == 1:  # Which may be a pair itself, without labels.
+            return batches_of(
+                arrays[0],
+                batch_size,
+                shuffle=shuffle,
+                seed=seed,
+                drop_remainder=drop_remainder,
+            )
     arrays = tf.nest.map_structure(_as_tensor_if_writeable, arrays)
     sizes = {array.shape[0] for array in tf.nest.flatten(arrays)}
     if len(sizes) > 1:

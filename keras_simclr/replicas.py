@@ -206,11 +206,17 @@ def check_strategy(strategy, variables, micro_batch_size=None):
             "tf.distribute strategy, and make the model in its scope. "
             f"Received: {keras.distribution.distribution()}"
         )
-    if isinstance(strategy, tf.distribute.ParameterServerStrategy):
+    if isinstance(
+        strategy,
+        (
+            tf.distribute.ParameterServerStrategy,
+            tf.distribute.experimental.CentralStorageStrategy,
+        ),
+    ):
         raise ValueError(
             "Negatives come from all replicas, which must work in step. Use "
             "MirroredStrategy or MultiWorkerMirroredStrategy. Received: "
-            "ParameterServerStrategy"
+            f"{type(strategy).__name__}"
         )
     is_tpu = isinstance(strategy, tf.distribute.TPUStrategy)
     if is_tpu and micro_batch_size is not None:

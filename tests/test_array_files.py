@@ -83,6 +83,7 @@ def flip(path, place):
     path.write_bytes(contents)
 
 
+@pytest.mark.fault(55)
 @pytest.mark.parametrize("compressed", [False, True])
 @pytest.mark.parametrize(
     "spoil",
@@ -108,6 +109,7 @@ def test_broken_files_are_refused_in_a_sentence(tmp_path, spoil, compressed):
     assert str(info.value).endswith("). Copy it again, or write it anew")
 
 
+@pytest.mark.fault(55)
 @pytest.mark.parametrize("size", [0, 5, 90, 3000])
 def test_broken_npy_is_refused(tmp_path, size):
     path = tmp_path / "a.npy"

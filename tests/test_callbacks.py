@@ -488,6 +488,7 @@ FOREIGN = [
 ]
 
 
+@pytest.mark.fault(57)
 def test_checkpoints_leave_what_they_did_not_write(tmp_path):
     for name in FOREIGN:
         (tmp_path / name).write_text(name)
@@ -508,6 +509,7 @@ def test_checkpoints_leave_what_they_did_not_write(tmp_path):
     assert found == sorted([*FOREIGN, *ours])
 
 
+@pytest.mark.fault(57)
 @pytest.mark.parametrize("name", ["epoch-000002.weights.h5", "model.keras"])
 def test_checkpoints_refuse_to_overwrite_before_they_train(name, tmp_path):
     (tmp_path / name).write_text("mine")
@@ -524,6 +526,7 @@ def test_checkpoints_refuse_to_overwrite_before_they_train(name, tmp_path):
     assert (tmp_path / name).read_text() == "mine"
 
 
+@pytest.mark.fault(57)
 @pytest.mark.parametrize("text", ["", "[1, 2]", '{"mine": 1}', '{"files": 3}'])
 def test_record_of_somebody_else_is_left_alone(text, tmp_path):
     (tmp_path / "checkpoints.json").write_text(text)
@@ -576,6 +579,7 @@ class _Diverges(keras.callbacks.Callback):
             spoil(self.model.encoder, self.value)
 
 
+@pytest.mark.fault(58)
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_weights_that_are_not_finite_replace_no_checkpoint(value, tmp_path):
     model, keeper = (
@@ -594,6 +598,7 @@ def test_weights_that_are_not_finite_replace_no_checkpoint(value, tmp_path):
         assert np.isfinite(ours).all()
 
 
+@pytest.mark.fault(58)
 def test_checkpoint_that_is_not_finite_is_passed_over(tmp_path):
     model = keep(tmp_path)
     spoil(model.encoder)
@@ -602,6 +607,7 @@ def test_checkpoint_that_is_not_finite_is_passed_over(tmp_path):
         assert callbacks.restore(tiny_model(), tmp_path) == 2
 
 
+@pytest.mark.fault(54)
 def test_checkpoints_try_their_directory_before_they_train(
     tmp_path, monkeypatch
 ):
@@ -615,6 +621,7 @@ def test_checkpoints_try_their_directory_before_they_train(
     assert int(model.optimizer.iterations) == 0
 
 
+@pytest.mark.fault(53)
 def test_checkpoints_find_out_first_whether_there_is_room(
     tmp_path, monkeypatch
 ):
@@ -679,6 +686,7 @@ def fitted_twice():
     return weakref.ref(model)
 
 
+@pytest.mark.fault(66)
 def test_second_fit_traces_nothing_and_nothing_outlives_the_model():
     alive = fitted_twice()
     gc.collect()

@@ -13,6 +13,7 @@ import keras_simclr as simclr
 from keras_simclr import fit_data, folders, manifests, scanning
 
 
+@pytest.mark.fault(45, 75)
 def test_find_images_lists_by_extension_and_skips_hidden(tmp_path):
     files = ["b.JPG", "a/c.webp", "a/d.jpeg", "e.gif", "f.bmp", "ü.png"]
     others = [".g.jpg", ".h/i.jpg", "j.txt", "jpg", "k.jpg.part"]
@@ -34,6 +35,7 @@ def test_find_images_looks_into_files_without_extension(tmp_path):
     assert sorted([*found.paths, *found.problems]) == sorted([*files, "j.jpe"])
 
 
+@pytest.mark.fault(45)
 def test_find_images_follows_links_but_visits_a_directory_once(tmp_path):
     write(tmp_path, {"data/a/1.jpg": b"", "other/2.jpg": b""})
     data = tmp_path / "data"
@@ -46,6 +48,7 @@ def test_find_images_follows_links_but_visits_a_directory_once(tmp_path):
     assert folders.find_images(data) == ["3.jpg", "a/1.jpg", "linked/2.jpg"]
 
 
+@pytest.mark.fault(45)
 def test_undecodable_names_survive_the_manifest(tmp_path):
     name = os.fsdecode(b"caf\xe9.jpg")
     write(tmp_path, {name: JPEG, "日本.png": PNG})
@@ -57,6 +60,7 @@ def test_undecodable_names_survive_the_manifest(tmp_path):
     assert (tmp_path / paths[0]).read_bytes() == JPEG
 
 
+@pytest.mark.fault(75)
 @pytest.mark.parametrize("function", [folders.find_images, scanning.scan])
 @pytest.mark.parametrize(
     ("path", "error", "message"),
@@ -110,6 +114,7 @@ def test_find_images_refuses_a_directory_without_images(tmp_path):
     )
 
 
+@pytest.mark.fault(75)
 def test_find_images_refuses_an_unreadable_folder(tmp_path, monkeypatch):
     write(tmp_path, {"a.jpg": b"", "b/secret/c.jpg": b""})
     refuse(monkeypatch, (os, "scandir"), "secret")
@@ -204,6 +209,7 @@ def test_every_epoch_has_another_order_of_all_images(directory):
     assert len(dataset) == 4
 
 
+@pytest.mark.fault(46)
 def test_orders_are_a_function_of_seed_and_epoch(directory):
     dataset = shuffled(directory, seed=1)
     epochs = [numbers(dataset) for _ in range(3)]
@@ -337,6 +343,7 @@ def test_empty_splits_are_refused(directory):
         )
 
 
+@pytest.mark.fault(40)
 def test_unreadable_files_are_skipped_and_reported_once(directory, caplog):
     (directory / "cats" / "03.png").write_bytes(b"")
     (directory / "dogs" / "19.png").write_bytes(b"<html>")
@@ -443,6 +450,7 @@ def test_datasets_of_folders_name_their_classes(directory):
     assert in_order(directory).class_names == []
 
 
+@pytest.mark.fault(40)
 def test_too_many_unreadable_files_end_training_with_a_list(directory):
     names = ["cats/it's é.png", "dogs/a.png"]
     for name in names:
@@ -539,6 +547,7 @@ def test_fewer_images_than_a_batch_are_refused(directory):
     )
 
 
+@pytest.mark.fault(37)
 def test_images_of_a_folder_become_the_views_of_images_alone(directory):
     """A canvas with sizes is as good as each image by itself."""
     rng = np.random.default_rng(0)

@@ -71,6 +71,7 @@ def passes_of(source, count=1, **kwargs):
     return passes
 
 
+@pytest.mark.fault(45)
 def test_all_sources_give_the_same_images_labels_and_names(write_source):
     source = sources.find_source(write_source(FILES))
     assert source.class_names == CLASSES
@@ -102,6 +103,7 @@ def test_splits_are_a_function_of_the_name(write_source):
             assert contents == FILES[name]
 
 
+@pytest.mark.fault(40)
 def test_broken_images_are_skipped_by_name(write_source, caplog):
     broken = {"cat/03.png": b"", "dog/04.png": FILES["dog/04.png"][:90]}
     source = sources.find_source(
@@ -146,6 +148,7 @@ def test_fingerprint_changes_with_an_image(write_source):
     assert after["content"] != before["content"]
 
 
+@pytest.mark.fault(45)
 def test_names_that_are_no_ascii_are_kept(write_source):
     files = {"cat/ä b,\n.png": PNG, "dog/日本.png": JPEG, "owl/x.png": PNG}
     source = sources.find_source(write_source(files))
@@ -162,6 +165,7 @@ def test_what_means_nothing_for_files_is_refused(write_source):
         data.open_in_order(8)
 
 
+@pytest.mark.fault(73)
 def test_members_of_a_tar_that_are_no_images_are_told(tmp_path, caplog):
     path = tmp_path / "a.tar"
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
@@ -220,6 +224,7 @@ def test_classes_of_a_tar_are_integers_or_texts(tmp_path):
     assert source.class_names == ("10", "ß")
 
 
+@pytest.mark.fault(73)
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
