@@ -1,14 +1,13 @@
 """What a batch may look like: its parts, their shapes and values."""
 
-import collections
 import contextlib
 import dataclasses
-import os
 import re
 
 import numpy as np
 import tensorflow as tf
 
+from keras_simclr import _checks
 from keras_simclr.augmentations import (
     Augmentation,
     accepts,
@@ -19,9 +18,9 @@ from keras_simclr.replicas import agreed, replica_and_number
 
 _SMALLEST_IMAGE = 8  # Pixels a side.
 _SHOWN = 10  # Rows that an error message lists.
-# The last texts of `fail`: a graph passes no exceptions on, but their words.
-_failures = collections.deque(maxlen=16)
 
+_OUT_OF_MEMORY = r"\boom\b|out of memory|memoryerror|(unable|failed) to alloc"
+_LESS = "Take a smaller `batch_size`, or a dataset of smaller batches"
 _NOT_DENSE = (
     tf.RaggedTensor,
     tf.RaggedTensorSpec,
@@ -476,19 +475,12 @@ def check(condition, *text):
     return None
 
 
-def fail(text):
-    """Raises a ValueError in a function that a graph calls."""
-    # Names of files need not be valid UTF-8, but TensorFlow stops at others.
-    text = os.fsencode(text).decode(errors="replace")
-    _failures.append(text)
-    raise ValueError(text)
-
-
 @contextlib.contextmanager
-def failures_in_words(where=str):
-    """Context in which a failed `check` or `fail` is a ValueError.
+def failures_in_words(where=str, less=_LESS):
+    """Context in which a failed `check` or `_checks.fail` is a ValueError.
 
-    `where()` is added to the message.
+    `where()` is added to the message. Memory that is too small is a
+    MemoryError, with `less` as the cure, and data that are gone an OSError.
     """
     try:
         yield
@@ -497,10 +489,36 @@ def failures_in_words(where=str):
         if text is None:
             raise
         raise ValueError(f"{text}{where()}") from None
+    except (tf.errors.ResourceExhaustedError, MemoryError) as error:
+        # A disk that is full, or too many files, are such errors, too.
+        text = _line_with(_OUT_OF_MEMORY, error)
+        if text is None and not isinstance(error, MemoryError):
+            raise
+        raise MemoryError(
+            f"What is computed at once must fit into memory. {less}. "
+            f"Received: {text or 'not enough memory'}"
+        ) from None
+    except (tf.errors.NotFoundError, tf.errors.DataLossError) as error:
+        text = _line_with("no such file|truncated|corrupt", error)
+        if text is None:
+            raise
+        raise OSError(
+            "Data must stay what and where they are while they are read. Put "
+            f"them back, and begin or go on. Received: {text}"
+        ) from None
+
+
+def _line_with(pattern, error):
+    """The line of an error that a pattern is in, without where in a graph."""
+    text = getattr(error, "message", str(error))
+    for line in re.sub(r"\{\{.*?\}\}\s*|\x1b\[\d+m", "", text).splitlines():
+        if re.search(pattern, line, re.I):
+            return line.split(" on /job:")[0][:300]
+    return None
 
 
 def failed_check(error):
-    """The message of a failed `check` or of `fail`, as a sentence.
+    """The message of a failed `check` or of `_checks.fail`, as a sentence.
 
     Args:
         error: A `tf.errors.InvalidArgumentError`.
@@ -516,9 +534,9 @@ def failed_check(error):
     ...     failed_check(error)
     'At least two. Received: 1'
     """
-    for text in _failures:
-        if text in error.message:
-            return text
+    text = _checks.failure_in(error.message)
+    if text is not None:
+        return text
     message = re.search(r"assertion failed: \[(.*)\]", str(error))
     if message is None:
         return None

@@ -37,6 +37,11 @@ _NUMBERS = {
     "validation_steps": 1,
     "validation_batch_size": 1,
 }
+_LESS = (
+    "Go through each batch in parts, with the same negatives: "
+    "--micro_batch_size=auto, or SimCLRModel(..., micro_batch_size=N). Or take "
+    "a smaller batch: --batch_size"
+)
 _FORMAT = "tf_saved_model"  # Keras's default.
 
 
@@ -527,7 +532,11 @@ class Progress(keras.callbacks.Callback):
                 "that ended before the first."
             )
 
-    def in_words(self):
+    def failures_in_words(self):
+        """Context of training, as `elements.failures_in_words`."""
+        return failures_in_words(self._where, _LESS)
+
+    def _where(self):
         where = ""
         if self.epoch is not None:  # What a callback does comes first.
             step = self._steps_trained - self._first + 1

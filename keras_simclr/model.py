@@ -343,7 +343,7 @@ class SimCLRModel(copies.KeepsGenerators):
         progress = fit_data.Progress(stream)
         call["callbacks"] = progress.among(call, self)
         try:
-            with elements.failures_in_words(progress.in_words):
+            with progress.failures_in_words():
                 history = super().fit(**call)
         finally:
             progress.end()

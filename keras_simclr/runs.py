@@ -394,7 +394,9 @@ def _train(model, dataset, run_dir, epochs, flags, summary, accepts, callbacks):
     earlier = _earlier_data(run_dir, summary.get("data"), accepts)
     first = restore(model, run_dir)
     _check_goes_on(run_dir, summary, first)
-    check_agreement(strategy, first)
+    same = [x for x in flags.splitlines() if not x.startswith("--output_dir=")]
+    same += [f"seed {model.seed}", f"data {summary.get('data')}"]
+    check_agreement(strategy, first, ", ".join(same))
     if earlier:
         earlier[-1].setdefault("epochs_trained", first)
         summary["earlier_data"] = earlier

@@ -1,7 +1,9 @@
 import itertools
 import logging
 import os
+import pathlib
 import re
+import shutil
 
 import numpy as np
 import PIL.Image
@@ -417,6 +419,82 @@ def test_images_keep_their_places_in_every_pass(
         np.testing.assert_array_equal(labels, folder.labels[places])
     named = {folder.paths[place] for place in {*first, *second}}
     assert folder.skipped.keys() == named
+
+
+def emptied(path):
+    path.write_bytes(b"")
+
+
+def a_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+def a_link_to_nothing(path):
+    path.unlink()
+    path.symlink_to("nowhere")
+
+
+def a_link_to_itself(path):
+    path.unlink()
+    path.symlink_to(path)
+
+
+def another_picture(path):
+    PIL.Image.fromarray(np.full((12, 20), 99, "uint8")).save(path, "JPEG")
+
+
+CHANGES = {
+    emptied: "empty",
+    spoil: "truncated",
+    pathlib.Path.unlink: "unreadable: No such file",
+    a_folder: "unreadable: Is a directory",
+    a_link_to_nothing: "unreadable: No such file",
+    a_link_to_itself: "unreadable: Too many levels",
+    another_picture: None,
+}
+
+
+@pytest.mark.fault(40, 75)
+@pytest.mark.parametrize("change", CHANGES, ids=lambda x: x.__name__)
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_files_that_change_between_epochs_are_counted(
+    change, shuffle, directory, caplog
+):
+    folder = folders.ImageFolder(directory, unreadable_limit=0.1)
+    dataset = in_order(folder) if not shuffle else shuffled(folder)
+    assert sorted(numbers(dataset)) == list(range(20))
+    write_image(directory / "cats" / "new.png", 77)  # Not of this list.
+    change(directory / "cats" / "03.png")
+    for _ in range(2):
+        found = numbers(dataset)
+        if CHANGES[change] is None:
+            assert sorted(set(found) - {99}) == [*range(3), *range(4, 20)]
+        else:
+            assert set(found) == set(range(20)) - {3}
+    reasons = [] if CHANGES[change] is None else [CHANGES[change]]
+    assert len(folder.skipped) == len(reasons) == len(caplog.messages)
+    for (path, why), reason in zip(
+        folder.skipped.items(), reasons, strict=True
+    ):
+        assert path == "cats/03.png"
+        assert why.startswith(reason)
+
+
+@pytest.mark.fault(40)
+@pytest.mark.parametrize("limit", [0.0, 0.3, 1.0])
+def test_folder_that_vanishes_is_named(limit, directory):
+    folder = folders.ImageFolder(directory, unreadable_limit=limit)
+    dataset = shuffled(folder)
+    numbers(dataset)
+    shutil.rmtree(directory)
+    most = "Not all" if limit == 1 else f"At most {limit:.2%} of the"
+    with pytest.raises(ValueError) as error:
+        list(fit_data.checked_elements(dataset))
+    assert str(error.value).startswith(f"{most} files may be unreadable. ")
+    assert str(error.value).endswith(
+        f". {str(directory)!r} is gone: see that it is mounted"
+    )
 
 
 def test_places_are_those_of_a_part_in_that_part(directory):

@@ -545,7 +545,8 @@ def test_loss_object_comes_back_from_its_config():
     }
 
 
-NO_POSITIVE_NUMBERS = [0, 0.0, -1.0, float("nan"), float("inf"), "0.1", True]
+NO_POSITIVE_NUMBERS = [0, 0.0, -1.0, np.nan, np.inf, "0.1", True]
+NO_POSITIVE_NUMBERS += [tf.constant(0.1)]
 
 
 @pytest.mark.fault(4, 5, 6)

@@ -7,6 +7,7 @@ import tensorflow as tf
 from helpers import oracles
 
 import keras_simclr as simclr
+from keras_simclr import elements
 
 pytestmark = pytest.mark.usefixtures("eagerly")
 
@@ -1471,3 +1472,115 @@ def test_dictionaries_inside_of_elements_are_refused_with_the_cure(element):
     data = batches(random_images()).map(element)
     with pytest.raises(ValueError, match="Put all parts into one dictionary"):
         fit(tiny_model(), data)
+
+
+class Hungry(keras.layers.Layer):
+    """The identity, for which memory is too small from some time on."""
+
+    error = None
+
+    def call(self, images):
+        # What is tried on a few examples fits.
+        if self.error is None or (images.shape[0] or 8) < 8:
+            return images
+        if tf.executing_eagerly():
+            raise self.error
+        # TensorFlow makes its own kind of error of it.
+        (images,) = tf.py_function(self.fail, [images], [images.dtype])
+        return tf.ensure_shape(images, (None, 8, 8, 3))
+
+    def fail(self, images):
+        if len(images) < 8:
+            return images
+        raise MemoryError("Unable to allocate 9 GiB")
+
+
+ON_A_DEVICE = tf.errors.ResourceExhaustedError(
+    None,
+    None,
+    "{{function_node __wrapped__Conv2D}} OOM when allocating tensor with "
+    "shape[256,8] and type float on /job:localhost/replica:0/task:0/device:"
+    "GPU:0 by allocator GPU_0_bfc [Op:Conv2D]\nHint: many lines",
+)
+WAYS = {
+    "fit": lambda model, x: model.fit(x, batch_size=8, verbose=0),
+    "evaluate": lambda model, x: model.evaluate(x, batch_size=8, verbose=0),
+    "predict": lambda model, x: model.predict(x, batch_size=8, verbose=0),
+    "train_on_batch": lambda model, x: model.train_on_batch(x),
+    "extract_features": simclr.extract_features,
+}
+
+
+@pytest.mark.fault(66)
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("error", "received", "run_eagerly"),
+    [
+        (
+            ON_A_DEVICE,
+            "OOM when allocating tensor with shape[256,8] and type float",
+            True,
+        ),
+        (MemoryError(), "not enough memory", True),
+        (MemoryError(), "MemoryError: Unable to allocate 9 GiB", False),
+    ],
+)
+def test_memory_that_is_too_small_is_told_with_the_cure(
+    way, error, received, run_eagerly, monkeypatch
+):
+    hungry = keras.Sequential([keras.Input((8, 8, 3)), Hungry()])
+    hungry.add(tiny_encoder())
+    model = tiny_model(hungry, run_eagerly=run_eagerly)
+    monkeypatch.setattr(Hungry, "error", error)
+    if not run_eagerly:
+        tf.config.run_functions_eagerly(False)
+    try:
+        with pytest.raises(MemoryError) as caught:
+            WAYS[way](model, random_images(8))
+    finally:
+        tf.config.run_functions_eagerly(True)
+    cure = "Take a smaller `batch_size`, or a dataset of smaller batches"
+    if way == "fit":
+        cure = (
+            "Go through each batch in parts, with the same negatives: "
+            "--micro_batch_size=auto, or SimCLRModel(..., micro_batch_size=N). "
+            "Or take a smaller batch: --batch_size"
+        )
+    assert str(caught.value) == (
+        "What is computed at once must fit into memory. "
+        f"{cure}. Received: {received}"
+    )
+
+
+def test_other_resources_that_are_exhausted_keep_their_words():
+    text = "No space left on device"
+    error = tf.errors.ResourceExhaustedError(None, None, text)
+    with pytest.raises(tf.errors.ResourceExhaustedError, match=text):
+        with elements.failures_in_words():
+            raise error
+
+
+@pytest.mark.fault(40)
+@pytest.mark.parametrize("spoil", [True, False])
+def test_records_that_are_gone_are_told_with_the_cure(spoil, tmp_path):
+    path = tmp_path / "images.tfrecord"
+    with tf.io.TFRecordWriter(str(path)) as file:
+        for image in random_images(8, dtype="uint8"):
+            file.write(image.tobytes())
+    data = tf.data.TFRecordDataset(str(path)).map(
+        lambda x: tf.reshape(tf.io.decode_raw(x, tf.uint8), (8, 8, 3))
+    )
+    data = data.apply(tf.data.experimental.assert_cardinality(8))
+    model, data = tiny_model(), data.batch(4, drop_remainder=True)
+    fit(model, data)
+    if spoil:
+        path.write_bytes(path.read_bytes()[:300])
+    else:
+        path.unlink()
+    for act in (lambda: fit(model, data), lambda: model.predict(data)):
+        with pytest.raises(OSError) as error:
+            act()
+        assert str(error.value).startswith(
+            "Data must stay what and where they are while they are read. Put "
+            "them back, and begin or go on. Received: "
+        )

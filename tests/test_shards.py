@@ -261,6 +261,45 @@ def test_a_shard_that_is_cut_afterwards_is_skipped(tmp_path):
     assert "truncated: its shard has been truncated" in source.skipped.values()
 
 
+def replaced(path):
+    """By one of as many bytes, in which other images begin there."""
+    reverse = dict(reversed(FILES.items()))
+    size = path.stat().st_size
+    write_tar(path, reverse)
+    path.write_bytes(path.read_bytes()[:size].ljust(size, b"\0"))
+
+
+def removed(path):
+    path.unlink()
+
+
+def a_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.fault(40)
+@pytest.mark.parametrize("change", [replaced, removed, a_folder])
+def test_a_shard_that_changes_is_counted(change, tmp_path):
+    """Its images are not taken for those that it held."""
+    data = write_tars(tmp_path, FILES)
+    source = sources.find_source(data, unreadable_limit=0.9)
+    of_other = [
+        place
+        for place, path in enumerate(source.paths)
+        if not path.startswith("train-001")
+    ]
+    assert 0 < len(of_other) < 12
+    change(tmp_path / "shards/train-001.tar")
+    first, second = passes_of(source, 2, shuffle=False)
+    assert sorted(first) == sorted(second) == of_other
+    assert len(source.skipped) == 12 - len(of_other)
+    if change is replaced:
+        assert {*source.skipped.values()} == {
+            "corrupt: its shard has changed since it was listed"
+        }
+
+
 def test_patterns_name_files(tmp_path):
     names = ["a-0.tar", "a-1.tar", "b-10.tar", "c[1].tar", "d/a-0.tar"]
     write(tmp_path, dict.fromkeys(names, b""))

@@ -185,8 +185,10 @@ FAULTS = {
 NOTES = {
     74: "A SavedModel is a program. `predict` runs that of the classifier it "
     "is given, and nothing else is run: SECURITY.md says so.",
-    45: "A million files: `benchmarks/speed` reads folders; a test cannot.",
+    45: "A folder of a million files: benchmarks/README.md.",
     59: "Nothing chooses a best epoch: the last that is finite is kept.",
+    61: "When one dies or hangs, the others end when TensorFlow sees it: after "
+    "minutes, which no test waits for.",
     66: "Over hundreds of epochs: `benchmarks/reliability/memory.py`.",
 }
 

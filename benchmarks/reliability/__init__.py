@@ -1,0 +1,1 @@
+"""What must hold for long, and whatever comes."""
