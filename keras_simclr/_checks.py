@@ -1,14 +1,18 @@
 """Checks of arguments."""
 
+import collections
 import difflib
 import math
 import numbers
+import os
 import re
 
 import numpy as np
 
 _SHOWN = 10  # Of what an error message lists,
 _LONGEST = 300  # and characters of each.
+# The last texts of `fail`: a graph passes no exceptions on, but their words.
+_failures = collections.deque(maxlen=16)
 
 
 def real_number(name, value, *, low=-math.inf, high=math.inf, rule):
@@ -141,3 +145,16 @@ def choice(name, value, choices):
     raise ValueError(
         f"`{name}` must be one of {listing}. Received: {name}={value!r}{hint}"
     )
+
+
+def fail(text):
+    """Raises a ValueError in a function that a graph calls."""
+    # Names of files need not be valid UTF-8, but TensorFlow stops at others.
+    text = os.fsencode(text).decode(errors="replace")
+    _failures.append(text)
+    raise ValueError(text)
+
+
+def failure_in(message):
+    """The text of a `fail` that what TensorFlow says of it holds, or None."""
+    return next((text for text in _failures if text in message), None)

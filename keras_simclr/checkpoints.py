@@ -47,6 +47,7 @@ class Checkpoints(keras.callbacks.Callback):
             a checkpoint after the step, and ends as by Ctrl-C. By default it
             never does.
         place: Pair: epochs, and steps of the next, that are behind.
+        has_given_up: Whether too many checkpoints could not be written.
 
     Raises:
         FileExistsError: By `fit`, before an epoch, if a file of somebody else
@@ -82,7 +83,7 @@ class Checkpoints(keras.callbacks.Callback):
         self.is_asked = lambda: False
         # Of the model that is kept, or was before.
         self.epochs, self.steps, self.weights = 0, 0, None
-        self.place, self._directory = (0, 0), None
+        self.place, self._directory, self._failures = (0, 0), None, 0
 
     def on_train_begin(self, logs=None):
         copies.check_can_be_saved(self.model)
@@ -147,6 +148,10 @@ class Checkpoints(keras.callbacks.Callback):
         if is_asked and epoch + 1 < self.params["epochs"]:
             raise KeyboardInterrupt
 
+    @property
+    def has_given_up(self):
+        return self._failures >= _MOST_FAILURES
+
     def _try_to_keep(self, epochs, step):
         """Writes a checkpoint; if that cannot be, training may go on."""
         try:
@@ -158,7 +163,7 @@ class Checkpoints(keras.callbacks.Callback):
             kept = (
                 f"{str(self.run_dir)!r} keeps the model after step {self.steps}"
             )
-            if self._failures == _MOST_FAILURES:
+            if self.has_given_up:
                 raise OSError(
                     f"{_MOST_FAILURES} checkpoints in a row could not be "
                     f"written: {error}. {kept}. Make room, or see to the disk, "

@@ -1,14 +1,13 @@
 """What a batch may look like: its parts, their shapes and values."""
 
-import collections
 import contextlib
 import dataclasses
-import os
 import re
 
 import numpy as np
 import tensorflow as tf
 
+from keras_simclr import _checks
 from keras_simclr.augmentations import (
     Augmentation,
     accepts,
@@ -20,9 +19,15 @@ from keras_simclr.replicas import agreed, replica_and_number
 _SMALLEST_IMAGE = 8  # Pixels a side.
 _SHOWN = 10  # Rows that an error message lists.
 _MOST_SKIPPED = 10  # Steps of an epoch.
-# The last texts of `fail`: a graph passes no exceptions on, but their words.
-_failures = collections.deque(maxlen=16)
 
+_OUT_OF_MEMORY = r"\boom\b|out of memory|memoryerror|(unable|failed) to alloc"
+_LESS = "Take a smaller `batch_size`, or a dataset of smaller batches"
+_NOT_DENSE = (
+    tf.RaggedTensor,
+    tf.RaggedTensorSpec,
+    tf.SparseTensor,
+    tf.SparseTensorSpec,
+)
 _KEYS = ("images", "labels", "view_1", "view_2", "sizes", "groups", "places")
 
 
@@ -49,6 +54,13 @@ def unpack(element):
     ['images', 'labels']
     """
     element = tf.nest.map_structure(_as_tensor, element)
+    parts = _named(element)
+    for name, part in parts.items():
+        _check_is_dense(name, part)
+    return parts
+
+
+def _named(element):
     if isinstance(element, dict):
         return _unpack_dictionary(element)
     if not isinstance(element, (tuple, list)):
@@ -83,6 +95,17 @@ def unpack(element):
 
 def _as_tensor(part):
     return tf.convert_to_tensor(part) if hasattr(part, "__array__") else part
+
+
+def _check_is_dense(name, part):
+    """Labels may be of any kind: they only ride along."""
+    if name != "labels" and isinstance(part, _NOT_DENSE):
+        raise ValueError(
+            f"`{name}` must be a dense tensor. Received: "
+            f"{type(part).__name__.removesuffix('Spec')}. Resize images of "
+            "many sizes to one, or lay them on canvases of one size, and tell "
+            "their `sizes`"
+        )
 
 
 def _unpack_dictionary(element):
@@ -341,9 +364,10 @@ def _check_images(images):
     check_dtype(images.dtype)
     smallest = min((x for x in shape[1:3] if x is not None), default=None)
     if smallest is not None and smallest < _SMALLEST_IMAGE:
+        cure = ". If their channels come first: np.moveaxis(images, 1, -1)"
         raise ValueError(
             f"Images must have at least {_SMALLEST_IMAGE} pixels a side. "
-            f"Received: images of shape {shape}"
+            f"Received: images of shape {shape}{cure * (shape[1] in (1, 3, 4))}"
         )
 
 
@@ -475,24 +499,17 @@ def check(condition, *text):
     return None
 
 
-def fail(text):
-    """Raises a ValueError in a function that a graph calls."""
-    # Names of files need not be valid UTF-8, but TensorFlow stops at others.
-    text = os.fsencode(text).decode(errors="replace")
-    _failures.append(text)
-    raise ValueError(text)
-
-
 class BatchError(ValueError):
     """A batch with which nothing can be done: its values are to blame."""
 
 
 @contextlib.contextmanager
-def failures_in_words(where=str):
+def failures_in_words(where=str, less=_LESS):
     """Context in which a failed `check` is a `BatchError`.
 
-    What `fail` was told is another `ValueError`. `where()` is added to the
-    message.
+    What `_checks.fail` was told is another `ValueError`. `where()` is added to
+    the message. Memory that is too small is a MemoryError, with `less` as the
+    cure, and data that are gone an OSError.
     """
     try:
         yield
@@ -500,12 +517,38 @@ def failures_in_words(where=str):
         text = failed_check(error)
         if text is None:
             raise
-        kind = ValueError if text in _failures else BatchError
+        kind = ValueError if _checks.failure_in(text) else BatchError
         raise kind(f"{text}{where()}") from None
+    except (tf.errors.ResourceExhaustedError, MemoryError) as error:
+        # A disk that is full, or too many files, are such errors, too.
+        text = _line_with(_OUT_OF_MEMORY, error)
+        if text is None and not isinstance(error, MemoryError):
+            raise
+        raise MemoryError(
+            f"What is computed at once must fit into memory. {less}. "
+            f"Received: {text or 'not enough memory'}"
+        ) from None
+    except (tf.errors.NotFoundError, tf.errors.DataLossError) as error:
+        text = _line_with("no such file|truncated|corrupt", error)
+        if text is None:
+            raise
+        raise OSError(
+            "Data must stay what and where they are while they are read. Put "
+            f"them back, and begin or go on. Received: {text}"
+        ) from None
+
+
+def _line_with(pattern, error):
+    """The line of an error that a pattern is in, without where in a graph."""
+    text = getattr(error, "message", str(error))
+    for line in re.sub(r"\{\{.*?\}\}\s*|\x1b\[\d+m", "", text).splitlines():
+        if re.search(pattern, line, re.I):
+            return line.split(" on /job:")[0][:300]
+    return None
 
 
 def failed_check(error):
-    """The message of a failed `check` or of `fail`, as a sentence.
+    """The message of a failed `check` or of `_checks.fail`, as a sentence.
 
     Args:
         error: A `tf.errors.InvalidArgumentError`.
@@ -521,9 +564,9 @@ def failed_check(error):
     ...     failed_check(error)
     'At least two. Received: 1'
     """
-    for text in _failures:
-        if text in error.message:
-            return text
+    text = _checks.failure_in(error.message)
+    if text is not None:
+        return text
     message = re.search(r"assertion failed: \[(.*)\]", str(error))
     if message is None:
         return None

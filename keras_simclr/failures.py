@@ -32,7 +32,7 @@ def kept(error, model, dataset, keeper):
 
     Returns:
         The error to raise. Nothing is kept with several workers, each of which
-        may have failed by itself, or where the system fails. Nor is the batch
+        may have failed by itself, or on a disk that is full. Nor is the batch
         of a dataset that somebody shuffles: it cannot be read again.
 
     Example:
@@ -42,7 +42,7 @@ def kept(error, model, dataset, keeper):
         raise kept(error, model, dataset, keeper) from None
     ```
     """
-    if has_workers(model.distribute_strategy) or isinstance(error, OSError):
+    if has_workers(model.distribute_strategy) or keeper.has_given_up:
         return error
     keeper.keep_within()
     if not isinstance(error, elements.BatchError):

@@ -17,7 +17,12 @@ from keras_simclr.augmentations import (
 )
 from keras_simclr.copies import check_finite, nested_layers, plain_copy
 from keras_simclr.decoding import canvas_for, decode
-from keras_simclr.elements import Rules, images_and_sizes, unpack
+from keras_simclr.elements import (
+    Rules,
+    failures_in_words,
+    images_and_sizes,
+    unpack,
+)
 from keras_simclr.labelled import in_batches, joined
 from keras_simclr.model import SimCLRModel
 from keras_simclr.scanning import examine
@@ -297,8 +302,9 @@ def extract(functions, elements):
     others = collections.defaultdict(list)
     for element in elements:
         batch, sizes = images_and_sizes(element)
-        for output, function in zip(outputs, functions, strict=True):
-            output.append(function(batch, sizes).numpy())
+        with failures_in_words():
+            for output, function in zip(outputs, functions, strict=True):
+                output.append(function(batch, sizes).numpy())
         for name in {"labels", "groups", "places"} & element.keys():
             others[name].append(np.asarray(element[name]))
     return [*map(joined, outputs)], {k: joined(x) for k, x in others.items()}

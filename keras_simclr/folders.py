@@ -19,7 +19,6 @@ from keras_simclr.decoding import (
     is_candidate,
     promised_format,
 )
-from keras_simclr.elements import fail
 from keras_simclr.manifests import read_manifest
 from keras_simclr.scanning import class_labels, duplicate_groups, examine
 from keras_simclr.splits import places_of_split, rows_of_split
@@ -349,17 +348,24 @@ class EncodedImages:
                 row = examine(path, opened, channels)
                 self.skipped[path] = reason = row.problem or "broken"
                 _logger.warning("Skipped %r: %s", path, reason)
-            if len(self.skipped) > self.unreadable_limit * len(self.paths):
-                fail(self._complaint())
+            count, size = len(self.skipped), len(self.paths)
+            if count > self.unreadable_limit * size or count == size:
+                _checks.fail(self._complaint())
         return True
 
     def _complaint(self):
         skipped = [f"{p} ({why})" for p, why in self.skipped.items()]
+        most = f"At most {self.unreadable_limit:.2%} of the files may be"
+        cure = (
+            "Scan the folder and use its manifest, or raise `unreadable_limit`"
+        )
+        if len(skipped) == len(self.paths):
+            most = "Not all files may be"
+        if not self.directory.exists():
+            cure = f"{str(self.directory)!r} is gone: see that it is mounted"
         return (
-            f"At most {self.unreadable_limit:.2%} of the files may be "
-            f"unreadable. Received: {len(skipped)} of {len(self.paths)} so "
-            f"far: {_checks.listing(skipped)}. Scan the folder and "
-            "use its manifest, or raise `unreadable_limit`"
+            f"{most} unreadable. Received: {len(skipped)} of "
+            f"{len(self.paths)} so far: {_checks.listing(skipped)}. {cure}"
         )
 
 

@@ -7,7 +7,8 @@ import itertools
 import keras
 import tensorflow as tf
 
-from keras_simclr.elements import fail, unpack
+from keras_simclr import _checks
+from keras_simclr.elements import unpack
 from keras_simclr.orders import orders
 
 EMPTY = (
@@ -64,7 +65,7 @@ def batches_from(data, *, shuffle=False, seed=0, check=None):
         if iterator is not data:
             return map(alike, data)
         if next(passes):
-            fail(
+            _checks.fail(
                 "A generator can be read only once. Received: one that has "
                 "ended. Let it go on for all steps, or pass a "
                 "keras.utils.PyDataset or a tf.data.Dataset, which begin again"
@@ -150,14 +151,14 @@ def _alike(spec):
         try:
             element = unpack(element)
         except ValueError as error:
-            fail(str(error))
+            _checks.fail(str(error))
         found = {
             name: tf.TensorSpec.from_tensor(x) for name, x in element.items()
         }
         if found.keys() != spec.keys() or not all(
             spec[name].is_compatible_with(x) for name, x in found.items()
         ):
-            fail(
+            _checks.fail(
                 "All batches must be alike, but for their number of images. "
                 f"Received: {_listed(found)} after {_listed(spec)}"
             )

@@ -430,6 +430,13 @@ def check_encoder(encoder):
             "`encoder` must be a Keras model, for example simclr.ResNet(18). "
             f"Received: encoder={encoder!r}"
         )
+    if keras.config.image_data_format() != "channels_last":
+        raise ValueError(
+            "Channels come last in images, and Keras must make layers for "
+            "that. Before you make the encoder, do: "
+            "keras.config.set_image_data_format('channels_last'). Received: "
+            f"{keras.config.image_data_format()}"
+        )
     if not encoder.built or not hasattr(encoder, "input_shape"):
         raise ValueError(
             "`encoder` must know its input shape: make it a functional model, "

@@ -1,5 +1,6 @@
 """Orders in which examples are read: functions of a seed and the epoch."""
 
+import os
 import weakref
 
 import numpy as np
@@ -109,7 +110,14 @@ def batches_of(arrays, batch_size, *, shuffle, seed, drop_remainder):
             for array in arrays
             if array is not None
         )
-        arrays = arrays[0] if len(arrays) == 1 else arrays
+        if len(arrays) == 1:  # Which may be a pair itself, without labels.
+            return batches_of(
+                arrays[0],
+                batch_size,
+                shuffle=shuffle,
+                seed=seed,
+                drop_remainder=drop_remainder,
+            )
     arrays = tf.nest.map_structure(_as_tensor_if_writeable, arrays)
     sizes = {array.shape[0] for array in tf.nest.flatten(arrays)}
     if len(sizes) > 1:
@@ -143,16 +151,47 @@ def _as_tensor_if_writeable(array):
     return tf.convert_to_tensor(array)
 
 
+def _file_check(array):
+    """A function that refuses an array whose file was written into.
+
+    To read what is mapped of a file that ends earlier now ends the process.
+    """
+    path = getattr(array, "filename", None)
+    before = _written(path)
+
+    def check():
+        now = _written(path)
+        # Of a file that is gone, or another one now, what is mapped stays.
+        if now and before and now != before and now[0] == before[0]:
+            _checks.fail(
+                "A file of arrays must stay as it is while it is read. "
+                f"Received: {str(path)!r}, which was written into. Begin or go "
+                "on, and write to another file, which then takes its name"
+            )
+
+    return check
+
+
+def _written(path):
+    """Which file it is, its size and time; None without one."""
+    try:
+        status = os.stat(path)  # noqa: PTH116 - for each batch.
+    except (OSError, TypeError):
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
 def _gathered(array, batch):
     if isinstance(array, tf.Tensor):
         return tf.gather(array, batch)
     dtype = array.dtype.newbyteorder("=")
-    rows = tf.numpy_function(
-        lambda batch: array[batch].astype(dtype, copy=False),
-        [batch],
-        dtype,
-        stateful=False,
-    )
+    check_file = _file_check(array)
+
+    def rows_at(batch):
+        check_file()
+        return array[batch].astype(dtype, copy=False)
+
+    rows = tf.numpy_function(rows_at, [batch], dtype, stateful=False)
     return tf.ensure_shape(rows, (*batch.shape, *array.shape[1:]))
 
 

@@ -1,8 +1,10 @@
 """Several replicas: what they exchange, and what they cannot train."""
 
 import concurrent.futures
+import hashlib
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_simclr import _checks, trials
@@ -252,11 +254,17 @@ def check_strategy(strategy, variables, micro_batch_size=None):
             "tf.distribute strategy, and make the model in its scope. "
             f"Received: {keras.distribution.distribution()}"
         )
-    if isinstance(strategy, tf.distribute.ParameterServerStrategy):
+    if isinstance(
+        strategy,
+        (
+            tf.distribute.ParameterServerStrategy,
+            tf.distribute.experimental.CentralStorageStrategy,
+        ),
+    ):
         raise ValueError(
             "Negatives come from all replicas, which must work in step. Use "
             "MirroredStrategy or MultiWorkerMirroredStrategy. Received: "
-            "ParameterServerStrategy"
+            f"{type(strategy).__name__}"
         )
     is_tpu = isinstance(strategy, tf.distribute.TPUStrategy)
     if is_tpu and micro_batch_size is not None:
@@ -335,19 +343,32 @@ def check_execution(
         )
 
 
-def check_agreement(strategy, step):
-    """Refuses, in all workers, that they go on from different steps."""
+def check_agreement(strategy, step, words=""):
+    """Refuses, in all workers, that they go on from different steps.
+
+    Or with others of the `words`, which tell flags, seed and data.
+    """
     if not has_workers(strategy):
         return
+    digest = hashlib.sha256(words.encode(errors="surrogateescape")).digest()
+    # Of three bytes: their squares are still exact.
+    numbers = np.array([step, int.from_bytes(digest[:3])], "float64")
 
     def share():
         replica = tf.distribute.get_replica_context()
-        powers = tf.constant([step, step**2], tf.float64)
+        powers = tf.constant(np.stack([numbers, numbers**2]))
         return replica.all_reduce("MEAN", powers)
 
     means = tf.function(lambda: strategy.run(share))()
-    mean, of_squares = strategy.experimental_local_results(means)[0].numpy()
-    if of_squares > mean**2:
+    means = strategy.experimental_local_results(means)[0].numpy()
+    (mean, _), _ = means
+    is_other = means[1] > means[0] ** 2
+    if is_other[1]:
+        raise ValueError(
+            "All workers must train by the same flags and seed, on the same "
+            f"data. Received: what others do not have, in {words!r}"
+        )
+    if is_other[0]:
         raise ValueError(
             "All workers must see one run directory, on a disk that they "
             f"share. Received: a checkpoint of step {step} here, and on "

@@ -400,7 +400,8 @@ def pretrain(
         alone = _files.locked(run_dir)
     with alone, _terminal.deferred() as came:
         keeper.is_asked = lambda: bool(came)
-        first = _go_on(model, dataset, run_dir, summary, accept_changed_data)
+        accepts = accept_changed_data
+        first = _go_on(model, dataset, run_dir, flags, summary, accepts)
         callbacks = [logs.Pace(progress), *callbacks]
         is_begun = bool(first or model.unfinished)
         if is_chief:
@@ -417,7 +418,7 @@ def pretrain(
         return _train(model, dataset, epochs, first, callbacks, keeper)
 
 
-def _go_on(model, dataset, run_dir, summary, accepts):
+def _go_on(model, dataset, run_dir, flags, summary, accepts):
     """Brings a model to where its run goes on; whole epochs that it has made.
 
     The summary gets what the data were before.
@@ -426,7 +427,11 @@ def _go_on(model, dataset, run_dir, summary, accepts):
     first = restore(model, run_dir)
     _check_goes_on(run_dir, summary, first)
     steps = model.optimizer.iterations
-    check_agreement(model.distribute_strategy, int(steps.numpy()))
+    same = [x for x in flags.splitlines() if not x.startswith("--output_dir=")]
+    same += [f"seed {model.seed}", f"data {summary.get('data')}"]
+    check_agreement(
+        model.distribute_strategy, int(steps.numpy()), ", ".join(same)
+    )
     if earlier:
         earlier[-1].setdefault("epochs_trained", first)
         summary["earlier_data"] = earlier

@@ -195,7 +195,7 @@ class TarShards(_Shards):
 
     def _index(self, wanted):
         images, classes, others, wanted = {}, {}, [], set(wanted)
-        twice = 0
+        self._states, twice = [_files.state(x) for x in self._shards], 0
         for number, path in enumerate(self._shards):
             for member, file in _members(path):
                 name = pathlib.PurePosixPath(member.name).as_posix()
@@ -224,8 +224,13 @@ class TarShards(_Shards):
         return list(images), list(images.values()), classes
 
     def _read(self, file, first, size):
-        with pathlib.Path(self._shards[file]).open("rb", buffering=0) as shard:
-            return os.pread(shard.fileno(), size, first)
+        path = self._shards[file]
+        with pathlib.Path(path).open("rb", buffering=0) as shard:
+            contents = os.pread(shard.fileno(), size, first)
+        if len(contents) == size and _files.state(path) != self._states[file]:
+            # Other images may stand where those began.
+            raise OSError("its shard has changed since it was listed")
+        return contents
 
 
 def _named(name):

@@ -19,6 +19,11 @@ from keras_simclr.orders import (
     places_in_a_batch,
 )
 
+_LESS = (
+    "Go through each batch in parts, with the same negatives: "
+    "--micro_batch_size=auto, or SimCLRModel(..., micro_batch_size=N). Or take "
+    "a smaller batch: --batch_size"
+)
 _logger = logging.getLogger("keras_simclr")
 
 # How often `fit` has iterated a dataset of somebody else's.
@@ -317,7 +322,11 @@ class Progress(keras.callbacks.Callback):
                 "that ended before the first."
             )
 
-    def in_words(self):
+    def failures_in_words(self):
+        """Context of training, as `elements.failures_in_words`."""
+        return elements.failures_in_words(self._where, _LESS)
+
+    def _where(self):
         where = ""
         if self.epoch is not None:  # What a callback does comes first.
             step = self._steps_trained - self._first + 1
@@ -376,7 +385,7 @@ def fit(act, call, progress):
         ValueError: If a step cannot be made, or there is no batch.
     """
     try:
-        with elements.failures_in_words(progress.in_words):
+        with progress.failures_in_words():
             if progress.stream.unfinished:
                 history = _fit_from_within(act, call, progress)
             else:

@@ -338,6 +338,7 @@ def test_private_and_old_interfaces_are_not_used(path):
     assert "absl" not in {name.split(".")[0] for name in imports(path)}
 
 
+@pytest.mark.fault(70)
 @pytest.mark.parametrize(
     "path",
     [*sorted(PACKAGE.glob("*.py")), ROOT / "keras_simclr_cli.py"],
@@ -369,6 +370,7 @@ def test_package_says_nothing_on_import():
     assert result.stdout == ""
 
 
+@pytest.mark.fault(64)
 @pytest.mark.parametrize(
     ("name", "value", "cure"),
     [

@@ -1,4 +1,5 @@
 import io
+import os
 import pathlib
 import pickle
 import zipfile
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 import keras_simclr_cli as cli
-from keras_simclr import array_files, recipe, sources
+from keras_simclr import array_files, fit_data, recipe, sources
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 8, 9, 4), "uint8")
 
@@ -61,6 +62,55 @@ def test_arrays_are_read_once_while_they_are_in_use(tmp_path):
     np.testing.assert_array_equal(second, PIXELS[::-1])
 
 
+def cut_in_place(path):
+    """What is mapped of it must not be read: that would end the process."""
+    os.truncate(path, 500)
+
+
+def written_over(path):
+    with path.open("r+b") as file:
+        file.seek(-9, os.SEEK_END)
+        file.write(bytes(9))
+
+
+@pytest.mark.fault(40)
+@pytest.mark.parametrize("change", [cut_in_place, written_over])
+@pytest.mark.parametrize("name", ["a.npz", "a.npy"])
+def test_arrays_that_are_written_into_are_refused(tmp_path, name, change):
+    path = tmp_path / name
+    dataset = sources.open_dataset(
+        save(path, PIXELS), "train[1:]", batch_size=3, shuffle=True
+    )
+    assert len(list(fit_data.checked_elements(dataset))) == 3
+    os.utime(path, ns=(0, 0))  # Clocks may be coarse.
+    dataset = sources.open_dataset(
+        str(path), "train[1:]", batch_size=3, shuffle=True
+    )
+    change(path)
+    with pytest.raises(ValueError) as error:
+        list(fit_data.checked_elements(dataset))
+    assert str(error.value) == (
+        "A file of arrays must stay as it is while it is read. Received: "
+        f"{str(path)!r}, which was written into. Begin or go on, and write to "
+        "another file, which then takes its name"
+    )
+
+
+@pytest.mark.parametrize("replace", [True, False])
+def test_arrays_whose_file_is_replaced_or_gone_stay(tmp_path, replace):
+    path = tmp_path / "a.npz"
+    dataset = sources.open_dataset(
+        save(path, PIXELS), batch_size=12, shuffle=False
+    )
+    if replace:
+        save(tmp_path / "b.npz", PIXELS[::-1])
+        (tmp_path / "b.npz").replace(path)
+    else:
+        path.unlink()
+    (batch,) = dataset
+    np.testing.assert_array_equal(batch, PIXELS)
+
+
 def test_grey_images_get_a_channel(tmp_path):
     path = save(tmp_path / "a.npz", PIXELS[..., 0], np.arange(12) % 2)
     assert array_files.load_arrays(path)["images"].shape == (12, 8, 9, 1)
@@ -83,6 +133,7 @@ def flip(path, place):
     path.write_bytes(contents)
 
 
+@pytest.mark.fault(55)
 @pytest.mark.parametrize("compressed", [False, True])
 @pytest.mark.parametrize(
     "spoil",
@@ -108,6 +159,7 @@ def test_broken_files_are_refused_in_a_sentence(tmp_path, spoil, compressed):
     assert str(info.value).endswith("). Copy it again, or write it anew")
 
 
+@pytest.mark.fault(55)
 @pytest.mark.parametrize("size", [0, 5, 90, 3000])
 def test_broken_npy_is_refused(tmp_path, size):
     path = tmp_path / "a.npy"

@@ -66,6 +66,7 @@ def share_of_changed(layer, images):
 # Seeds, batches, dtypes and compilation: the same for every layer.
 
 
+@pytest.mark.fault(46)
 @every_layer
 def test_draws_are_the_same_bits_in_eager_graph_tf_data_and_xla(name):
     def draw(images):
@@ -149,6 +150,7 @@ def test_views_are_a_function_of_the_seed(fast, name):
     assert not np.array_equal(layer(IMAGES, seed=(6, 6)), views)
 
 
+@pytest.mark.fault(46)
 @every_layer
 def test_view_depends_only_on_seed_and_place_in_the_batch(fast, name):
     layer = shared(name)
@@ -156,6 +158,7 @@ def test_view_depends_only_on_seed_and_place_in_the_batch(fast, name):
     np.testing.assert_allclose(half, whole[:8], atol=1e-6)
 
 
+@pytest.mark.fault(47)
 @every_layer
 def test_places_of_a_batch_get_different_views_of_one_image(fast, name):
     images = np.repeat(IMAGES[:1], 16, axis=0)
@@ -163,6 +166,7 @@ def test_places_of_a_batch_get_different_views_of_one_image(fast, name):
     assert len(np.unique(views, axis=0)) > 2
 
 
+@pytest.mark.fault(27)
 @every_layer
 def test_uint8_images_equal_their_floats(fast, name):
     integers = (255 * IMAGES).astype("uint8")
@@ -237,6 +241,7 @@ def test_views_are_float32_under_a_mixed_policy(fast, policy, half, name):
     np.testing.assert_array_equal(views, shared(name)(IMAGES, seed=(0, 1)))
 
 
+@pytest.mark.fault(47)
 @pytest.mark.parametrize(
     "layer",
     [
@@ -292,6 +297,7 @@ def crop_of(box, size, **kwargs):
     return layer, tf.constant([[0.5, 0.5, *places]], tf.float32)
 
 
+@pytest.mark.fault(48)
 @pytest.mark.parametrize("antialias", [False, True])
 @pytest.mark.parametrize(
     ("interpolation", "kernel"),
@@ -412,6 +418,7 @@ def padded_images():
     return random_images(4, 16, 16, 3), sizes
 
 
+@pytest.mark.fault(37)
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("target", [8, 34])
 def test_crop_of_padded_images_equals_crop_of_the_valid_part(
@@ -434,6 +441,7 @@ def test_sizes_of_a_single_image_are_a_pair(fast):
     np.testing.assert_allclose(view, expected[0], atol=1e-6)
 
 
+@pytest.mark.fault(37)
 def test_images_of_many_sizes_pass_through_one_pipeline():
     sizes = [(9, 12), (16, 8)]
     dataset = tf.data.Dataset.from_generator(
@@ -460,6 +468,7 @@ def assert_uniform(values, low, high):
     assert stats.kstest(values, uniform.cdf).pvalue > 1e-3
 
 
+@pytest.mark.fault(48)
 def test_crop_area_is_uniform_in_scale():
     _, heights, _, widths = many_boxes(16, 16)
     assert_uniform(heights * widths / 16**2, 0.08, 1)
@@ -472,6 +481,7 @@ def test_crop_area_of_a_long_image_is_uniform_up_to_what_fits(size):
     assert_uniform(heights * widths / math.prod(size), 0.08, 2 / 3)
 
 
+@pytest.mark.fault(48)
 @pytest.mark.parametrize("size", [(16, 16), (12, 24), (24, 12)])
 def test_crop_ratio_is_log_uniform_where_the_area_fits(size):
     _, heights, _, widths = many_boxes(*size)
@@ -496,6 +506,7 @@ def test_crop_stays_in_the_image_and_in_range(size):
     assert (heights * widths).min() > 0.08 * math.prod(size) - 1e-3
 
 
+@pytest.mark.fault(48)
 @pytest.mark.parametrize("size", [(16, 16), (12, 24), (24, 12)])
 def test_crop_position_is_uniform(size):
     tops, heights, lefts, widths = many_boxes(*size)
@@ -546,6 +557,7 @@ def test_flip_with_rate_one_reverses_the_axes_of_its_mode(fast, mode, axes):
     np.testing.assert_array_equal(views, np.flip(IMAGES, axes))
 
 
+@pytest.mark.fault(48)
 @pytest.mark.parametrize(
     ("rate", "mode"),
     [(0.5, "horizontal"), (0.5, "vertical"), (0.1, "horizontal")],
@@ -641,6 +653,7 @@ def test_grayscale_equals_the_reference(fast):
     np.testing.assert_allclose(views, expected, atol=1e-6)
 
 
+@pytest.mark.fault(48)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_jitter_equals_the_reference_in_all_orders(channels):
     generator = np.random.default_rng(0)
@@ -722,6 +735,7 @@ def test_colors_are_clipped_after_each_step():
     np.testing.assert_array_equal(result, tf.ones_like(pixel))
 
 
+@pytest.mark.fault(13)
 def test_gray_images_have_no_hue_and_no_saturation():
     gray = np.repeat(random_images(1, 4, 4, 1), 3, axis=3)
     for operation, factor in ((reference.HUE, 0.3), (reference.SATURATION, 3)):
@@ -735,6 +749,7 @@ def test_strength_zero_changes_no_color(fast):
     np.testing.assert_allclose(views, IMAGES, atol=1e-6)
 
 
+@pytest.mark.fault(32, 33)
 @pytest.mark.parametrize("channels", [1, 2, 4, 5])
 @pytest.mark.parametrize("how", ["fast", "eager"])
 def test_other_than_three_channels_are_jittered_each_by_itself(how, channels):
@@ -748,6 +763,7 @@ def test_other_than_three_channels_are_jittered_each_by_itself(how, channels):
     np.testing.assert_allclose(views, expected, atol=1e-6)
 
 
+@pytest.mark.fault(32)
 def test_one_channel_images_are_jittered_but_not_made_gray(fast):
     layer = simclr.RandomColorDistortion(rate=0, grayscale_rate=1)
     images = IMAGES[..., :1]
@@ -760,11 +776,13 @@ def test_one_channel_images_are_jittered_but_not_made_gray(fast):
 COLORED = np.full((MANY, 2, 2, 3), (0.2, 0.4, 0.6), "float32")
 
 
+@pytest.mark.fault(48)
 def test_jitter_rate_is_the_papers(fast):
     layer = simclr.RandomColorDistortion(grayscale_rate=0)
     assert abs(share_of_changed(layer, COLORED) - 0.8) < 0.015
 
 
+@pytest.mark.fault(48)
 def test_grayscale_rate_is_the_papers(fast):
     layer = simclr.RandomColorDistortion(rate=0)
     assert abs(share_of_changed(layer, COLORED) - 0.2) < 0.015
@@ -796,6 +814,7 @@ def color_draws(monkeypatch):
     return orders, factors, turns[:, 0]
 
 
+@pytest.mark.fault(48)
 def test_all_orders_of_the_jitter_are_equally_likely(color_draws):
     orders, _, _ = color_draws
     kinds, counts = np.unique(orders, axis=0, return_counts=True)
@@ -804,6 +823,7 @@ def test_all_orders_of_the_jitter_are_equally_likely(color_draws):
     assert stats.chisquare(counts).pvalue > 1e-3
 
 
+@pytest.mark.fault(48)
 def test_factors_and_turns_of_the_jitter_are_uniform(color_draws):
     _, factors, turns = color_draws
     for values in factors.T:
@@ -827,6 +847,7 @@ def test_blur_of_a_delta_equals_the_official_golden(fast):
     np.testing.assert_allclose(row, golden, atol=1e-6)
 
 
+@pytest.mark.fault(48)
 @pytest.mark.parametrize("sigma", [0.1, 0.7, 2.0])
 @pytest.mark.parametrize("fraction", [0.1, 0.4, 1.0])
 def test_blur_equals_the_reference(sigma, fraction):
@@ -841,6 +862,7 @@ def test_blur_equals_the_reference(sigma, fraction):
     np.testing.assert_allclose(views, expected, atol=1e-6)
 
 
+@pytest.mark.fault(36)
 @pytest.mark.parametrize(
     ("height", "taps"), [(224, 23), (32, 3), (28, 3), (8, 3)]
 )
@@ -853,6 +875,7 @@ def test_blur_kernel_has_an_odd_number_of_taps(height, taps):
     assert (view[0, :, 15, 0] > 0).sum() == taps
 
 
+@pytest.mark.fault(13)
 def test_blur_leaves_constant_images_as_they_are(fast):
     images = np.full((4, 12, 12, 3), (0, 0.3, 1), "float32")
     blur = simclr.RandomGaussianBlur(rate=1, kernel_fraction=0.5)
@@ -868,11 +891,13 @@ def many_blurred_deltas():
     return simclr.RandomGaussianBlur()(deltas, seed=(0, 1)).numpy()
 
 
+@pytest.mark.fault(48)
 def test_blur_rate_is_the_papers():
     blurred = many_blurred_deltas()[:, 2, 3, 0] > 0
     assert abs(blurred.mean() - 0.5) < 0.015
 
 
+@pytest.mark.fault(48)
 def test_sigma_of_the_blur_is_uniform():
     views = many_blurred_deltas()
     views = views[views[:, 2, 3, 0] > 0].astype("float64")
@@ -1103,6 +1128,7 @@ def test_constructor_refuses(make, arguments, message):
     assert str(error.value) == message
 
 
+@pytest.mark.fault(30)
 @every_layer
 def test_integers_other_than_uint8_are_refused(name):
     with pytest.raises(ValueError) as error:
@@ -1170,6 +1196,7 @@ def test_callers_learn_that_a_seed_is_a_pair(seed):
         shared("flip")(IMAGES, seed=seed)
 
 
+@pytest.mark.fault(35)
 @pytest.mark.parametrize("size", [(60, 4), (4, 60), (1, 64), (64, 1), (9, 8)])
 @pytest.mark.parametrize("target", [(16, 128), (128, 16), (40, 40)])
 def test_long_and_narrow_images_are_seen_at_rest(size, target):

@@ -116,6 +116,7 @@ def test_mouse_over_an_image_shows_its_name(page):
     assert tip(page) is None
 
 
+@pytest.mark.fault(76)
 def test_odd_name_is_text_wherever_it_is_shown(page):
     page.run(
         "(() => { const search = document.getElementById('search');"

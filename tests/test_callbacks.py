@@ -519,6 +519,7 @@ def fitted_twice():
     return weakref.ref(model)
 
 
+@pytest.mark.fault(66)
 def test_second_fit_traces_nothing_and_nothing_outlives_the_model():
     alive = fitted_twice()
     gc.collect()

@@ -97,6 +97,7 @@ def test_card_says_of_imported_weights_only_what_is_known():
     assert "that the official SimCLR code wrote, r50_1x_sk0: it makes" in text
 
 
+@pytest.mark.fault(76)
 def test_cards_hold_names_as_text_and_no_places():
     name = "/home/ada/<img onerror=x>|\n```"
     about = {

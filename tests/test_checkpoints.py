@@ -62,6 +62,7 @@ FOREIGN = [
 ]
 
 
+@pytest.mark.fault(57)
 def test_checkpoints_leave_what_they_did_not_write(tmp_path):
     for name in FOREIGN:
         (tmp_path / name).write_text(name)
@@ -83,6 +84,7 @@ def test_checkpoints_leave_what_they_did_not_write(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["epoch-000002.weights.h5", "model.keras"])
+@pytest.mark.fault(57)
 def test_checkpoints_refuse_to_overwrite_before_they_train(name, tmp_path):
     (tmp_path / name).write_text("mine")
     model = tiny_model(run_eagerly=True)
@@ -99,6 +101,7 @@ def test_checkpoints_refuse_to_overwrite_before_they_train(name, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "[1, 2]", '{"mine": 1}', '{"files": 3}'])
+@pytest.mark.fault(57)
 def test_record_of_somebody_else_is_left_alone(text, tmp_path):
     (tmp_path / "checkpoints.json").write_text(text)
     with pytest.raises(ValueError, match="must be what `Checkpoints` wrote"):
@@ -151,6 +154,7 @@ class _Diverges(keras.callbacks.Callback):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.fault(58)
 def test_weights_that_are_not_finite_replace_no_checkpoint(value, tmp_path):
     model, keeper = (
         tiny_model(run_eagerly=True),
@@ -168,6 +172,7 @@ def test_weights_that_are_not_finite_replace_no_checkpoint(value, tmp_path):
         assert np.isfinite(ours).all()
 
 
+@pytest.mark.fault(58)
 def test_checkpoint_that_is_not_finite_is_passed_over(tmp_path):
     model = keep(tmp_path)
     spoil(model.encoder)
@@ -181,6 +186,7 @@ def test_checkpoint_that_is_not_finite_is_passed_over(tmp_path):
         assert callbacks.restore(tiny_model(), tmp_path) == 2
 
 
+@pytest.mark.fault(54)
 def test_checkpoints_try_their_directory_before_they_train(
     tmp_path, monkeypatch
 ):
@@ -194,6 +200,7 @@ def test_checkpoints_try_their_directory_before_they_train(
     assert int(model.optimizer.iterations) == 0
 
 
+@pytest.mark.fault(53)
 def test_checkpoints_find_out_first_whether_there_is_room(
     tmp_path, monkeypatch
 ):
@@ -288,6 +295,7 @@ def assert_same(run_dir, model, whole_dir, whole):
 
 class TestAnyStep:
     @pytest.mark.parametrize("source", SOURCES)
+    @pytest.mark.fault(51)
     def test_a_run_goes_on_from_any_step(
         self, source, photos, tmp_path, caplog
     ):
@@ -306,6 +314,7 @@ class TestAnyStep:
             assert is_told == (source not in (arrays, folder) and step % 5 > 0)
 
     @pytest.mark.usefixtures("in_graphs")
+    @pytest.mark.fault(51)
     def test_a_run_may_be_stopped_again_and_again(self, tmp_path):
         done, whole = train(arrays, tmp_path / "whole")
         for step in (2, 3, 14):
@@ -327,6 +336,7 @@ class TestAnyStep:
         _, model = train(arrays, tmp_path / "run", **arguments)
         assert_same(tmp_path / "run", model, tmp_path / "whole", whole)
 
+    @pytest.mark.fault(52)
     def test_on_another_number_of_replicas(self, tmp_path, in_float64):
         _, whole = train(arrays, tmp_path / "whole")
         train(arrays, tmp_path / "run", AskedTo(7))
@@ -430,6 +440,7 @@ class TestWhatStays:
         with pytest.raises(ValueError, match=f"`{next(iter(wrong))}` must"):
             callbacks.Checkpoints(tmp_path, **wrong)
 
+    @pytest.mark.fault(55)
     def test_of_a_file_that_is_not_what_was_written_the_one_before(
         self, tmp_path
     ):
@@ -444,6 +455,7 @@ class TestWhatStays:
             _, model = train(arrays, tmp_path / "run")
         assert_same(tmp_path / "run", model, tmp_path / "whole", whole)
 
+    @pytest.mark.fault(49)
     def test_what_may_not_be_complete_is_not_taken(self, tmp_path, monkeypatch):
         """Killed at any of the steps of writing a checkpoint."""
 
@@ -492,6 +504,7 @@ class FullIn(keras.callbacks.Callback):
 
 
 class TestDisk:
+    @pytest.mark.fault(53)
     def test_training_outlives_two_failures(self, tmp_path, monkeypatch):
         model, run_dir = tiny_model(), tmp_path / "run"
         disk = FullIn(monkeypatch, (1, 2, 4, 5), model, "save_weights", full)
@@ -512,6 +525,7 @@ class TestDisk:
         assert checkpoints.written(run_dir)[-1] == "epoch-000007.weights.h5"
         assert len(run_logs.untimed(run_dir / "log.csv")) == 7
 
+    @pytest.mark.fault(53)
     def test_a_third_in_a_row_ends_it(self, tmp_path, monkeypatch):
         model = tiny_model()
         monkeypatch.setattr(model, "save_weights", full)
@@ -560,6 +574,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", tmp_path / "disk"], check=True)
 
 
+@pytest.mark.fault(53)
 def test_a_disk_that_is_full_loses_nothing(small_disk, tmp_path):
     disk, grow = small_disk
     keeping = {"keep": 99}
@@ -596,6 +611,7 @@ def no_locks(monkeypatch):
 
 @pytest.mark.usefixtures("no_locks")
 class TestLockWithoutTheSystem:
+    @pytest.mark.fault(60)
     def test_of_a_process_that_is_gone(self, tmp_path):
         with subprocess.Popen([sys.executable, "-c", ""]) as process:
             process.wait()
@@ -607,6 +623,7 @@ class TestLockWithoutTheSystem:
             assert not lock.exists()
 
     @pytest.mark.parametrize("host", [socket.gethostname(), "another"])
+    @pytest.mark.fault(60)
     def test_of_one_that_may_be_at_work(self, host, tmp_path):
         lock, process = tmp_path / _files.LOCK, os.getppid()
         lock.write_text(f"{process} {host}")
@@ -646,6 +663,7 @@ print("went on")
         ("SIGTERM", 2, [], -signal.SIGTERM),
     ],
 )
+@pytest.mark.fault(50)
 def test_the_second_signal_ends_at_once(name, times, said, code):
     """The first waits; then nobody but Ctrl-C lets the process go on."""
     file = _files.__file__.replace("_files", "_terminal")

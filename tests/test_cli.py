@@ -197,6 +197,7 @@ def test_unknown_data_is_refused_before_anything_is_written(
     assert not out.exists()
 
 
+@pytest.mark.fault(57)
 def test_output_directory_with_content_is_refused(data, tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("mine")
     assert cli.main([*PRETRAIN, data, f"--output_dir={tmp_path}"]) == 1
@@ -714,6 +715,7 @@ def test_export_needs_known_formats_and_their_packages(
     assert not out.exists()
 
 
+@pytest.mark.fault(50)
 def test_interrupted_run_says_what_it_kept(data, tmp_path, monkeypatch, capsys):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
@@ -736,6 +738,7 @@ def test_interrupted_run_says_what_it_kept(data, tmp_path, monkeypatch, capsys):
     assert json.loads((out / "summary.json").read_text())["finished"]
 
 
+@pytest.mark.fault(50)
 @pytest.mark.parametrize(
     ("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)]
 )
@@ -767,6 +770,7 @@ def test_signals_end_a_command_and_nothing_is_left(
 @pytest.mark.parametrize(
     ("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)]
 )
+@pytest.mark.fault(50)
 def test_training_ends_after_the_step_and_goes_on(
     name, code, data, tmp_path, monkeypatch, capsys
 ):
@@ -801,6 +805,7 @@ def test_signals_that_are_ignored_stay_so(monkeypatch):
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.fault(50)
 def test_signal_that_ends_a_training_in_order_is_told(monkeypatch):
     def train(values):
         with contextlib.suppress(KeyboardInterrupt):
@@ -959,6 +964,7 @@ def test_workers_must_not_choose_by_themselves(
     )
 
 
+@pytest.mark.fault(63)
 def test_multi_worker_needs_its_machines(data, tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("TF_CONFIG", raising=False)
     arguments = [*PRETRAIN, data, f"--output_dir={tmp_path / 'run'}"]
@@ -1429,6 +1435,49 @@ def test_home_is_found(monkeypatch, tmp_path, capsys):
     arguments = ["scan", "--data=~/photos", "--output_dir=~/scan"]
     assert cli.main(arguments) == 1
     assert f"data={str(tmp_path / 'photos')!r}" in capsys.readouterr().err
+
+
+BARE = """
+import sys, time
+
+def refuse(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo"):
+        raise OSError("There is no network.")
+
+sys.addaudithook(refuse)
+clock = iter(range(2**31, 0, -(2**20)))
+time.time = lambda: float(next(clock))  # A year back every half a minute.
+import keras_simclr_cli
+sys.exit(keras_simclr_cli.main())
+"""
+
+
+@pytest.mark.fault(64)
+def test_no_home_no_network_no_letters_and_no_clock_are_needed(tmp_path):
+    """Under the locale C names are ASCII, and other bytes are kept."""
+    photos, run = tmp_path / "fotos ü", tmp_path / "läufe" / "日本"
+    paint(photos, {"é": 20, "ß": 90}, copies=4)
+    kept = {k: os.environ[k] for k in ("PATH", "PYTHONPATH") if k in os.environ}
+    found = subprocess.run(
+        [
+            *(sys.executable, "-c", BARE, "pretrain", "--epochs=2"),
+            *(f"--data={photos}", f"--output_dir={run}", "--batch_size=4"),
+            *("--precision=float32", "--width_multiplier=0.1"),
+        ],
+        capture_output=True,
+        cwd=pathlib.Path(cli.__file__).parent,
+        env={
+            **kept,
+            "LC_ALL": "C",
+            "PYTHONUTF8": "0",
+            "PYTHONCOERCECLOCALE": "0",
+        },
+    )
+    assert found.returncode == 0, found.stderr
+    assert json.loads((run / "summary.json").read_text())["finished"]
+    assert b"8 images of 2 classes" in found.stdout
+    with (run / "log.csv").open(newline="") as file:
+        assert all(float(row["seconds"]) > 0 for row in csv.DictReader(file))
 
 
 def test_nothing_stands_between_the_user_and_the_result(tmp_path):

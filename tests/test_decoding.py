@@ -50,6 +50,7 @@ def check(decode, data, tolerance=0):
     assert difference(decode(data), expected) <= tolerance
 
 
+@pytest.mark.fault(39)
 @pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "CMYK"])
 @pytest.mark.parametrize("file_format", ["PNG", "BMP", "GIF", "WEBP", "JPEG"])
 def test_every_format_is_read_as_pillow_reads_it(decode, file_format, mode):
@@ -62,6 +63,7 @@ def test_every_format_is_read_as_pillow_reads_it(decode, file_format, mode):
     check(decode, data, tolerance=3 if file_format == "JPEG" else 0)
 
 
+@pytest.mark.fault(38)
 def test_first_picture_of_an_animation_is_read(decode):
     others = [picture().rotate(180)]
     data = contents(picture(), "GIF", save_all=True, append_images=others)
@@ -91,6 +93,7 @@ def png(values, bits=16, *, before=(), after=(), interlaced=False):
     )
 
 
+@pytest.mark.fault(31)
 @pytest.mark.parametrize("interlaced", [False, True])
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 @pytest.mark.parametrize("depth", [8, 10, 12, 14, 16])
@@ -120,6 +123,7 @@ def test_depth_is_that_of_colours_alone_and_transparent_ones_are_white(decode):
     assert (decode(data).numpy() == 255).all()
 
 
+@pytest.mark.fault(39)
 @pytest.mark.parametrize("file_format", ["PNG", "WEBP", "GIF"])
 def test_transparent_pixels_are_white(decode, file_format):
     image = picture(mode="RGBA")
@@ -143,6 +147,7 @@ def test_a_transparent_colour_is_white(decode, mode):
     assert (decode(data).numpy()[transparent] == 255).all()
 
 
+@pytest.mark.fault(42)
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_pictures_are_turned_upright(decode, orientation):
     exif = PIL.Image.Exif()
@@ -365,6 +370,7 @@ def png_that_claims(width, height):
     return bytes(data)
 
 
+@pytest.mark.fault(40, 41)
 @pytest.mark.parametrize(
     "data",
     [

@@ -114,6 +114,7 @@ def near_duplicates():
     return images
 
 
+@pytest.mark.fault(12, 13)
 @pytest.mark.parametrize(
     ("rule", "images"),
     [
@@ -127,6 +128,7 @@ def test_faults_of_images_are_found_before_training(rule, images):
     assert watched(small_model(), images) == [(rule, 0)]
 
 
+@pytest.mark.fault(7, 14, 47)
 @pytest.mark.parametrize(
     ("rule", "changes"),
     [
@@ -159,6 +161,7 @@ def freeze_batch_norm(encoder):
             layer.trainable = False
 
 
+@pytest.mark.fault(23)
 @pytest.mark.parametrize(
     ("rule", "changes"),
     [
@@ -172,6 +175,7 @@ def test_faults_of_training_are_found_after_an_epoch(rule, changes):
     assert (rule, 1) in watched(small_model(**changes))
 
 
+@pytest.mark.fault(67)
 @pytest.mark.filterwarnings("ignore:The encoder is frozen")
 def test_frozen_encoder_is_found():
     model = small_model()
@@ -184,6 +188,7 @@ def test_views_without_anything_in_common_are_found():
     assert watched(model, batch_size=16, epochs=2) == [("no_agreement", 2)]
 
 
+@pytest.mark.fault(21)
 @pytest.mark.usefixtures("in_graphs")
 def test_negatives_of_one_replica_are_found(monkeypatch):
     with mirrored(2).scope():
@@ -225,6 +230,7 @@ def test_reading_that_is_slower_than_training_is_found(
     assert watched(model, x=slow, epochs=2, planned=400) == rules
 
 
+@pytest.mark.fault(1)
 def test_one_image_that_is_not_finite_ends_training_at_once():
     images = FEW.copy()
     images[150, 3, 3] = math.nan

@@ -12,6 +12,7 @@ from keras_simclr import elements
 IMAGES, LABELS = tf.zeros((4, 8, 8, 3)), tf.zeros(4)
 
 
+@pytest.mark.fault(43)
 @pytest.mark.parametrize(
     ("element", "names"),
     [
@@ -48,6 +49,7 @@ def test_bare_pair_of_views_is_refused():
     )
 
 
+@pytest.mark.fault(43)
 @pytest.mark.parametrize("parts", [(), (IMAGES, LABELS, LABELS)])
 def test_element_of_another_length_is_refused(parts):
     with pytest.raises(ValueError) as error:
@@ -58,6 +60,7 @@ def test_element_of_another_length_is_refused(parts):
     )
 
 
+@pytest.mark.fault(43)
 def test_unknown_keys_are_refused():
     with pytest.raises(ValueError) as error:
         elements.unpack({"image": IMAGES, "label": LABELS})
@@ -87,6 +90,29 @@ def test_element_needs_images_or_both_views(keys, received):
     )
 
 
+@pytest.mark.fault(37, 43)
+@pytest.mark.parametrize("name", ["images", "view_2"])
+@pytest.mark.parametrize(
+    "kind", [tf.RaggedTensor.from_tensor, tf.sparse.from_dense]
+)
+def test_images_that_are_not_dense_are_refused(kind, name):
+    """Labels may be of any kind."""
+    images, labels = (kind(tf.ones(shape)) for shape in ((4, 8, 8, 3), (4, 2)))
+    right = {"images": IMAGES, "view_1": IMAGES, "view_2": IMAGES}
+    names = ["images"] if name == "images" else ["view_1", "view_2"]
+    right = {"labels": labels, **{x: right[x] for x in names}}
+    assert elements.unpack(right)["labels"] is labels
+    wrong = {**right, name: images}
+    for part in (wrong, tf.data.Dataset.from_tensors(wrong).element_spec):
+        with pytest.raises(ValueError) as error:
+            elements.unpack(part)
+        assert str(error.value) == (
+            f"`{name}` must be a dense tensor. Received: "
+            f"{type(images).__name__}. Resize images of many sizes to one, or "
+            "lay them on canvases of one size, and tell their `sizes`"
+        )
+
+
 def failure(batch, in_unit_range=True):
     """Message of the failing check, compiled as in a training step."""
 
@@ -113,6 +139,7 @@ def test_rounding_errors_of_interpolation_pass():
     assert failure(np.array([[-4e-4], [1 + 4e-4]], "float32")) is None
 
 
+@pytest.mark.fault(1, 2)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("in_unit_range", [False, True])
 def test_rows_with_values_that_are_not_finite_are_named(value, in_unit_range):
@@ -124,6 +151,7 @@ def test_rows_with_values_that_are_not_finite_are_named(value, in_unit_range):
     )
 
 
+@pytest.mark.fault(28, 29)
 def test_rows_with_values_out_of_range_are_named():
     batch = np.zeros((6, 2), "float32")
     batch[3] = [-1.0, 255.0]
@@ -185,6 +213,7 @@ def graph_model():
     return tiny_model()
 
 
+@pytest.mark.fault(1, 28, 30)
 @pytest.mark.parametrize("door", DOORS)
 @pytest.mark.parametrize(
     ("value", "dtype", "message"),

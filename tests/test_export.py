@@ -134,6 +134,7 @@ def exported(tmp_path_factory):
     return parent
 
 
+@pytest.mark.fault(68)
 @pytest.mark.parametrize(
     ("runtime", "names"),
     [
@@ -189,6 +190,7 @@ def test_plain_layers_equal_the_evaluation_view(shape):
     np.testing.assert_allclose(found, crop(images, training=False), atol=1e-5)
 
 
+@pytest.mark.fault(69)
 def test_export_refuses_a_directory_with_content(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError) as error:
@@ -200,6 +202,7 @@ def test_export_refuses_a_directory_with_content(tmp_path):
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.fault(53, 69)
 @pytest.mark.parametrize("limit", [1_000, 60_000])
 def test_a_full_disk_leaves_nothing(tmp_path, limit):
     """Files may not grow: first the Keras file fails, then the SavedModel."""
@@ -213,12 +216,14 @@ def test_a_full_disk_leaves_nothing(tmp_path, limit):
     assert list(tmp_path.rglob("*")) == [tmp_path / "new"]
 
 
+@pytest.mark.fault(54)
 def test_a_disk_that_cannot_be_written_is_an_error():
     # Read-only, or not for directories, even where tests run as root.
     with pytest.raises(OSError, match="/sys/"):
         simclr.export_encoder(small_model(8), "/sys/encoder")
 
 
+@pytest.mark.fault(65)
 @pytest.mark.parametrize(
     ("formats", "kind", "message"),
     [
@@ -278,6 +283,7 @@ def test_export_says_how_far_it_is():
     ]
 
 
+@pytest.mark.fault(68)
 def test_a_format_that_disagrees_is_refused(tmp_path, monkeypatch):
     def load(path):
         return lambda images: np.full((8, 6), 9.0, "float32")

@@ -75,6 +75,7 @@ class TestStop:
             (np.inf, "images: from"),
         ],
     )
+    @pytest.mark.fault(1, 2, 58)
     def test_the_state_before_and_the_batch_are_kept(
         self, value, first, tmp_path
     ):
@@ -177,6 +178,7 @@ def by_hand(rows, model, epochs):
 
 class TestSkip:
     @pytest.mark.parametrize("value", [0.0, np.nan])
+    @pytest.mark.fault(1, "26b")
     def test_the_step_is_as_if_it_had_not_been(self, value, tmp_path):
         rows = images(value)
         model, expected = tiny_model(on_nan="skip"), tiny_model()

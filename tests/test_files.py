@@ -16,6 +16,7 @@ def fill(place, name=None):
         raise OSError("No space left on device")
 
 
+@pytest.mark.fault(53, 69)
 def test_file_is_complete_or_as_it_was(tmp_path):
     path = tmp_path / "table.csv"
     path.write_text("old")
@@ -30,6 +31,7 @@ def test_file_is_complete_or_as_it_was(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.fault(69)
 def test_directory_is_complete_or_absent(tmp_path):
     path = tmp_path / "a" / "run"
     with pytest.raises(OSError, match="No space left"):
@@ -116,6 +118,7 @@ def _read_only(request, tmp_path, monkeypatch):
     monkeypatch.setattr(owner, request.param, refuse)
 
 
+@pytest.mark.fault(54)
 @pytest.mark.usefixtures("_read_only")
 def test_what_cannot_be_written_is_refused_before_the_work(tmp_path):
     path = tmp_path / "runs" / "out"
@@ -136,6 +139,7 @@ def test_trying_leaves_nothing_behind(tmp_path):
     assert [str(x) for x in tmp_path.rglob("*")] == [str(tmp_path / "there")]
 
 
+@pytest.mark.fault(54)
 def test_places_that_are_no_directory_are_refused(tmp_path):
     (tmp_path / "file").write_text("mine")
     (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
@@ -204,6 +208,7 @@ def test_what_came_meanwhile_is_not_overwritten(tmp_path):
     assert (kept / "README.md").read_text() == "ours"
 
 
+@pytest.mark.fault(69)
 @pytest.mark.parametrize("exists", [True, False])
 def test_leftovers_of_a_killed_process_are_removed(exists, tmp_path):
     path = tmp_path / "out"
@@ -250,6 +255,7 @@ def test_file_that_is_to_be_new_is_not_there(tmp_path):
         )
 
 
+@pytest.mark.fault(53)
 def test_full_disk_is_named(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")

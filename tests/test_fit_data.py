@@ -149,6 +149,7 @@ class Interrupt(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
+@pytest.mark.fault(51)
 @by_source
 def test_restored_training_is_the_uninterrupted_one(make, tmp_path):
     whole = model()
@@ -185,6 +186,7 @@ def test_dataset_without_end_needs_a_number_of_steps():
     )
 
 
+@pytest.mark.fault(44)
 def test_dataset_of_unknown_length_is_accepted():
     dataset = tf.data.Dataset.range(8).filter(lambda x: x > 2).batch(4)
     assert fit_data.check_length(dataset) is None
@@ -228,6 +230,7 @@ FORMS = {
 }
 
 
+@pytest.mark.fault(43, 45)
 @pytest.mark.filterwarnings("ignore:Your input ran out")  # Keras's, always.
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
 def test_elements_of_python_may_have_any_form(form):
@@ -248,6 +251,7 @@ def test_elements_of_python_may_have_any_form(form):
     )
 
 
+@pytest.mark.fault(46)
 @pytest.mark.parametrize("workers", [1, 3])
 def test_py_dataset_is_shuffled_as_arrays_are(workers):
     def orders(fits, epochs=1):
@@ -277,6 +281,7 @@ def test_sizes_of_batches_and_lengths_of_python():
     assert len(list(endless.take(25))) == 25
 
 
+@pytest.mark.fault(9, 43, 44, 45)
 @pytest.mark.parametrize(
     ("data", "arguments", "text"),
     [
@@ -318,6 +323,18 @@ def test_data_that_fit_cannot_use_are_refused(data, arguments, text):
         model(run_eagerly=True).fit(data, verbose=0, **arguments)
 
 
+@pytest.mark.fault(43)
+def test_arrays_may_come_with_no_labels_in_their_place():
+    networks = [model(run_eagerly=True) for _ in range(2)]
+    for network, data in zip(networks, (ROWS, (ROWS, None)), strict=True):
+        network.fit(data, batch_size=2, verbose=0)
+        assert network.predict(data, verbose=0).shape == (20, 3)
+        assert network.evaluate(data, verbose=0)
+    alone, in_pair = (x.augmentation.batches for x in networks)
+    assert alone == in_pair
+
+
+@pytest.mark.fault(44)
 @pytest.mark.parametrize("method", ["evaluate", "predict"])
 def test_what_has_no_end_is_refused_before_it_is_read(method):
     network = model(run_eagerly=True)

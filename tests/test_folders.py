@@ -1,7 +1,9 @@
 import itertools
 import logging
 import os
+import pathlib
 import re
+import shutil
 
 import numpy as np
 import PIL.Image
@@ -13,6 +15,7 @@ import keras_simclr as simclr
 from keras_simclr import fit_data, folders, manifests, scanning
 
 
+@pytest.mark.fault(45, 75)
 def test_find_images_lists_by_extension_and_skips_hidden(tmp_path):
     files = ["b.JPG", "a/c.webp", "a/d.jpeg", "e.gif", "f.bmp", "ü.png"]
     others = [".g.jpg", ".h/i.jpg", "j.txt", "jpg", "k.jpg.part"]
@@ -34,6 +37,7 @@ def test_find_images_looks_into_files_without_extension(tmp_path):
     assert sorted([*found.paths, *found.problems]) == sorted([*files, "j.jpe"])
 
 
+@pytest.mark.fault(45)
 def test_find_images_follows_links_but_visits_a_directory_once(tmp_path):
     write(tmp_path, {"data/a/1.jpg": b"", "other/2.jpg": b""})
     data = tmp_path / "data"
@@ -46,6 +50,7 @@ def test_find_images_follows_links_but_visits_a_directory_once(tmp_path):
     assert folders.find_images(data) == ["3.jpg", "a/1.jpg", "linked/2.jpg"]
 
 
+@pytest.mark.fault(45)
 def test_undecodable_names_survive_the_manifest(tmp_path):
     name = os.fsdecode(b"caf\xe9.jpg")
     write(tmp_path, {name: JPEG, "日本.png": PNG})
@@ -57,6 +62,7 @@ def test_undecodable_names_survive_the_manifest(tmp_path):
     assert (tmp_path / paths[0]).read_bytes() == JPEG
 
 
+@pytest.mark.fault(75)
 @pytest.mark.parametrize("function", [folders.find_images, scanning.scan])
 @pytest.mark.parametrize(
     ("path", "error", "message"),
@@ -110,6 +116,7 @@ def test_find_images_refuses_a_directory_without_images(tmp_path):
     )
 
 
+@pytest.mark.fault(75)
 def test_find_images_refuses_an_unreadable_folder(tmp_path, monkeypatch):
     write(tmp_path, {"a.jpg": b"", "b/secret/c.jpg": b""})
     refuse(monkeypatch, (os, "scandir"), "secret")
@@ -204,6 +211,7 @@ def test_every_epoch_has_another_order_of_all_images(directory):
     assert len(dataset) == 4
 
 
+@pytest.mark.fault(46)
 def test_orders_are_a_function_of_seed_and_epoch(directory):
     dataset = shuffled(directory, seed=1)
     epochs = [numbers(dataset) for _ in range(3)]
@@ -337,6 +345,7 @@ def test_empty_splits_are_refused(directory):
         )
 
 
+@pytest.mark.fault(40)
 def test_unreadable_files_are_skipped_and_reported_once(directory, caplog):
     (directory / "cats" / "03.png").write_bytes(b"")
     (directory / "dogs" / "19.png").write_bytes(b"<html>")
@@ -412,6 +421,82 @@ def test_images_keep_their_places_in_every_pass(
     assert folder.skipped.keys() == named
 
 
+def emptied(path):
+    path.write_bytes(b"")
+
+
+def a_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+def a_link_to_nothing(path):
+    path.unlink()
+    path.symlink_to("nowhere")
+
+
+def a_link_to_itself(path):
+    path.unlink()
+    path.symlink_to(path)
+
+
+def another_picture(path):
+    PIL.Image.fromarray(np.full((12, 20), 99, "uint8")).save(path, "JPEG")
+
+
+CHANGES = {
+    emptied: "empty",
+    spoil: "truncated",
+    pathlib.Path.unlink: "unreadable: No such file",
+    a_folder: "unreadable: Is a directory",
+    a_link_to_nothing: "unreadable: No such file",
+    a_link_to_itself: "unreadable: Too many levels",
+    another_picture: None,
+}
+
+
+@pytest.mark.fault(40, 75)
+@pytest.mark.parametrize("change", CHANGES, ids=lambda x: x.__name__)
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_files_that_change_between_epochs_are_counted(
+    change, shuffle, directory, caplog
+):
+    folder = folders.ImageFolder(directory, unreadable_limit=0.1)
+    dataset = in_order(folder) if not shuffle else shuffled(folder)
+    assert sorted(numbers(dataset)) == list(range(20))
+    write_image(directory / "cats" / "new.png", 77)  # Not of this list.
+    change(directory / "cats" / "03.png")
+    for _ in range(2):
+        found = numbers(dataset)
+        if CHANGES[change] is None:
+            assert sorted(set(found) - {99}) == [*range(3), *range(4, 20)]
+        else:
+            assert set(found) == set(range(20)) - {3}
+    reasons = [] if CHANGES[change] is None else [CHANGES[change]]
+    assert len(folder.skipped) == len(reasons) == len(caplog.messages)
+    for (path, why), reason in zip(
+        folder.skipped.items(), reasons, strict=True
+    ):
+        assert path == "cats/03.png"
+        assert why.startswith(reason)
+
+
+@pytest.mark.fault(40)
+@pytest.mark.parametrize("limit", [0.0, 0.3, 1.0])
+def test_folder_that_vanishes_is_named(limit, directory):
+    folder = folders.ImageFolder(directory, unreadable_limit=limit)
+    dataset = shuffled(folder)
+    numbers(dataset)
+    shutil.rmtree(directory)
+    most = "Not all" if limit == 1 else f"At most {limit:.2%} of the"
+    with pytest.raises(ValueError) as error:
+        list(fit_data.checked_elements(dataset))
+    assert str(error.value).startswith(f"{most} files may be unreadable. ")
+    assert str(error.value).endswith(
+        f". {str(directory)!r} is gone: see that it is mounted"
+    )
+
+
 def test_places_are_those_of_a_part_in_that_part(directory):
     folder = folders.ImageFolder(
         directory, split="train[30%:]", unreadable_limit=0.5
@@ -443,6 +528,7 @@ def test_datasets_of_folders_name_their_classes(directory):
     assert in_order(directory).class_names == []
 
 
+@pytest.mark.fault(40)
 def test_too_many_unreadable_files_end_training_with_a_list(directory):
     names = ["cats/it's é.png", "dogs/a.png"]
     for name in names:
@@ -539,6 +625,7 @@ def test_fewer_images_than_a_batch_are_refused(directory):
     )
 
 
+@pytest.mark.fault(37)
 def test_images_of_a_folder_become_the_views_of_images_alone(directory):
     """A canvas with sizes is as good as each image by itself."""
     rng = np.random.default_rng(0)

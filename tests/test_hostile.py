@@ -177,6 +177,7 @@ def test_every_flag_has_wrong_values():
     assert placed == PLACES.keys()
 
 
+@pytest.mark.fault(54)
 @pytest.mark.parametrize(("command", "name"), sorted(FLAGS))
 def test_wrong_values_are_refused_by_the_flags_name(command, name, capsys):
     for code, table in ((2, VALUES), (1, PLACES)):

@@ -95,6 +95,7 @@ def test_progress_of_unknown_length_is_told():
     assert told == [(1, None), (2, None)]
 
 
+@pytest.mark.fault(65)
 def test_tensorboard_that_is_not_installed_is_refused(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match="pip install tensorboard"):

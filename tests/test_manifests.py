@@ -28,6 +28,7 @@ def test_read_manifest_returns_the_usable_images(tmp_path):
     assert first == third != second
 
 
+@pytest.mark.fault(55)
 def test_read_manifest_refuses_other_files(tmp_path):
     absent, text = tmp_path / "absent", tmp_path / "text"
     text.write_text("no Parquet")
@@ -95,6 +96,7 @@ def test_manifest_of_another_folder_is_refused(tmp_path):
         folders.ImageFolder(other, manifest=manifest, unreadable_limit=0.9)
 
 
+@pytest.mark.fault(75)
 @pytest.mark.parametrize("path", ["../secret.png", "/etc/x.png", "a/../../b"])
 def test_paths_that_leave_the_folder_are_refused(tmp_path, path):
     directory, manifest = scanned(tmp_path)

@@ -7,6 +7,7 @@ import tensorflow as tf
 from helpers import oracles
 
 import keras_simclr as simclr
+from keras_simclr import elements
 
 pytestmark = pytest.mark.usefixtures("eagerly")
 
@@ -121,6 +122,7 @@ def test_bare_compile_trains_with_lars_and_nt_xent(bare_model):
     assert differs(before, state(bare_model))
 
 
+@pytest.mark.fault(66)
 @pytest.mark.usefixtures("in_graphs")
 def test_the_step_is_traced_once(monkeypatch):
     model = tiny_model(run_eagerly=False)
@@ -269,6 +271,7 @@ def test_what_compares_two_views_is_refused_for_more():
         model.fit(dataset, verbose=0)
 
 
+@pytest.mark.fault(47)
 def test_views_depend_on_seed_step_and_view():
     images = random_images(2)
     model, other = tiny_model(), tiny_model(seed=1)
@@ -301,6 +304,7 @@ def test_reported_loss_is_the_mean_over_the_batches():
     np.testing.assert_allclose(losses[-1], single.mean(), rtol=1e-6)
 
 
+@pytest.mark.fault(43)
 def test_labels_never_influence_the_weights():
     images, labels = random_images(8), np.arange(8)
     runs = []
@@ -316,6 +320,7 @@ def test_labels_never_influence_the_weights():
     assert_same(runs[0], runs[2])
 
 
+@pytest.mark.fault(46)
 def test_same_seed_gives_the_same_training():
     runs = []
     for seed, run_eagerly in ((3, True), (3, True), (3, False), (4, True)):
@@ -327,6 +332,7 @@ def test_same_seed_gives_the_same_training():
     assert np.abs(runs[1][0] - runs[3][0]).max() > 1e-3
 
 
+@pytest.mark.fault(27)
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_bytes_and_floats_give_the_same_views(dtype):
     model = tiny_model()
@@ -338,6 +344,7 @@ def test_bytes_and_floats_give_the_same_views(dtype):
         np.testing.assert_allclose(view, expected, atol=1e-3)
 
 
+@pytest.mark.fault(27)
 def test_training_on_bytes_equals_training_on_floats():
     runs = []
     for dtype in ("uint8", "float32"):
@@ -370,6 +377,7 @@ def test_optimizer_may_be_a_name():
     assert differs(before, state(model))
 
 
+@pytest.mark.fault(51)
 @pytest.mark.parametrize("optimizer", [None, "adam"])
 def test_saved_model_goes_on_training_as_if_never_saved(tmp_path, optimizer):
     data = batches(random_images(8))
@@ -399,6 +407,7 @@ def test_config_keeps_seed_name_and_second_augmentation():
     assert_same(copy.views(images, step=2), model.views(images, step=2))
 
 
+@pytest.mark.fault(17, 18)
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 @pytest.mark.usefixtures("in_graphs")
 def test_mixed_precision_trains_and_predicts_float32(policy):
@@ -417,6 +426,7 @@ def test_mixed_precision_trains_and_predicts_float32(policy):
     assert model.predict(images, verbose=0).dtype == "float32"
 
 
+@pytest.mark.fault(25, 67)
 @pytest.mark.filterwarnings("ignore:The learning rate is 0")
 def test_regularization_is_added_to_the_loss():
     penalty = keras.regularizers.L2(0.5)
@@ -503,12 +513,30 @@ def test_ready_views_are_not_augmented():
     np.testing.assert_allclose(history["loss"], [expected], rtol=1e-4)
 
 
+@pytest.mark.fault(32)
 def test_images_of_one_channel_train():
     model = tiny_model(
         tiny_encoder((8, 8, 1)), augmentation=simclr.SimCLRAugmentation(8)
     )
     history = fit(model, batches(random_images(8, channels=1)))
     assert np.isfinite(history["loss"]).all()
+
+
+@pytest.mark.fault(13)
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+def test_images_of_one_colour_stay_finite(value):
+    model = tiny_model(
+        simclr.ResNet(
+            10, width_multiplier=0.1, stem="cifar", input_shape=(8, 8, 3)
+        ),
+        augmentation=simclr.SimCLRAugmentation(8),
+    )
+    images = np.full((8, 8, 8, 3), value, "float32")
+    for view in model.views(images):
+        assert np.isfinite(view).all()
+    history = fit(model, batches(images))
+    assert np.isfinite(history["loss"]).all()
+    assert all(np.isfinite(x).all() for x in state(model))
 
 
 def test_steps_are_the_same_however_they_are_run():
@@ -524,6 +552,7 @@ def test_steps_are_the_same_however_they_are_run():
     assert int(model.optimizer.iterations) == 4
 
 
+@pytest.mark.fault(63)
 @pytest.mark.usefixtures("in_graphs")
 def test_compiled_by_xla_it_trains_and_says_what_is_lost():
     model = tiny_model()
@@ -541,6 +570,7 @@ def test_compiled_by_xla_it_trains_and_says_what_is_lost():
     assert differs(before, state(model))
 
 
+@pytest.mark.fault(11)
 @pytest.mark.usefixtures("in_graphs")
 def test_arrays_warn_once_about_the_remainder():
     model = tiny_model()
@@ -585,6 +615,7 @@ def test_validation_split_holds_out_the_last_images():
 # Refusals at construction.
 
 
+@pytest.mark.fault(67)
 @pytest.mark.parametrize("encoder", ["resnet", None])
 def test_encoder_that_is_no_model_is_refused(encoder):
     with pytest.raises(TypeError) as error:
@@ -595,6 +626,7 @@ def test_encoder_that_is_no_model_is_refused(encoder):
     )
 
 
+@pytest.mark.fault(67)
 def test_encoder_without_an_input_shape_is_refused():
     encoder = keras.Sequential([keras.layers.Dense(2)], name="mine")
     with pytest.raises(ValueError) as error:
@@ -606,6 +638,7 @@ def test_encoder_without_an_input_shape_is_refused():
     )
 
 
+@pytest.mark.fault(67)
 def test_encoder_that_returns_maps_is_refused_with_the_cure():
     encoder = keras.Sequential(
         [keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3, padding="same")]
@@ -713,6 +746,7 @@ def refusal(model, data, **kwargs):
     return str(error.value)
 
 
+@pytest.mark.fault(28)
 @pytest.mark.usefixtures("in_graphs")
 def test_floats_up_to_255_are_refused(model):
     images = random_images(4)
@@ -728,6 +762,7 @@ def test_floats_up_to_255_are_refused(model):
     )
 
 
+@pytest.mark.fault(29)
 @pytest.mark.usefixtures("in_graphs")
 def test_negative_floats_are_refused(model):
     images = random_images(4)
@@ -743,6 +778,7 @@ def test_negative_floats_are_refused(model):
     )
 
 
+@pytest.mark.fault(30)
 def test_integers_that_are_no_bytes_are_refused(model):
     images = random_images(4, dtype="uint8").astype("int32")
     assert refusal(model, batches(images)) == (
@@ -752,6 +788,7 @@ def test_integers_that_are_no_bytes_are_refused(model):
     )
 
 
+@pytest.mark.fault(35)
 def test_small_images_are_refused(model):
     assert refusal(model, batches(random_images(4, size=7))) == (
         "Images must have at least 8 pixels a side. "
@@ -759,6 +796,26 @@ def test_small_images_are_refused(model):
     )
 
 
+@pytest.mark.fault(34)
+def test_channels_first_are_refused_with_the_cure(model):
+    images = np.moveaxis(random_images(4), -1, 1)
+    assert refusal(model, batches(images)) == (
+        "Images must have at least 8 pixels a side. Received: images of shape "
+        "(4, 3, 8, 8). If their channels come first: np.moveaxis(images, 1, -1)"
+    )
+    fit(model, batches(np.moveaxis(images, 1, -1)))
+
+
+@pytest.mark.fault(35)
+@pytest.mark.parametrize("shape", [(0, 10), (10, 0), (1, 300), (2, 2)])
+def test_images_without_area_or_nearly_are_refused(model, shape):
+    images = np.ones((4, *shape, 3), "float32")
+    assert "at least 8 pixels a side" in refusal(model, batches(images))
+    with pytest.raises(ValueError, match="at least 8 pixels a side"):
+        model.predict(images, verbose=0)
+
+
+@pytest.mark.fault(34)
 def test_images_without_channels_are_refused_with_the_cure(model):
     assert refusal(model, batches(random_images(4)[..., 0])) == (
         "Images must have the shape (batch, height, width, channels). "
@@ -767,6 +824,7 @@ def test_images_without_channels_are_refused_with_the_cure(model):
     )
 
 
+@pytest.mark.fault(33)
 def test_images_of_4_channels_are_refused():
     model = tiny_model(augmentation=simclr.SimCLRAugmentation(8))
     assert refusal(model, batches(random_images(4, channels=4))) == (
@@ -776,6 +834,7 @@ def test_images_of_4_channels_are_refused():
     )
 
 
+@pytest.mark.fault(8)
 def test_one_image_in_a_batch_is_refused_before_the_first_step(model):
     assert refusal(model, batches(random_images(4), size=1)) == (
         "A contrastive batch needs at least two images: every other image is "
@@ -783,6 +842,7 @@ def test_one_image_in_a_batch_is_refused_before_the_first_step(model):
     )
 
 
+@pytest.mark.fault(8, 11)
 @pytest.mark.usefixtures("in_graphs")
 def test_one_image_in_the_last_batch_is_refused_in_its_step(model):
     data = tf.data.Dataset.from_tensor_slices(random_images(9)).batch(4)
@@ -798,6 +858,7 @@ def test_one_image_in_the_last_batch_is_refused_in_its_step(model):
     assert_same(state(model), states.all[-1])
 
 
+@pytest.mark.fault(9)
 def test_empty_dataset_is_refused(model):
     empty = (
         "The dataset must hold at least one batch. Received: an empty "
@@ -807,6 +868,7 @@ def test_empty_dataset_is_refused(model):
     assert refusal(model, batches(random_images(4), size=8)) == empty
 
 
+@pytest.mark.fault(9, 44)
 def test_dataset_that_turns_out_to_be_empty_is_refused(model):
     empty = batches(random_images(4)).filter(lambda images: False)
     with pytest.warns(UserWarning, match="ran out of data"):
@@ -816,6 +878,7 @@ def test_dataset_that_turns_out_to_be_empty_is_refused(model):
         )
 
 
+@pytest.mark.fault(9, 44)
 def test_arrays_smaller_than_a_batch_are_refused(model):
     assert refusal(model, random_images(4), batch_size=8) == (
         "The images must fill at least one batch. Received: 4 images, "
@@ -823,6 +886,7 @@ def test_arrays_smaller_than_a_batch_are_refused(model):
     )
 
 
+@pytest.mark.fault(44)
 def test_dataset_without_end_needs_steps_per_epoch(model):
     assert refusal(model, batches(random_images(4)).repeat()) == (
         "An infinite dataset needs `steps_per_epoch`. Pass it, or "
@@ -830,6 +894,7 @@ def test_dataset_without_end_needs_steps_per_epoch(model):
     )
 
 
+@pytest.mark.fault(43)
 @pytest.mark.usefixtures("in_graphs")
 def test_bare_pair_of_views_is_refused(model):
     images = random_images(4)
@@ -862,6 +927,7 @@ def test_weights_of_the_images_are_refused(model, name, value):
     )
 
 
+@pytest.mark.fault(1, 2)
 def test_value_that_is_not_finite_stops_its_step(model):
     images = random_images(24)
     images[[21, 22], 0, 0, 0] = np.nan, np.inf
@@ -883,6 +949,7 @@ def test_value_that_is_not_finite_stops_its_step(model):
     assert_same(state(model), states.all[-1])
 
 
+@pytest.mark.fault(1, "26b")
 def test_value_that_is_not_finite_stops_an_eager_step():
     images = random_images(8)
     images[5] = np.nan
@@ -897,6 +964,7 @@ def test_value_that_is_not_finite_stops_an_eager_step():
     assert_same(state(model), states.all[-1])
 
 
+@pytest.mark.fault(1)
 def test_views_that_are_not_finite_are_named(model):
     views = {"view_1": random_images(4), "view_2": random_images(4)}
     views["view_2"][3] = np.nan
@@ -922,6 +990,7 @@ class Diverges(keras.callbacks.Callback):
             self.model.optimizer.learning_rate = 1e38
 
 
+@pytest.mark.fault(23, 58)
 @pytest.mark.parametrize("run_eagerly", [True, False])
 @pytest.mark.parametrize("micro_batch_size", [None, 3])
 @pytest.mark.usefixtures("in_graphs")
@@ -959,6 +1028,7 @@ def with_nan_in_its_gradient(z_1, z_2):
     return tf.reduce_mean((z_1 - z_2) ** 2) + tf.sqrt(0.0 * tf.reduce_sum(z_1))
 
 
+@pytest.mark.fault(26)
 @pytest.mark.usefixtures("in_graphs")
 def test_a_gradient_that_no_scale_mends_stops_float16():
     keras.config.set_dtype_policy("mixed_float16")
@@ -992,6 +1062,7 @@ def test_divergence_under_xla_is_seen_after_the_epoch():
     )
 
 
+@pytest.mark.fault(1, 44)
 @pytest.mark.parametrize(
     ("validation", "message"),
     [
@@ -1286,6 +1357,7 @@ def test_an_encoder_of_integers_would_see_black_images():
     )
 
 
+@pytest.mark.fault(33)
 def test_images_of_four_channels_from_training_to_export(tmp_path):
     model = simclr.SimCLRModel(tiny_encoder((8, 8, 4)))
     model.compile()
@@ -1301,6 +1373,7 @@ def test_images_of_four_channels_from_training_to_export(tmp_path):
     assert views.shape == (8, 8, 8, 4)
 
 
+@pytest.mark.fault(68)
 @pytest.mark.parametrize(
     ("crops", "sizes"), [(True, (8, 16)), (False, (8,))], ids=["any", "one"]
 )
@@ -1364,6 +1437,7 @@ def test_callbacks_set_the_rate_of_bare_compile(bare_model):
     assert history["learning_rate"] == [0.125, 0.0625]
 
 
+@pytest.mark.fault(23, 67)
 def test_what_cannot_learn_is_told_when_fit_starts():
     schedule = simclr.warmup_cosine(0.1, 4)
     model = tiny_model(optimizer=keras.optimizers.SGD(schedule))
@@ -1386,6 +1460,7 @@ def test_what_cannot_learn_is_told_when_fit_starts():
     assert_same(before[:2], (kernel, bias))
 
 
+@pytest.mark.fault(43)
 @pytest.mark.parametrize(
     "element",
     [
@@ -1397,3 +1472,115 @@ def test_dictionaries_inside_of_elements_are_refused_with_the_cure(element):
     data = batches(random_images()).map(element)
     with pytest.raises(ValueError, match="Put all parts into one dictionary"):
         fit(tiny_model(), data)
+
+
+class Hungry(keras.layers.Layer):
+    """The identity, for which memory is too small from some time on."""
+
+    error = None
+
+    def call(self, images):
+        # What is tried on a few examples fits.
+        if self.error is None or (images.shape[0] or 8) < 8:
+            return images
+        if tf.executing_eagerly():
+            raise self.error
+        # TensorFlow makes its own kind of error of it.
+        (images,) = tf.py_function(self.fail, [images], [images.dtype])
+        return tf.ensure_shape(images, (None, 8, 8, 3))
+
+    def fail(self, images):
+        if len(images) < 8:
+            return images
+        raise MemoryError("Unable to allocate 9 GiB")
+
+
+ON_A_DEVICE = tf.errors.ResourceExhaustedError(
+    None,
+    None,
+    "{{function_node __wrapped__Conv2D}} OOM when allocating tensor with "
+    "shape[256,8] and type float on /job:localhost/replica:0/task:0/device:"
+    "GPU:0 by allocator GPU_0_bfc [Op:Conv2D]\nHint: many lines",
+)
+WAYS = {
+    "fit": lambda model, x: model.fit(x, batch_size=8, verbose=0),
+    "evaluate": lambda model, x: model.evaluate(x, batch_size=8, verbose=0),
+    "predict": lambda model, x: model.predict(x, batch_size=8, verbose=0),
+    "train_on_batch": lambda model, x: model.train_on_batch(x),
+    "extract_features": simclr.extract_features,
+}
+
+
+@pytest.mark.fault(66)
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("error", "received", "run_eagerly"),
+    [
+        (
+            ON_A_DEVICE,
+            "OOM when allocating tensor with shape[256,8] and type float",
+            True,
+        ),
+        (MemoryError(), "not enough memory", True),
+        (MemoryError(), "MemoryError: Unable to allocate 9 GiB", False),
+    ],
+)
+def test_memory_that_is_too_small_is_told_with_the_cure(
+    way, error, received, run_eagerly, monkeypatch
+):
+    hungry = keras.Sequential([keras.Input((8, 8, 3)), Hungry()])
+    hungry.add(tiny_encoder())
+    model = tiny_model(hungry, run_eagerly=run_eagerly)
+    monkeypatch.setattr(Hungry, "error", error)
+    if not run_eagerly:
+        tf.config.run_functions_eagerly(False)
+    try:
+        with pytest.raises(MemoryError) as caught:
+            WAYS[way](model, random_images(8))
+    finally:
+        tf.config.run_functions_eagerly(True)
+    cure = "Take a smaller `batch_size`, or a dataset of smaller batches"
+    if way == "fit":
+        cure = (
+            "Go through each batch in parts, with the same negatives: "
+            "--micro_batch_size=auto, or SimCLRModel(..., micro_batch_size=N). "
+            "Or take a smaller batch: --batch_size"
+        )
+    assert str(caught.value) == (
+        "What is computed at once must fit into memory. "
+        f"{cure}. Received: {received}"
+    )
+
+
+def test_other_resources_that_are_exhausted_keep_their_words():
+    text = "No space left on device"
+    error = tf.errors.ResourceExhaustedError(None, None, text)
+    with pytest.raises(tf.errors.ResourceExhaustedError, match=text):
+        with elements.failures_in_words():
+            raise error
+
+
+@pytest.mark.fault(40)
+@pytest.mark.parametrize("spoil", [True, False])
+def test_records_that_are_gone_are_told_with_the_cure(spoil, tmp_path):
+    path = tmp_path / "images.tfrecord"
+    with tf.io.TFRecordWriter(str(path)) as file:
+        for image in random_images(8, dtype="uint8"):
+            file.write(image.tobytes())
+    data = tf.data.TFRecordDataset(str(path)).map(
+        lambda x: tf.reshape(tf.io.decode_raw(x, tf.uint8), (8, 8, 3))
+    )
+    data = data.apply(tf.data.experimental.assert_cardinality(8))
+    model, data = tiny_model(), data.batch(4, drop_remainder=True)
+    fit(model, data)
+    if spoil:
+        path.write_bytes(path.read_bytes()[:300])
+    else:
+        path.unlink()
+    for act in (lambda: fit(model, data), lambda: model.predict(data)):
+        with pytest.raises(OSError) as error:
+            act()
+        assert str(error.value).startswith(
+            "Data must stay what and where they are while they are read. Put "
+            "them back, and begin or go on. Received: "
+        )

@@ -568,6 +568,7 @@ def several():
 KINDS = ("inputs", "named inputs", "outputs", "named outputs")
 
 
+@pytest.mark.fault(67)
 @pytest.mark.parametrize("kind", KINDS)
 def test_encoder_takes_one_tensor_and_returns_one(kind):
     with pytest.raises(ValueError) as error:
@@ -576,6 +577,7 @@ def test_encoder_takes_one_tensor_and_returns_one(kind):
     assert cure in str(error.value)
 
 
+@pytest.mark.fault(67)
 def test_projection_head_returns_a_row_for_each_image():
     encoder = keras.Sequential(
         [keras.Input((8, 8, 1)), keras.layers.GlobalAveragePooling2D()]
@@ -586,6 +588,23 @@ def test_projection_head_returns_a_row_for_each_image():
             simclr.SimCLRModel(encoder, keras.Model(rows, outputs))
 
 
+@pytest.mark.fault(34)
+def test_keras_must_make_layers_for_channels_that_come_last():
+    keras.config.set_image_data_format("channels_first")
+    try:
+        with pytest.raises(ValueError) as error:
+            simclr.SimCLRModel(simclr.ResNet(18, input_shape=(32, 32, 3)))
+    finally:
+        keras.config.set_image_data_format("channels_last")
+    assert str(error.value) == (
+        "Channels come last in images, and Keras must make layers for that. "
+        "Before you make the encoder, do: "
+        "keras.config.set_image_data_format('channels_last'). Received: "
+        "channels_first"
+    )
+
+
+@pytest.mark.fault(67)
 def test_what_is_frozen_is_told():
     encoder = simclr.ResNet(
         10, width_multiplier=0.1, stem="cifar", input_shape=(8, 8, 1)

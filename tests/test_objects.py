@@ -295,6 +295,7 @@ def test_layer_in_a_saved_model_behaves_the_same(fast, kind, tmp_path):
         assert_equal([loaded(x, training=training)], [expected])
 
 
+@pytest.mark.fault(24)
 def test_lars_in_a_saved_model_goes_on_with_its_momentum(tmp_path):
     model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(6)])
     model.compile(make(simclr.LARS), "mse")

@@ -81,12 +81,14 @@ def test_nesterov_momentum_equals_the_official_lars():
         np.testing.assert_allclose(run[step].ravel(), official, rtol=3e-7)
 
 
+@pytest.mark.fault(24)
 def test_vector_follows_plain_momentum_without_decay():
     gradients = [gradient.ravel() for gradient in GOLDEN_GRADIENTS]
     run = train(golden_optimizer(), GOLDEN_WEIGHT.ravel(), gradients)
     np.testing.assert_allclose(run, GOLDEN_EXCLUDED, rtol=1e-6)
 
 
+@pytest.mark.fault(24)
 @pytest.mark.parametrize("exclude", ["weight", ["bias", "^weight$"]])
 def test_excluded_kernel_follows_plain_momentum(exclude):
     optimizer = golden_optimizer(exclude=exclude)
@@ -138,6 +140,7 @@ def test_steps_equal_the_reference_loop(momentum, nesterov, weight_decay):
     np.testing.assert_allclose(run, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.fault(24)
 def test_zero_weight_takes_the_plain_step():
     _, gradients = random_steps(steps=1)
     optimizer = simclr.LARS(keras.optimizers.SGD(0.5))
@@ -145,6 +148,7 @@ def test_zero_weight_takes_the_plain_step():
     np.testing.assert_allclose(weight, -0.5 * gradients[0], rtol=1e-6)
 
 
+@pytest.mark.fault(24)
 def test_zero_gradient_leaves_the_weight():
     weight, gradients = random_steps(steps=1)
     optimizer = simclr.LARS(keras.optimizers.SGD(0.5), weight_decay=0.0)
@@ -152,6 +156,7 @@ def test_zero_gradient_leaves_the_weight():
     np.testing.assert_array_equal(after, weight)
 
 
+@pytest.mark.fault(24)
 @pytest.mark.parametrize("scale", [1e-6, 1e6])
 def test_length_of_the_gradient_does_not_matter_without_decay(scale):
     weight, gradients = random_steps()
@@ -180,6 +185,7 @@ def traced_step(jit_compile):
     )
 
 
+@pytest.mark.fault(24)
 @pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize("weight_scale", [1e-20, 1.0, 1e10])
 @pytest.mark.parametrize("scale", [1e-30, 1e-20, 1.0, 1e19, 1e30, 1e37])
@@ -205,6 +211,7 @@ def test_norms_of_float16_do_not_overflow():
     np.testing.assert_allclose(kernel.numpy(), 270.0)
 
 
+@pytest.mark.fault(25)
 def test_weight_decay_is_applied_once():
     weight, gradients = random_steps(steps=1)
     inner = keras.optimizers.SGD(1.0)
@@ -375,6 +382,7 @@ def test_inner_option_that_would_be_skipped_is_refused(option, value):
     )
 
 
+@pytest.mark.fault(24)
 def test_exclusion_after_construction_is_refused():
     with pytest.raises(ValueError) as error:
         golden_optimizer().exclude_from_weight_decay(var_names=["bias"])
@@ -448,6 +456,7 @@ def test_without_warmup_the_schedule_starts_at_its_peak():
     np.testing.assert_allclose(rates, expected, atol=1e-6)
 
 
+@pytest.mark.fault(23)
 @pytest.mark.parametrize("warmup_steps", [100, 101])
 def test_warmup_that_takes_all_steps_is_refused(warmup_steps):
     with pytest.raises(ValueError) as error:
@@ -458,6 +467,7 @@ def test_warmup_that_takes_all_steps_is_refused(warmup_steps):
     )
 
 
+@pytest.mark.fault(23)
 def test_rate_that_is_not_positive_is_refused():
     for make in (
         lambda: simclr.warmup_cosine(0.0, 10),
@@ -471,6 +481,7 @@ def test_rate_that_is_not_positive_is_refused():
         )
 
 
+@pytest.mark.fault(23)
 @pytest.mark.parametrize(
     ("name", "minimum", "value", "make"),
     [
@@ -548,6 +559,7 @@ def test_rate_that_cannot_be_set_is_refused_before_training(name):
 LATE = keras.optimizers.schedules.PiecewiseConstantDecay([5], [0.0, 1.0])
 
 
+@pytest.mark.fault(23)
 @pytest.mark.parametrize(
     ("rate", "trained", "steps", "begin"),
     [

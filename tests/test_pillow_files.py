@@ -55,6 +55,7 @@ def test_samples_of_a_tiff_are_what_was_written(
         np.testing.assert_array_equal(found, values >> shift)
 
 
+@pytest.mark.fault(31)
 @pytest.mark.parametrize("depth", [8, 10, 12, 14, 16])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_16_bits_are_scaled_by_the_depth_of_what_they_hold(channels, depth):
@@ -93,6 +94,7 @@ def test_zero_may_be_white():
     np.testing.assert_array_equal(found[..., :1], 255 - (values >> 8))
 
 
+@pytest.mark.fault(42)
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
 @pytest.mark.parametrize("channels", [3, 5])
@@ -134,6 +136,7 @@ def has_plug_in(name):
         pytest.importorskip("pillow_heif").register_heif_opener()
 
 
+@pytest.mark.fault(39)
 @pytest.mark.parametrize("mode", ["RGB", "L", "LA", "RGBA", "P", "CMYK", "1"])
 @pytest.mark.parametrize("name", ["TIFF", "AVIF", "JPEG2000", "HEIF"])
 def test_every_mode_is_read_as_pillow_reads_it(name, mode):
@@ -162,6 +165,7 @@ def test_grey_jpeg_2000_keeps_16_bits():
     np.testing.assert_allclose(found[..., 0], values / 65535, atol=1e-7)
 
 
+@pytest.mark.fault(38)
 def test_first_page_is_read_and_others_are_known():
     others = {"save_all": True, "append_images": [picture(5)]}
     picture_ = Picture(encoded(picture(4), "TIFF", **others), "TIFF")
@@ -255,6 +259,7 @@ def test_big_tiffs_are_read():
         Picture(b"MM\0+" + bytes(40), "TIFF")
 
 
+@pytest.mark.fault(65)
 def test_a_missing_plug_in_is_named_with_its_cure(monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     with pytest.raises(UnusableError) as raised:

@@ -1,8 +1,12 @@
+import io
+import json
 import sys
 import types
 import urllib.error
 import urllib.request
+import zipfile
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -240,6 +244,82 @@ def test_names_of_nothing_are_refused(tmp_path):
     assert text.endswith("Take --channels=3, or another encoder")
 
 
+def with_layer(module, name, **config):
+    """Adds what is no layer to a network."""
+
+    def change(parts):
+        network = json.loads(parts["config.json"])
+        layer = {"module": module, "class_name": name, "config": config}
+        network["config"]["layers"].append({**layer, "registered_name": None})
+        parts["config.json"] = json.dumps(network)
+
+    return change
+
+
+def with_weights(put):
+    """Puts something else in place of the first weight."""
+
+    def change(parts):
+        file = io.BytesIO(parts["model.weights.h5"])
+        with h5py.File(file, "r+") as weights:
+            names = []
+            weights.visititems(
+                lambda name, item: (
+                    names.append((name, item))
+                    if isinstance(item, h5py.Dataset)
+                    else None
+                )
+            )
+            name = names[0][0]
+            del weights[name]
+            put(weights, name)
+        parts["model.weights.h5"] = file.getvalue()
+
+    return change
+
+
+def linked(weights, name):
+    weights[name] = h5py.ExternalLink("/etc/passwd", "/x")
+
+
+def of_64_gib(weights, name):
+    weights.create_dataset(name, (2**34,), "f4", chunks=(1024,))
+
+
+HOSTILE = {
+    "lambda": None,
+    "system": with_layer("os", "system", command="touch ran"),
+    "download": with_layer("keras.utils", "get_file", origin="http://a.b/c"),
+    "program": with_layer("keras.layers", "TFSMLayer", filepath="/saved"),
+    "unknown": with_layer("mine", "Layer"),
+    "link": with_weights(linked),
+    "size": with_weights(of_64_gib),
+}
+
+
+@pytest.mark.fault(70, 71, 72)
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_files_of_strangers_run_and_reach_nothing(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    layers = [keras.Input((8, 8, 3)), keras.layers.Flatten()]
+    if kind == "lambda":
+        layers.append(keras.layers.Lambda(lambda x: 2 * x))
+    keras.Sequential([*layers, keras.layers.Dense(3)]).save("right.keras")
+    with zipfile.ZipFile("right.keras") as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    if HOSTILE[kind]:
+        HOSTILE[kind](parts)
+    with zipfile.ZipFile("wrong.keras", "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+    text = message("wrong.keras")
+    assert text.startswith("An encoder must be a file that Keras can load.")
+    assert sorted(x.name for x in tmp_path.iterdir()) == [
+        "right.keras",
+        "wrong.keras",
+    ]
+
+
 def test_networks_of_keras_bring_their_weights_and_preprocessing(
     tmp_path, monkeypatch
 ):
@@ -284,6 +364,7 @@ def test_pixels_come_as_each_network_of_keras_wants_them():
         np.testing.assert_allclose(front(PIXELS), expected, atol=1e-4)
 
 
+@pytest.mark.fault(64)
 def test_without_a_network_the_place_of_the_file_is_told(tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise urllib.error.URLError("no route")

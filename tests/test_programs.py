@@ -404,6 +404,7 @@ def test_layers_of_users_are_told_apart_by_what_they_hold():
     np.testing.assert_allclose(layers[0](images), 0.75 * images)
 
 
+@pytest.mark.fault(66)
 def test_models_leave_nothing_behind():
     def used():
         encoder = keras.Sequential(

@@ -34,6 +34,7 @@ def adamw():
     return keras.optimizers.AdamW(1e-3)
 
 
+@pytest.mark.fault(18, 21)
 @pytest.mark.parametrize(
     ("dtype", "tolerance", "optimizer", "replicas"),
     [
@@ -49,6 +50,7 @@ def test_replicas_equal_one_device(dtype, tolerance, optimizer, replicas):
     assert_equal(train(replicas, **kwargs), train(**kwargs), tolerance)
 
 
+@pytest.mark.fault(21)
 @pytest.mark.parametrize(
     ("optimizer", "augmentation", "head"),
     [(lars, light, None), (adamw, flip, linear_head)],
@@ -81,9 +83,11 @@ class Failing(keras.layers.Layer):
         return identity(images)
 
 
+@pytest.mark.fault(3)
 def test_nan_in_one_replica_is_seen_by_all():
     keras.config.set_dtype_policy("mixed_float16")
-    with mirrored(2).scope():
+    strategy = mirrored(2)
+    with strategy.scope():
         first = keras.layers.Conv2D(4, 1)
         encoder = keras.Sequential(
             [
@@ -103,9 +107,13 @@ def test_nan_in_one_replica_is_seen_by_all():
         images = IMAGES[:32].copy() // 2
         images[place] = 255
         model.fit(images, batch_size=32, shuffle=False, verbose=0)
-        after = [variable.numpy() for variable in model.trainable_variables]
-        for old, new in zip(before, after, strict=True):
-            np.testing.assert_array_equal(old, new)
+        for old, variable in zip(
+            before, model.trainable_variables, strict=True
+        ):
+            of_all = strategy.experimental_local_results(variable.value)
+            assert len(of_all) == 2
+            for new in of_all:
+                np.testing.assert_array_equal(old, new)
         assert model.optimizer.dynamic_scale.numpy() == scale
 
 
@@ -122,6 +130,7 @@ def penalized(**kwargs):
 L2 = keras.regularizers.L2(1.0)
 
 
+@pytest.mark.fault(67)
 def test_penalties_on_replicas_are_those_of_one_device():
     """Before batch norm, behind it and in the head, of all kinds."""
 
@@ -212,6 +221,7 @@ class FailsInPart(keras.layers.Layer):
         return identity(rows)
 
 
+@pytest.mark.fault(3, "26b")
 def test_gradient_of_one_replica_that_is_not_finite_stops_all():
     with mirrored(2).scope():
         model = simclr.SimCLRModel(
@@ -251,6 +261,7 @@ def accumulating():
     return keras.optimizers.SGD(1.0, gradient_accumulation_steps=2)
 
 
+@pytest.mark.fault(10, 11, 63, 67)
 @pytest.mark.parametrize(
     ("replicas", "kwargs", "message"),
     [
@@ -317,6 +328,7 @@ def test_what_would_go_wrong_is_refused(replicas, kwargs, message):
         train(replicas, **kwargs)
 
 
+@pytest.mark.fault(63)
 @pytest.mark.parametrize("micro_batch_size", [None, 8])
 def test_augmentation_without_seed_is_refused(micro_batch_size):
     replicas = 2 if micro_batch_size is None else 1
@@ -339,6 +351,7 @@ def test_augmentation_without_seed_is_refused(micro_batch_size):
         )
 
 
+@pytest.mark.fault(63)
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
@@ -373,6 +386,7 @@ def outside(name):
     )
 
 
+@pytest.mark.fault(62)
 def test_encoder_from_outside_the_scope_is_refused():
     encoder = network()
     message = outside(encoder.variables[0].path)
@@ -383,6 +397,7 @@ def test_encoder_from_outside_the_scope_is_refused():
         simclr.SimCLRModel(encoder, augmentation=light())
 
 
+@pytest.mark.fault(62)
 def test_model_from_outside_the_scope_is_refused():
     model = simclr.SimCLRModel(network(), augmentation=light())
     message = outside(model.variables[0].path)
@@ -393,6 +408,7 @@ def test_model_from_outside_the_scope_is_refused():
         model.compile()
 
 
+@pytest.mark.fault(62)
 def test_optimizer_from_outside_the_scope_is_refused():
     with mirrored(2).scope():
         model = simclr.SimCLRModel(network(), augmentation=light())
@@ -403,6 +419,7 @@ def test_optimizer_from_outside_the_scope_is_refused():
         model.compile(optimizer)
 
 
+@pytest.mark.fault(10)
 def test_data_that_replicas_cannot_share_is_refused():
     with mirrored(2).scope():
         model = simclr.SimCLRModel(network(), augmentation=light())
@@ -434,6 +451,7 @@ def test_replicas_know_which_piece_of_the_batch_they_have(workers, devices):
             assert replicas._piece(replica, devices, workers) == piece
 
 
+@pytest.mark.fault(10, 44)
 def test_unknown_batch_size_is_refused_on_replicas():
     dataset = tf.data.Dataset.from_tensor_slices(IMAGES).batch(8)
     with mirrored(2).scope():
@@ -451,17 +469,26 @@ def test_unknown_batch_size_is_refused_on_replicas():
             model.fit(data)
 
 
-def test_asynchronous_replicas_are_refused():
-    strategy = object.__new__(tf.distribute.ParameterServerStrategy)
+@pytest.mark.fault(63)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        tf.distribute.ParameterServerStrategy,
+        tf.distribute.experimental.CentralStorageStrategy,
+    ],
+)
+def test_asynchronous_replicas_are_refused(kind):
+    strategy = object.__new__(kind)
     message = (
         "Negatives come from all replicas, which must work in step. Use "
         "MirroredStrategy or MultiWorkerMirroredStrategy. Received: "
-        "ParameterServerStrategy"
+        f"{kind.__name__}"
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         replicas.check_strategy(strategy, [])
 
 
+@pytest.mark.fault(63)
 def test_distribution_of_keras_is_refused(monkeypatch):
     monkeypatch.setattr(keras.distribution, "distribution", lambda: "a mesh")
     message = (
@@ -472,6 +499,7 @@ def test_distribution_of_keras_is_refused(monkeypatch):
         simclr.SimCLRModel(network(), augmentation=light())
 
 
+@pytest.mark.fault(61)
 def test_two_workers_equal_one_device(tmp_path):
     sockets = [socket.socket() for _ in range(2)]
     for each in sockets:

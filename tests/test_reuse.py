@@ -78,6 +78,7 @@ def own():
     return model
 
 
+@pytest.mark.fault(46, 51)
 def test_fresh_process_goes_on_exactly(tmp_path):
     expected = {}
     for make in (recipe, micro_batches, float16, own):
@@ -164,6 +165,7 @@ def test_subclass_that_keras_does_not_know_is_named(tmp_path):
         model.save(tmp_path / "model.keras")
 
 
+@pytest.mark.fault(70)
 @pytest.mark.parametrize(
     ("part", "arguments"),
     [

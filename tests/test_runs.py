@@ -89,6 +89,7 @@ def interrupt(model, after):
     model.train_step = interrupted
 
 
+@pytest.mark.fault(50)
 def test_interrupted_run_keeps_the_model_as_it_is_then(tmp_path, dataset):
     model = tiny_model()
     interrupt(model, after=3)
@@ -110,6 +111,7 @@ def numbered(count=24):
     return simclr.dataset_from_arrays(images, batch_size=4, seed=5)
 
 
+@pytest.mark.fault(51)
 def test_resumed_run_equals_one_that_was_not_interrupted(tmp_path):
     whole = tiny_model()
     runs.pretrain(whole, numbered(), tmp_path / "whole", epochs=4)
@@ -129,6 +131,7 @@ def test_resumed_run_equals_one_that_was_not_interrupted(tmp_path):
     assert kept == ["epoch-000003.weights.h5", "epoch-000004.weights.h5"]
 
 
+@pytest.mark.fault(52)
 @pytest.mark.usefixtures("in_float64")
 def test_run_goes_on_with_another_number_of_replicas(tmp_path):
     whole = tiny_model()
@@ -144,6 +147,7 @@ def test_run_goes_on_with_another_number_of_replicas(tmp_path):
         np.testing.assert_allclose(ours.numpy(), right.numpy(), atol=1e-9)
 
 
+@pytest.mark.fault(51)
 def test_steps_per_epoch_go_on_where_they_were(tmp_path):
     def fit(model, **kwargs):
         dataset = numbered().repeat()
@@ -159,6 +163,7 @@ def test_steps_per_epoch_go_on_where_they_were(tmp_path):
         np.testing.assert_array_equal(ours.numpy(), right.numpy())
 
 
+@pytest.mark.fault(49)
 def test_run_killed_at_its_very_end_is_finished(tmp_path):
     whole = tiny_model()
     runs.pretrain(whole, numbered(), tmp_path / "run", epochs=2)
@@ -172,6 +177,7 @@ def test_run_killed_at_its_very_end_is_finished(tmp_path):
     assert log.read_bytes() == content
 
 
+@pytest.mark.fault(56)
 def test_run_goes_on_with_its_own_flags_only(tmp_path, dataset):
     model = tiny_model()
     interrupt(model, after=3)
@@ -216,6 +222,7 @@ def test_data_are_as_the_encoder_saw_them(tmp_path):
         runs.as_seen(dataclasses.replace(data, bits=8), tmp_path, 1)
 
 
+@pytest.mark.fault(60)
 def test_two_processes_do_not_train_in_one_directory(tmp_path, dataset):
     """They would write over each other's files."""
     model, run_dir = tiny_model(), tmp_path / "run"
@@ -260,6 +267,7 @@ def test_finished_run_is_left_alone(tmp_path, dataset):
     )
 
 
+@pytest.mark.fault(57)
 def test_run_never_overwrites(tmp_path, dataset):
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(FileExistsError, match="new or empty"):
@@ -267,6 +275,7 @@ def test_run_never_overwrites(tmp_path, dataset):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.fault(49)
 def test_run_killed_while_it_wrote_its_flags_goes_on(tmp_path, dataset):
     (tmp_path / "staged-flags.txt").write_text("--epo")
     epochs = runs.pretrain(
@@ -277,6 +286,7 @@ def test_run_killed_while_it_wrote_its_flags_goes_on(tmp_path, dataset):
     assert not (tmp_path / "staged-flags.txt").exists()
 
 
+@pytest.mark.fault(57)
 def test_file_beside_staged_flags_is_not_ours(tmp_path):
     for name in ("staged-flags.txt", "thesis.tex"):
         (tmp_path / name).write_text("mine")
@@ -290,6 +300,7 @@ def cut(path):
     path.write_bytes(content[: len(content) // 2])
 
 
+@pytest.mark.fault(55)
 @pytest.mark.usefixtures("in_graphs")
 def test_damaged_checkpoint_is_passed_over(tmp_path):
     whole = tiny_model()
@@ -314,6 +325,7 @@ def test_damaged_checkpoint_is_passed_over(tmp_path):
     assert run_logs.untimed(ours) == run_logs.untimed(right)
 
 
+@pytest.mark.fault(55)
 @pytest.mark.filterwarnings("ignore:The checkpoint ")
 def test_run_without_a_readable_checkpoint_is_refused(tmp_path, dataset):
     model = tiny_model()
@@ -329,6 +341,7 @@ def test_run_without_a_readable_checkpoint_is_refused(tmp_path, dataset):
     )
 
 
+@pytest.mark.fault(53)
 def test_failed_save_leaves_the_model_before_it(tmp_path, monkeypatch):
     model = tiny_model()
     runs.save_model(model, tmp_path)
@@ -603,6 +616,7 @@ def test_flags_that_are_on_or_off_are_recorded(tmp_path):
     )
 
 
+@pytest.mark.fault(55)
 @pytest.mark.parametrize("text", ["", "{", "[]", '"a"', "\u00e9"])
 def test_broken_summary_is_refused_with_the_cure(text, tmp_path):
     path = tmp_path / "summary.json"
@@ -635,6 +649,7 @@ def diverge(model, after):
     model.train_step = diverged
 
 
+@pytest.mark.fault(58, 59)
 @pytest.mark.filterwarnings("ignore:Weights must be finite")
 @pytest.mark.parametrize("after", [1, 2, 5])
 def test_run_that_diverges_keeps_what_was_good(after, tmp_path, dataset):
@@ -658,6 +673,7 @@ def test_run_that_diverges_keeps_what_was_good(after, tmp_path, dataset):
         assert not (run_dir / "model.keras").exists()
 
 
+@pytest.mark.fault(58)
 @pytest.mark.filterwarnings("ignore:Weights must be finite")
 def test_interrupted_run_that_has_diverged_keeps_what_was_good(
     tmp_path, dataset
@@ -685,6 +701,7 @@ def test_model_that_is_not_finite_is_refused(value, tmp_path):
     )
 
 
+@pytest.mark.fault(54)
 def test_run_that_cannot_be_written_is_refused_before_it_begins(
     start, tmp_path, monkeypatch
 ):
@@ -703,6 +720,7 @@ def change_images(tmp_path, count=24):
     np.savez(tmp_path / "images.npz", images=images.astype("uint8"))
 
 
+@pytest.mark.fault(56)
 @pytest.mark.parametrize("count", [16, 24])
 def test_run_does_not_go_on_with_other_data(count, start, tmp_path):
     start(stops=True)
@@ -761,6 +779,7 @@ def test_other_flags_of_the_data_are_a_change_of_them(start, tmp_path):
     assert summary["earlier_data"] == [{**before, "epochs_trained": 1}]
 
 
+@pytest.mark.fault(54)
 def test_run_directory_may_have_another_name(start, tmp_path, monkeypatch):
     start(stops=True)
     (tmp_path / "run").rename(tmp_path / "r\udcff\u00e9")
@@ -823,6 +842,7 @@ def scanned_again(photos):
         PIL.Image.fromarray(pixels).save(photos / f"{number:02}.bmp")
 
 
+@pytest.mark.fault(56)
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -95,6 +95,7 @@ PROBLEMS = {
         "no plug-in: HEIF. Install it with: pip install 'keras_simclr[f",
     ),
     "layers.jpg": (b"8BPS" + bytes(30), "unsupported format: PSD"),
+    "new.jpg": (b"\xff\x0a" + bytes(30), "unsupported format: JPEG XL"),
 }
 
 
@@ -262,6 +263,7 @@ def scanned(tmp_path_factory):
         return directory, *rows_of(directory, manifest)
 
 
+@pytest.mark.fault(35, 39, 40, 41)
 @pytest.mark.parametrize("path", PROBLEMS)
 def test_scan_says_why_a_file_is_unusable(path, scanned):
     row = scanned[2][path]
@@ -269,6 +271,7 @@ def test_scan_says_why_a_file_is_unusable(path, scanned):
     assert not row["usable"]
 
 
+@pytest.mark.fault(31, 38, 42)
 @pytest.mark.parametrize("path", REMARKS)
 def test_scan_says_what_is_special_about_an_image(path, scanned):
     row = scanned[2][path]
@@ -280,6 +283,7 @@ def test_scan_says_what_is_special_about_an_image(path, scanned):
         assert found == tuple(rest)
 
 
+@pytest.mark.fault(39, 40)
 def test_what_scan_calls_usable_is_found_and_read_and_nothing_else(
     scanned, monkeypatch
 ):
@@ -307,6 +311,7 @@ def test_what_scan_calls_usable_is_found_and_read_and_nothing_else(
     assert row.problem == "other channels: 5, where 3 are asked for"
 
 
+@pytest.mark.fault(75)
 def test_scan_opens_no_fifo_and_follows_no_link_to_nothing(scanned):
     *_, rows = scanned
     assert rows["fifo.jpg"]["problem"] == "not a regular file"
@@ -373,6 +378,7 @@ def test_report_gives_advice_on_every_kind(scanned):
         assert f"  {kind}: " in text
 
 
+@pytest.mark.fault(76)
 def test_report_can_be_printed_whatever_the_names(tmp_path):
     write(
         tmp_path, {os.fsdecode(b"\xff/\xfe.jpg"): b"", "new\nline/2.png": PNG}
@@ -461,6 +467,7 @@ def snapshot(directory):
     }
 
 
+@pytest.mark.fault(57)
 def test_scan_overwrites_nothing(tmp_path):
     manifest = tmp_path / "manifest.parquet"
     manifest.write_text("mine")

@@ -71,6 +71,7 @@ def passes_of(source, count=1, **kwargs):
     return passes
 
 
+@pytest.mark.fault(45)
 def test_all_sources_give_the_same_images_labels_and_names(write_source):
     source = sources.find_source(write_source(FILES))
     assert source.class_names == CLASSES
@@ -102,6 +103,7 @@ def test_splits_are_a_function_of_the_name(write_source):
             assert contents == FILES[name]
 
 
+@pytest.mark.fault(40)
 def test_broken_images_are_skipped_by_name(write_source, caplog):
     broken = {"cat/03.png": b"", "dog/04.png": FILES["dog/04.png"][:90]}
     source = sources.find_source(
@@ -146,6 +148,7 @@ def test_fingerprint_changes_with_an_image(write_source):
     assert after["content"] != before["content"]
 
 
+@pytest.mark.fault(45)
 def test_names_that_are_no_ascii_are_kept(write_source):
     files = {"cat/ä b,\n.png": PNG, "dog/日本.png": JPEG, "owl/x.png": PNG}
     source = sources.find_source(write_source(files))
@@ -162,6 +165,7 @@ def test_what_means_nothing_for_files_is_refused(write_source):
         data.open_in_order(8)
 
 
+@pytest.mark.fault(73)
 def test_members_of_a_tar_that_are_no_images_are_told(tmp_path, caplog):
     path = tmp_path / "a.tar"
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
@@ -220,6 +224,7 @@ def test_classes_of_a_tar_are_integers_or_texts(tmp_path):
     assert source.class_names == ("10", "ß")
 
 
+@pytest.mark.fault(73)
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -254,6 +259,45 @@ def test_a_shard_that_is_cut_afterwards_is_skipped(tmp_path):
     assert set(range(5)) <= set(left)
     assert len(left) + len(source.skipped) == 12
     assert "truncated: its shard has been truncated" in source.skipped.values()
+
+
+def replaced(path):
+    """By one of as many bytes, in which other images begin there."""
+    reverse = dict(reversed(FILES.items()))
+    size = path.stat().st_size
+    write_tar(path, reverse)
+    path.write_bytes(path.read_bytes()[:size].ljust(size, b"\0"))
+
+
+def removed(path):
+    path.unlink()
+
+
+def a_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.fault(40)
+@pytest.mark.parametrize("change", [replaced, removed, a_folder])
+def test_a_shard_that_changes_is_counted(change, tmp_path):
+    """Its images are not taken for those that it held."""
+    data = write_tars(tmp_path, FILES)
+    source = sources.find_source(data, unreadable_limit=0.9)
+    of_other = [
+        place
+        for place, path in enumerate(source.paths)
+        if not path.startswith("train-001")
+    ]
+    assert 0 < len(of_other) < 12
+    change(tmp_path / "shards/train-001.tar")
+    first, second = passes_of(source, 2, shuffle=False)
+    assert sorted(first) == sorted(second) == of_other
+    assert len(source.skipped) == 12 - len(of_other)
+    if change is replaced:
+        assert {*source.skipped.values()} == {
+            "corrupt: its shard has changed since it was listed"
+        }
 
 
 def test_patterns_name_files(tmp_path):

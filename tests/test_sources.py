@@ -85,6 +85,7 @@ def test_arrays_give_another_order_in_every_epoch():
     assert sorted(first) == sorted(second) == list(range(10))
 
 
+@pytest.mark.fault(46)
 def test_same_seed_gives_the_same_orders():
     first, same, other = (
         simclr.dataset_from_arrays(numbered_images(), batch_size=5, seed=seed)
@@ -148,6 +149,7 @@ def test_arrays_of_unequal_length_are_refused():
     )
 
 
+@pytest.mark.fault(9)
 @pytest.mark.parametrize(
     ("count", "batch_size", "drop_remainder"), [(3, 4, True), (0, 4, False)]
 )
@@ -239,6 +241,7 @@ def test_tfds_without_labels_gives_images(data_dir):
     assert sorted(order(dataset)) == list(range(5))
 
 
+@pytest.mark.fault(45)
 @pytest.mark.parametrize(
     ("name", "near"), [("tiny_digit", "tiny_digits"), ("zzz", "none")]
 )
@@ -432,6 +435,7 @@ def test_fingerprint_is_that_of_the_source(data_dir, tmp_path):
     }
 
 
+@pytest.mark.fault(56)
 def test_fingerprint_of_a_folder_changes_with_any_file(tmp_path):
     def fingerprint():
         return fingerprints.fingerprint(folders.ImageFolder(tmp_path))["sha256"]
@@ -466,6 +470,7 @@ def test_fingerprint_of_a_small_folder_is_of_its_content_too(
     assert "content" not in fingerprint()
 
 
+@pytest.mark.fault(65)
 def test_nothing_but_tfds_needs_tfds(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     write(tmp_path, {f"{x}/{n}.png": PNG for x in "ab" for n in range(9)})
@@ -478,6 +483,7 @@ def test_nothing_but_tfds_needs_tfds(tmp_path, monkeypatch):
         assert fingerprints.fingerprint(source)["sha256"]
 
 
+@pytest.mark.fault(64)
 def test_downloads_out_of_reach_are_refused_at_once(tmp_path, monkeypatch):
     def refuse(address, patience):
         raise socket.gaierror(-2, f"{address[0]} is not known")
@@ -510,6 +516,7 @@ def test_what_tfds_cannot_open_is_refused(data_dir, name):
         sources.in_words(f"tfds:{name}", data_dir=data_dir)
 
 
+@pytest.mark.fault(45)
 @pytest.mark.parametrize(
     ("data", "hint"),
     [("a.tar", ". Write tar:a.tar"), ("a.jpg", ""), ("zip:a", "")],

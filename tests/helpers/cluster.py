@@ -84,8 +84,11 @@ def check_what_machines_exchange(strategy):
     assert logs["knn_accuracy"] == right.accuracy
     chance = np.log(2 * 8 - 1)
     np.testing.assert_allclose(logs["loss_over_chance"], logs["loss"] / chance)
+    number = strategy.cluster_resolver.task_id
     with pytest.raises(ValueError, match=r"average of step 0\.5"):
-        replicas.check_agreement(strategy, strategy.cluster_resolver.task_id)
+        replicas.check_agreement(strategy, number)
+    with pytest.raises(ValueError, match=f"same flags and .*'seed {number}'"):
+        replicas.check_agreement(strategy, 1, f"seed {number}")
 
 
 def main(run_dir, path):
