@@ -29,6 +29,7 @@ from benchmarks.results import markdown, report
 _SECONDS, _BYTES = 10.0, 2 << 30  # That a file may take.
 _PATIENCE = 120.0  # Seconds in which a process that does nothing is ended.
 _PAUSE = 0.02  # Between looks.
+_LINE = 240  # Characters that are shown of what is wrong.
 _WELL = ("result", "sentence")
 
 
@@ -66,7 +67,7 @@ def main():
     for kind in values.kind or _kinds():
         count = _watched(kind, values.files)
         for number, text in count.others:
-            report(f"{kind}, {number}: {text}")
+            report(f"{kind}, {number}: {' '.join(text.split())}"[:_LINE])
         wrong += len(count.others)
         numbers = count.files, count.results, count.sentences
         row = [kind, *map(str, (*numbers, len(count.others)))]
