@@ -110,7 +110,9 @@ def listing(items):
 
 
 def _shortened(item):
-    text = str(item)
+    # Names of files as `_files.in_one_line` shows them.
+    text = str(item).encode("utf-8", "surrogateescape")
+    text = text.decode("utf-8", "backslashreplace")
     if len(text) > _LONGEST:
         text = f"{text[: _LONGEST // 2]}...{text[-_LONGEST // 2 :]}"
     return "".join(x if x.isprintable() else ascii(x)[1:-1] for x in text)

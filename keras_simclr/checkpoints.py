@@ -121,7 +121,7 @@ class Checkpoints(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         steps, epoch = self.params["steps"], self.place[0]
         self.place = epoch, min(batch + 1, steps or batch + 1)
-        if batch + 1 == steps:
+        if steps and batch + 1 >= steps:  # Keras counts full executions.
             return  # The epoch is about to end.
         is_due = time.monotonic() - self._latest >= self._seconds
         # No clock but the chief's.

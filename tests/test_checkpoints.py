@@ -325,14 +325,20 @@ class TestAnyStep:
         assert_same(tmp_path / "run", model, tmp_path / "whole", whole)
 
     @pytest.mark.usefixtures("in_graphs")
-    @pytest.mark.parametrize("steps", [2, 3])
-    def test_several_steps_at_once(self, steps, tmp_path):
+    @pytest.mark.parametrize(
+        ("steps", "asked", "kept"),
+        [
+            (2, 6, "epoch-000001-step-000002"),
+            (3, 6, "epoch-000001-step-000003"),
+            (3, 4, "epoch-000001"),  # In the last execution of an epoch.
+        ],
+    )
+    def test_several_steps_at_once(self, steps, asked, kept, tmp_path):
         arguments = {"steps_per_execution": steps, "run_eagerly": False}
         _, whole = train(arrays, tmp_path / "whole", **arguments)
-        stop = AskedTo(5 + 1)  # The first of an execution of the second epoch.
-        train(arrays, tmp_path / "run", stop, **arguments)
+        train(arrays, tmp_path / "run", AskedTo(asked), **arguments)
         names = checkpoints.written(tmp_path / "run")
-        assert names[-1] == f"epoch-000001-step-{steps:06d}.weights.h5"
+        assert names[-1] == f"{kept}.weights.h5"
         _, model = train(arrays, tmp_path / "run", **arguments)
         assert_same(tmp_path / "run", model, tmp_path / "whole", whole)
 
