@@ -154,6 +154,7 @@ class Checkpoints(keras.callbacks.Callback):
 
     def _try_to_keep(self, epochs, step):
         """Writes a checkpoint; if that cannot be, training may go on."""
+        self._latest = time.monotonic()  # Of what is written now.
         try:
             if self.is_worth_keeping():
                 self._keep_checkpoint(epochs, step)
@@ -174,7 +175,6 @@ class Checkpoints(keras.callbacks.Callback):
                 f"written: {error}. Training goes on; {kept}",
                 stacklevel=2,
             )
-        self._latest = time.monotonic()
 
     def _keep_checkpoint(self, epochs, step):
         name, record = _name(epochs, step), _read_record(self.run_dir) or {}

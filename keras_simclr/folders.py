@@ -232,6 +232,8 @@ class EncodedImages:
         rows = [row for row, x in enumerate(listed.paths) if x in places]
         self.left_out |= listed.problems
         self.left_out |= dict.fromkeys(missing, "missing")
+        if missing:
+            self.not_read["missing"] = len(missing)
         if new := places.keys() - set(listed.paths) - listed.problems.keys():
             self.not_read["not in the manifest"] = len(new)
         self._keep([places[listed.paths[row]] for row in rows])

@@ -60,6 +60,7 @@ def scanned(tmp_path, count=10):
     return tmp_path / "images", tmp_path / "manifest.parquet"
 
 
+@pytest.mark.fault(40)
 def test_files_that_a_manifest_does_not_know_are_counted(tmp_path):
     directory, manifest = scanned(tmp_path)
     new = {"new.png": PNG, "sub/new.jpg": PNG, "a.txt": b"", "b.tif.bak": b""}
@@ -72,6 +73,7 @@ def test_files_that_a_manifest_does_not_know_are_counted(tmp_path):
     )
 
 
+@pytest.mark.fault(40)
 def test_files_that_are_gone_are_left_out_up_to_the_limit(tmp_path):
     directory, manifest = scanned(tmp_path)
     (directory / "3.png").unlink()
@@ -79,6 +81,9 @@ def test_files_that_are_gone_are_left_out_up_to_the_limit(tmp_path):
         directory, manifest=manifest, unreadable_limit=0.1
     )
     assert folder.left_out == {"3.png": "missing"}
+    assert sources.in_words(folder) == (
+        "9 images, no classes. 1 other file is not read: 1 missing"
+    )
     assert "3.png" not in folder.paths
     with pytest.raises(ValueError) as info:
         folders.ImageFolder(directory, manifest=manifest)

@@ -12,7 +12,7 @@ in the run directory, and beside it. Of two processes that train together one is
 killed, or asked to end; both are started again.
 
 What was lost is the time from the last step that the next start knows of to the
-kill.
+kill; nothing where it knows of all steps.
 """
 
 import argparse
@@ -126,6 +126,8 @@ class _End:
         kept = json.loads((place / "checkpoints.json").read_text())["files"]
         kept = [x for x, known in kept.items() if known is not None]
         step = _step_of(kept[-1]) if kept else 0
+        if step >= self.steps[-1][0]:
+            return 0.0
         times = [when for number, when in self.steps if number <= step]
         return self.when - (times[-1] if times else self.steps[0][1])
 
