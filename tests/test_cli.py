@@ -776,7 +776,7 @@ def test_training_ends_after_the_step_and_goes_on(
 ):
     number, told = getattr(signal, name), itertools.count(1)
 
-    def asked(*_):
+    def asked(*_, **__):
         if next(told) == 3:  # The first step of the second epoch.
             signal.raise_signal(number)
 

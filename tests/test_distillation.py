@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 import keras_simclr as simclr
 import keras_simclr_cli as cli
 from keras_simclr import (
-    callbacks,
+    checkpoints,
     classification,
     copies,
     distillation,
@@ -387,7 +387,7 @@ class TestCommand:
         assert (places / "out/classifier/saved_model").is_dir()
 
     def test_a_run_goes_on_with_its_teacher_alone(self, places, monkeypatch):
-        save, out = callbacks.save_model, places / "out"
+        save, out = checkpoints.save_model, places / "out"
 
         def ctrl_c(*args):
             save(*args)
@@ -395,7 +395,7 @@ class TestCommand:
 
         longer = "--epochs=2"
         with monkeypatch.context() as patch:
-            patch.setattr(callbacks, "save_model", ctrl_c)
+            patch.setattr(checkpoints, "save_model", ctrl_c)
             assert command(places, "classifier", longer) == 130
         assert not (out / "classifier").exists()
         shutil.copytree(places / "classifier", places / "kept")

@@ -14,11 +14,11 @@ from keras_simclr import (
     callbacks,
     demo,
     doctor,
-    fit_data,
     looks,
     losses,
     recipe,
     runs,
+    streams,
 )
 
 pytestmark = pytest.mark.usefixtures("eagerly")
@@ -203,7 +203,7 @@ def test_reading_that_is_slower_than_training_is_found(
 ):
     clock = [0.0]
     clocks = types.SimpleNamespace(perf_counter=lambda: clock[0])
-    for module in (fit_data, looks):
+    for module in (streams, looks):
         monkeypatch.setattr(module, "time", clocks)
 
     def read(batch):

@@ -124,6 +124,7 @@ OTHERS = {
         ],
         "views": 3,
         "micro_batch_size": 2,
+        "on_nan": "skip",
         "seed": 11,
     },
 }
