@@ -83,7 +83,8 @@ class Checkpoints(keras.callbacks.Callback):
         self.is_asked = lambda: False
         # Of the model that is kept, or was before.
         self.epochs, self.steps, self.weights = 0, 0, None
-        self.place, self._directory, self._failures = (0, 0), None, 0
+        self._epoch, self._step, self._first = 0, 0, 0
+        self._directory, self._failures = None, 0
 
     def on_train_begin(self, logs=None):
         copies.check_can_be_saved(self.model)
@@ -105,7 +106,7 @@ class Checkpoints(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         unfinished = getattr(self.params.get("stream"), "unfinished", None)
         is_within = unfinished and unfinished.epoch == epoch
-        self.place = epoch, unfinished.step if is_within else 0
+        self._begin_epoch(epoch, unfinished.step if is_within else 0)
         ours, last = written(self.run_dir), self.params["epochs"]
         for path in self.run_dir.iterdir():
             place = _place(path.name)
@@ -118,9 +119,21 @@ class Checkpoints(keras.callbacks.Callback):
                     "write there. Move it elsewhere"
                 )
 
+    def _begin_epoch(self, epoch, step=0):
+        made = int(self.model.optimizer.iterations.numpy())
+        self._epoch, self._step, self._first = epoch, step, made - step
+
+    @property
+    def place(self):
+        # Other callbacks come first, and steps of an execution: they may have
+        # failed where more were made. Those that an optimizer leaves out are
+        # no iterations.
+        made = int(self.model.optimizer.iterations.numpy()) - self._first
+        return self._epoch, max(self._step, made)
+
     def on_train_batch_end(self, batch, logs=None):
-        steps, epoch = self.params["steps"], self.place[0]
-        self.place = epoch, min(batch + 1, steps or batch + 1)
+        steps = self.params["steps"]
+        self._step = min(batch + 1, steps or batch + 1)
         if steps and batch + 1 >= steps:  # Keras counts full executions.
             return  # The epoch is about to end.
         is_due = time.monotonic() - self._latest >= self._seconds
@@ -134,16 +147,17 @@ class Checkpoints(keras.callbacks.Callback):
 
     def keep_within(self):
         """Writes a checkpoint within an epoch, if training can go on there."""
-        params, (_, step) = self.params or {}, self.place
+        params = self.params or {}
         steps = params.get("steps")
         if steps is None or "stream" not in params:
             return  # Nobody knows how.
+        epoch, step = self.place
         if 0 < step < steps:
-            self._try_to_keep(*self.place)
+            self._try_to_keep(epoch, step)
 
     def on_epoch_end(self, epoch, logs=None):
-        self.place = epoch + 1, 0
-        self._try_to_keep(*self.place)
+        self._begin_epoch(epoch + 1)
+        self._try_to_keep(epoch + 1, 0)
         (is_asked,) = self._agreed(self.is_asked())
         if is_asked and epoch + 1 < self.params["epochs"]:
             raise KeyboardInterrupt

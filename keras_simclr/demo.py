@@ -45,11 +45,13 @@ RECIPE = Recipe(
 _PASSES = 5  # In what training calls an epoch: keeping a model takes its time.
 # Both change when the run is evaluated.
 _SUMMARY, _FEATURES = "summary.json", "features"
+_EPOCH, _STEP = (f"{x}-{6 * '[0-9]'}" for x in ("epoch", "step"))
 _OTHERS = (
     "checkpoints.json",
     "digits.npz",
     "encoder",
-    "epoch-[0-9][0-9][0-9][0-9][0-9][0-9].weights.h5",
+    f"{_EPOCH}.weights.h5",
+    f"{_EPOCH}-{_STEP}.weights.h5",
     "flags.txt",
     runs.LOG,
     "loss.png",
@@ -206,7 +208,7 @@ def _pretrained(images, output_dir, seed, epochs, report, progress):
         f"Pretraining on {len(images):,} digits without their labels, "
         f"{passes} passes an epoch."
     )
-    runs.pretrain(
+    trained = runs.pretrain(
         model,
         dataset.repeat(passes),
         output_dir,
@@ -216,6 +218,8 @@ def _pretrained(images, output_dir, seed, epochs, report, progress):
         callbacks=[callbacks.Doctor(images, report=report)],
         progress=progress,
     )
+    if trained < epochs // passes:  # It was asked to end.
+        raise KeyboardInterrupt
     _plot_views(model, images[:8], output_dir / "views.png")
     _plot_loss(output_dir / runs.LOG, output_dir / "loss.png", passes)
     return model

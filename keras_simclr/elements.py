@@ -19,7 +19,6 @@ from keras_simclr.replicas import agreed, replica_and_number
 _SMALLEST_IMAGE = 8  # Pixels a side.
 _SHOWN = 10  # Rows that an error message lists.
 _MOST_SKIPPED = 10  # Steps of an epoch.
-
 _OUT_OF_MEMORY = r"\boom\b|out of memory|memoryerror|(unable|failed) to alloc"
 _LESS = "Take a smaller `batch_size`, or a dataset of smaller batches"
 _NOT_DENSE = (
@@ -500,15 +499,15 @@ def check(condition, *text):
 
 
 class BatchError(ValueError):
-    """A batch with which nothing can be done: its values are to blame."""
+    """A step of training that cannot be made with its batch."""
 
 
 @contextlib.contextmanager
-def failures_in_words(where=str, less=_LESS):
-    """Context in which a failed `check` is a `BatchError`.
+def failures_in_words(where=str, less=_LESS, kind=ValueError):
+    """Context in which a failed `check` is an error of that kind.
 
-    What `_checks.fail` was told is another `ValueError`. `where()` is added to
-    the message. Memory that is too small is a MemoryError, with `less` as the
+    What `_checks.fail` was told is a ValueError. `where()` is added to the
+    message. Memory that is too small is a MemoryError, with `less` as the
     cure, and data that are gone an OSError.
     """
     try:
@@ -517,7 +516,7 @@ def failures_in_words(where=str, less=_LESS):
         text = failed_check(error)
         if text is None:
             raise
-        kind = ValueError if _checks.failure_in(text) else BatchError
+        kind = ValueError if _checks.failure_in(text) else kind
         raise kind(f"{text}{where()}") from None
     except (tf.errors.ResourceExhaustedError, MemoryError) as error:
         # A disk that is full, or too many files, are such errors, too.

@@ -1,24 +1,20 @@
 """A step that cannot be made: what is kept of it, and how it is replayed."""
 
-import zipfile
-
-import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_simclr import (
     _checks,
     _files,
+    array_files,
     elements,
     fit_data,
-    losses,
     orders,
     streams,
 )
 from keras_simclr.replicas import has_workers
 
 _SEEN = ("images", "view_1", "view_2")  # What has pixels.
-_UNREADABLE = (OSError, EOFError, zipfile.BadZipFile)
 
 
 def kept(error, model, dataset, keeper):
@@ -98,19 +94,15 @@ def replay(model, path):
     if "images" in element:
         given = model.views(*elements.images_and_sizes(element), step=step)
         lines.append(_in_words("views", given))
-    weights = model.trainable_variables
-    with tf.GradientTape() as tape:
-        h = model.encoder(tf.concat(given, axis=0), training=True)
-        z = model.projection_head(h, training=True)
-        rows = tf.cast(z, keras.config.floatx())
-        rows = tf.reshape(rows, (len(given), -1, z.shape[-1]))
-        groups = element.get("groups")
-        loss, _ = losses.contrast_of(model.contrastive_loss, rows, groups)
-    gradients = map(tf.convert_to_tensor, tape.gradient(loss, weights))
+    h = model.encoder(tf.concat(given, axis=0), training=True)
+    z = model.projection_head(h, training=True)
+    gradients, loss, _ = model.replica_gradients(element)
     wrong = [
         weight.path
-        for weight, gradient in zip(weights, gradients, strict=True)
-        if not _are_finite([gradient])
+        for weight, gradient in zip(
+            model.trainable_variables, gradients, strict=True
+        )
+        if gradient is not None and not _are_finite([gradient])
     ]
     words = f"not finite for {_checks.listing(wrong)}" if wrong else "finite"
     return [
@@ -125,10 +117,9 @@ def replay(model, path):
 def _read(path):
     """What `kept` wrote: an element, and the number of its step."""
     try:
-        with np.load(path) as file:
-            element = {name: file[name] for name in file.files}
-            step = int(element.pop("step"))
-    except (*_UNREADABLE, ValueError, KeyError, TypeError) as error:
+        element = array_files.load_members(path)
+        step = int(element.pop("step"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             "`batch` must be what a run kept of a step that failed: "
             f"nan-step-N.npz. Received: {str(path)!r} ({error})"

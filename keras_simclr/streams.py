@@ -287,7 +287,8 @@ class Progress(keras.callbacks.Callback):
                 f"Received: loss={loss} (epoch {self.epoch})"
             )
         if self.model.jit_compile and "skipped" in (logs or {}):
-            elements.few_skipped(tf.constant(logs["skipped"]))
+            with elements.failures_in_words():
+                elements.few_skipped(tf.constant(logs["skipped"]))
 
     def among(self, call, model):
         """The callbacks of a `fit`, in whatever form, with this one.
@@ -324,7 +325,9 @@ class Progress(keras.callbacks.Callback):
 
     def failures_in_words(self):
         """Context of training, as `elements.failures_in_words`."""
-        return elements.failures_in_words(self._where, _LESS)
+        return elements.failures_in_words(
+            self._where, _LESS, elements.BatchError
+        )
 
     def _where(self):
         where = ""

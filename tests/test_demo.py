@@ -1,5 +1,7 @@
+import itertools
 import json
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -9,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 import keras_simclr as simclr
-from keras_simclr import demo, evaluation, runs
+from keras_simclr import demo, evaluation, logs, runs
 
 
 def small_model(steps, seed):
@@ -83,6 +85,30 @@ def test_demo_replaces_a_demo(output_dir, tmp_path):
     place.symlink_to(tmp_path / "real")
     demo._clear(place)
     assert list(place.iterdir()) == []
+
+
+def test_demo_that_is_asked_to_end_does_and_goes_on(tmp_path, monkeypatch):
+    told = itertools.count(1)
+
+    def asked(*_, **__):
+        if next(told) == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(demo, "build_model", small_model)
+    monkeypatch.setattr(logs.Pace, "on_train_batch_begin", asked)
+    with pytest.raises(KeyboardInterrupt):
+        demo.run(tmp_path / "demo", epochs=1)
+    within = tmp_path / "demo" / "epoch-000000-step-000003.weights.h5"
+    assert within.is_file()
+
+    def evaluate(model, *_, **__):
+        assert int(model.optimizer.iterations) == 11
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(demo, "evaluate", evaluate)
+    with pytest.raises(ZeroDivisionError):
+        demo.run(tmp_path / "demo", epochs=1)
+    assert within.name in runs.read_summary(tmp_path / "demo")["written"]
 
 
 @pytest.mark.parametrize(

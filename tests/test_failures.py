@@ -127,6 +127,40 @@ class TestStop:
             )
         assert not list(tmp_path.glob("*.npz"))
 
+    @pytest.mark.usefixtures("in_graphs")
+    def test_steps_of_an_execution_that_were_made_count(self, tmp_path):
+        rows = images()
+        step = step_of(rows)
+        for at_once in (1, 5):
+            run_dir = tmp_path / str(at_once)
+            model = tiny_model({"steps_per_execution": at_once})
+            with pytest.raises(ValueError, match="keeps its batch"):
+                pretrain(model, rows, run_dir)
+            assert int(model.optimizer.iterations) == step
+            name = f"epoch-000000-step-{step:06d}.weights.h5"
+            assert checkpoints.written(run_dir) == [name]
+            kept = np.load(run_dir / f"nan-step-{step}.npz")["images"]
+            assert (kept == 0).all(axis=(1, 2, 3)).any()
+
+    def test_a_callback_that_fails_is_no_fault_of_a_batch(self, tmp_path):
+        """The step before it was made, and is behind."""
+        rows, model, whole = images(0.5), tiny_model(), tiny_model()
+
+        def look(batch, logs):
+            if int(model.optimizer.iterations) == 4:
+                model.evaluation_view(images(np.nan))
+
+        looking = keras.callbacks.LambdaCallback(on_train_batch_end=look)
+        with pytest.raises(ValueError, match="must be finite"):
+            pretrain(model, rows, tmp_path / "run", callbacks=[looking])
+        assert not list((tmp_path / "run").glob("*.npz"))
+        resumed = tiny_model()
+        pretrain(resumed, rows, tmp_path / "run")
+        pretrain(whole, rows, tmp_path / "whole")
+        weights = zip(resumed.get_weights(), whole.get_weights(), strict=True)
+        for ours, right in weights:
+            np.testing.assert_array_equal(ours, right)
+
     @pytest.mark.parametrize("content", [b"", b"PK", b"step"])
     def test_other_files_are_no_batch(self, content, tmp_path):
         (tmp_path / "nan-step-1.npz").write_bytes(content)

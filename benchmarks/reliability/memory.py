@@ -164,14 +164,6 @@ def epochs(total, sample):
     )
 
 
-def validations(total, sample):
-    """Calls of `evaluate`."""
-    model, images, _ = small_model()
-    for number in range(total):
-        model.evaluate(images, batch_size=32, verbose=0)
-        sample(number + 1)
-
-
 def probes(total, sample):
     """Epochs with validation and a probe."""
     import keras
@@ -194,11 +186,11 @@ def probes(total, sample):
     )
 
 
-def predictions(total, sample):
-    """Calls of `predict`."""
+def calls(method, total, sample):
+    """Calls of a method of the model."""
     model, images, _ = small_model()
     for number in range(total):
-        model.predict(images, batch_size=32, verbose=0)
+        getattr(model, method)(images, batch_size=32, verbose=0)
         sample(number + 1)
 
 
@@ -214,9 +206,12 @@ def models(total, sample):
         sample(number + 1)
 
 
+evaluations, predictions = (
+    functools.partial(calls, method) for method in ("evaluate", "predict")
+)
 CASES = {
     "epochs": ("epochs of `pretrain`", epochs, 500),
-    "evaluate": ("calls of `evaluate`", validations, 1000),
+    "evaluate": ("calls of `evaluate`", evaluations, 1000),
     "probe": ("epochs with validation and `KNNProbe`", probes, 1000),
     "predict": ("calls of `predict`", predictions, 10_000),
     "models": ("models made, trained, forgotten", models, 30),

@@ -131,21 +131,16 @@ def _of_bytes(data, rng):
 def hostile_layers():
     """What Keras was once made to run code, or to read files, with."""
 
-    def function(module, name, kind="function"):
-        return {
-            "module": module,
-            "class_name": kind,
-            "config": name,
-            "registered_name": kind,
-        }
-
-    def layer(name, config, module="keras.layers"):
+    def layer(name, config, module="keras.layers", registered=None):
         return {
             "module": module,
             "class_name": name,
             "config": config,
-            "registered_name": None,
+            "registered_name": registered,
         }
+
+    def function(module, name, kind="function"):
+        return layer(kind, name, module, kind)
 
     code = keras.saving.serialize_keras_object(
         keras.layers.Lambda(
