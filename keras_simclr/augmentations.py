@@ -1,9 +1,7 @@
 """Random image augmentations: batched, one draw per image, compiled.
 
-Every layer is two pure functions. `_draw` makes the random numbers of a batch
-from a seed; `_transform` applies them to images and is compiled by XLA, in
-`programs`. A draw is a pure function of the seed and the image's place in the
-batch.
+Every layer is two pure functions, as `random_layers` says. `_transform` is
+compiled by XLA, in `programs`.
 
 What differs between images (which operation, how many taps) is written once,
 with `_choose` and `_loop`. On a CPU the images pass one by one: each stays in
@@ -16,14 +14,22 @@ import functools
 import inspect
 import itertools
 import math
-import random
 import warnings
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_simclr import _checks, devices, programs, trials
+from keras_simclr import _checks, devices, kinds, programs, trials
+from keras_simclr.random_layers import (
+    RandomLayer,
+    between,
+    fold_seed,
+    normals,
+    rows_and_total,
+    uniforms,
+    uniforms_of_rows,
+)
 
 # Weights of red, green and blue in the official code's grayscale image
 # (google-research/simclr@383d414, tf2/data_util.py:46-50).
@@ -34,18 +40,6 @@ _WHOLE_IMAGE_SIZE = 32
 
 # Rows of an image that are resized at a time.
 _ROWS = 32
-
-
-def fold_seed(seed, number):
-    """The sub-seed `number` of a seed, int64 of shape `(2,)`.
-
-    Deviation: `tf.random.experimental.stateless_fold_in` chooses another random
-        generator under XLA than outside; this always uses Philox.
-    """
-    bits = tf.random.stateless_uniform(
-        [1], seed, None, None, tf.int64, alg="philox"
-    )
-    return tf.stack([bits[0], tf.cast(number, tf.int64)])
 
 
 def to_float(images):
@@ -63,19 +57,6 @@ def check_dtype(dtype):
             f"Received: images of dtype {dtype.name}. If their values are 0 "
             "to 255, add: images = tf.cast(images, 'uint8')"
         )
-
-
-def _uniforms(seed, shape):
-    """Uniform draws in [0, 1): 24 random bits each, the same on any device."""
-    bits = tf.random.stateless_uniform(
-        shape, seed, None, None, tf.uint32, alg="philox"
-    )
-    bits = tf.bitwise.right_shift(bits, tf.constant(8, tf.uint32))
-    return tf.cast(bits, tf.float32) * 2.0**-24
-
-
-def _between(uniforms, low, high):
-    return low + uniforms * (high - low)
 
 
 def _unit(values):
@@ -129,13 +110,6 @@ def _loop_where(chosen, count, body, planes):
     return tf.where(_per_image(chosen), changed, planes)
 
 
-def _rows_and_total(images, part):
-    """Places of the images in the batch that they are part of; its size."""
-    count = images.shape[0] or tf.shape(images)[0]
-    first, total = (0, count) if part is None else part
-    return first + tf.range(count), total
-
-
 def _is_valid(sizes, axis, extent):
     """Which of `extent` places along an axis are image, (B, extent)."""
     return tf.range(extent)[None] < tf.cast(sizes[:, axis, None], tf.int32)
@@ -160,101 +134,31 @@ def _from_planes(planes):
     return tf.transpose(planes, (0, 2, 3, 1))  # (B, H, W, C)
 
 
-class Augmentation(keras.layers.Layer):
-    """What all layers share: seeds, float32, single images, compilation.
+class Augmentation(RandomLayer):
+    """What all layers for images share: [0, 1], compilation.
 
     None of them changes the number of channels.
     """
 
-    _draws_per_image = 0
+    kind = kinds.IMAGES
+    _axes = ("height", "width", "channels")
     _keeps_size = True  # Whether views are as large as the images.
     # Names of the probabilities with which a layer changes the colours of
     # pixels; none of a layer that only moves them.
     _color_rates = ()
 
-    def __init__(self, *, seed=None, **kwargs):
-        # The output is float32 whatever the dtype policy.
-        super().__init__(**{**kwargs, "dtype": "float32"})
-        if seed is not None:
-            _checks.seed("seed", seed)
-        self.seed = seed
-        seed = random.randrange(2**31) if seed is None else seed
-        self._seed = tf.constant(seed, tf.int64)
-        self._calls = tf.Variable(0, trainable=False, dtype=tf.int64)
-        self.built = True  # There are no weights.
-
-    def __call__(self, *args, seed=None, part=None, **kwargs):
-        # Keras refuses (0, tensor), the natural seed inside `dataset.map`.
-        if seed is not None:
-            seed = tf.convert_to_tensor(seed)
-        if part is not None:
-            part = [tf.cast(number, tf.int32) for number in part]
-        return super().__call__(*args, seed=seed, part=part, **kwargs)
-
     def call(self, images, training=True, seed=None, part=None):
         return self._augment(images, training, seed, part)
 
-    def _augment(self, images, training, seed, part, *sizes):
-        images = tf.convert_to_tensor(images)
-        check_dtype(images.dtype)
-        if images.shape.rank == 3:
-            sizes = [size[None] for size in sizes]
-            images = self._augment(images[None], training, seed, part, *sizes)
-            return images[0]
-        self._check_shape(images.shape)
-        if not training:
-            return self._at_rest(images, *sizes)
-        draws = self._draw(self._next_seed(seed), images, part)
+    def _check_dtype(self, dtype):
+        check_dtype(dtype)
+
+    def _transformed(self, images, draws, *sizes):
         program = programs.program_of(self, one_by_one=devices.only_cpus())
-        views = program(images, draws, *sizes, keeps_size=self._keeps_size)
-        views.set_shape(self.compute_output_shape(images.shape))
-        return views
-
-    def _check_shape(self, shape):
-        if shape.rank != 4:
-            raise ValueError(
-                "Images must have the shape (batch, height, width, channels) "
-                "or (height, width, channels). "
-                f"Received: images of shape {shape}"
-            )
-
-    def _next_seed(self, seed):
-        if seed is None:
-            seed = tf.stack([self._seed, self._calls.assign_add(1) - 1])
-        if seed.shape != (2,) or not seed.dtype.is_integer:
-            raise ValueError(
-                "`seed` must be a pair of integers. Received: seed of shape "
-                f"{seed.shape} and dtype {seed.dtype.name}"
-            )
-        return tf.cast(seed, tf.int64)
-
-    def _draw(self, seed, images, part=None):
-        rows, total = _rows_and_total(images, part)
-        return tf.gather(_uniforms(seed, (total, self._draws_per_image)), rows)
-
-    def _transform(self, images, draws, sizes=None):
-        raise NotImplementedError
+        return program(images, draws, *sizes, keeps_size=self._keeps_size)
 
     def _at_rest(self, images):
         return to_float(images)
-
-    def plain_at_rest(self, images):
-        """This layer at rest, made of Keras's own layers and operations.
-
-        Args:
-            images: `keras.KerasTensor` of shape `(None, height, width,
-                channels)`, float32 in [0, 1].
-
-        Returns:
-            A `keras.KerasTensor`; `images` where they are left as they are.
-        """
-        return images
-
-    def compute_output_shape(self, input_shape, *args, **kwargs):
-        return tuple(input_shape)
-
-    def get_config(self):
-        return {**super().get_config(), "seed": self.seed}
 
 
 @keras.saving.register_keras_serializable(package="keras_simclr")
@@ -327,7 +231,7 @@ class RandomResizedCrop(Augmentation):
         bicubic without antialiasing.
     """
 
-    _draws_per_image = 4
+    _draws_per_example = 4
     _keeps_size = False
 
     def __init__(
@@ -365,11 +269,11 @@ class RandomResizedCrop(Augmentation):
         image_ratio = widths / heights
         largest = tf.minimum(self.ratio[1] / image_ratio, 1.0)
         largest = tf.minimum(image_ratio / self.ratio[0], largest)
-        area = _between(area, *(tf.minimum(s, largest) for s in self.scale))
+        area = between(area, *(tf.minimum(s, largest) for s in self.scale))
         lowest = tf.maximum(self.ratio[0], image_ratio * area)
         highest = tf.minimum(self.ratio[1], image_ratio / area)
         ratio = tf.exp(
-            _between(ratio, tf.math.log(lowest), tf.math.log(highest))
+            between(ratio, tf.math.log(lowest), tf.math.log(highest))
         )
         crop_heights = tf.sqrt(area * heights * widths / ratio)
         crop_widths = tf.sqrt(area * heights * widths * ratio)
@@ -698,7 +602,7 @@ class RandomFlip(Augmentation):
     Deviation: `keras.layers.RandomFlip` flips along both axes by default.
     """
 
-    _draws_per_image = 2
+    _draws_per_example = 2
 
     def __init__(self, mode="horizontal", *, rate=0.5, seed=None, **kwargs):
         super().__init__(seed=seed, **kwargs)
@@ -762,7 +666,7 @@ class RandomRotate90(Augmentation):
           {90, 180, 270} degrees).
     """
 
-    _draws_per_image = 1
+    _draws_per_example = 1
 
     def _check_shape(self, shape):
         super()._check_shape(shape)
@@ -844,7 +748,7 @@ class RandomColorDistortion(Augmentation):
     """
 
     # Apply, order, four factors, grayscale.
-    _draws_per_image = 7
+    _draws_per_example = 7
     _color_rates = ("rate", "grayscale_rate")
 
     def __init__(
@@ -880,7 +784,7 @@ class RandomColorDistortion(Augmentation):
 
     def _distort(self, planes, draws, sizes=None):
         spread = 0.8 * self.strength
-        factors = _between(draws[:, 2:5], max(0.0, 1.0 - spread), 1.0 + spread)
+        factors = between(draws[:, 2:5], max(0.0, 1.0 - spread), 1.0 + spread)
         turns = 0.2 * self.strength * (2.0 * draws[:, 5] - 1.0)
         orders = tf.gather(_ORDERS, tf.cast(draws[:, 1] * 24.0, tf.int32))
         planes = _jitter(
@@ -1092,7 +996,7 @@ class RandomGaussianBlur(Augmentation):
         with zeros, which darkens the edges.
     """
 
-    _draws_per_image = 2
+    _draws_per_example = 2
     _color_rates = ("rate",)
 
     def __init__(
@@ -1131,7 +1035,7 @@ class RandomGaussianBlur(Augmentation):
     def _blurred(self, planes, draws, sizes=None):
         # An even number of taps becomes the next odd one, as officially.
         radius = max(1, int(planes.shape[2] * self.kernel_fraction) // 2)
-        sigma = _between(draws[:, 1], *self.sigma)
+        sigma = between(draws[:, 1], *self.sigma)
         offsets = tf.range(-radius, radius + 1, dtype=tf.float32)
         kernel = tf.exp(-0.5 * tf.square(offsets / sigma[:, None]))  # (B, taps)
         if sizes is not None:
@@ -1257,19 +1161,16 @@ class RandomGaussianNoise(Augmentation):
 
     def _draw(self, seed, images, part=None):
         # A key per image: only these rows' noise is drawn.
-        rows, total = _rows_and_total(images, part)
+        rows, total = rows_and_total(images, part)
         shape = tf.concat([tf.shape(images)[1:], [2]], axis=0)
         seed = fold_seed(seed, 0)
-        chosen = tf.gather(_uniforms(seed, (total,)), rows)
-        return chosen, _uniforms_of_rows(seed, rows + 1, shape)
+        chosen = tf.gather(uniforms(seed, (total,)), rows)
+        return chosen, uniforms_of_rows(seed, rows + 1, shape)
 
     def _transform(self, images, draws, sizes=None):
         images = to_float(images)
         chosen, pixels = draws
-        # Box-Muller; 1 - u is never 0.
-        lengths = tf.sqrt(-2.0 * tf.math.log(1.0 - pixels[..., 0]))
-        normals = lengths * tf.cos(2.0 * math.pi * pixels[..., 1])
-        noisy = _unit(images + self.stddev * normals)
+        noisy = _unit(images + self.stddev * normals(pixels))
         return tf.where(_per_image(chosen < self.rate), noisy, images)
 
     def get_config(self):
@@ -1278,15 +1179,6 @@ class RandomGaussianNoise(Augmentation):
             "stddev": self.stddev,
             "rate": self.rate,
         }
-
-
-@tf.function(autograph=False, reduce_retracing=True)
-def _uniforms_of_rows(seed, rows, shape):
-    return tf.map_fn(
-        lambda row: _uniforms(fold_seed(seed, row), shape),
-        rows,
-        fn_output_signature=tf.float32,
-    )
 
 
 @keras.saving.register_keras_serializable(package="keras_simclr")
@@ -1395,11 +1287,11 @@ class SimCLRAugmentation(Augmentation):
         self.color._check_shape(shape)
 
     @property
-    def _draws_per_image(self):
-        return sum(part._draws_per_image for part in self.parts)
+    def _draws_per_example(self):
+        return sum(part._draws_per_example for part in self.parts)
 
     def _transform(self, images, draws, sizes=None):
-        counts = [part._draws_per_image for part in self.parts]
+        counts = [part._draws_per_example for part in self.parts]
         crop, flip, color, blur = tf.split(draws, counts, axis=1)
         mirrored = self.flip._flipped(flip, axis=2)
         planes = self.crop._planes(images, crop, sizes, mirrored)
@@ -1459,17 +1351,15 @@ def check_augmentation(name, augmentation, shape, *, needs_seed):
         shape: Shape of a batch of what the encoder takes.
         needs_seed: Whether the layers must take a `seed`.
 
-    Returns:
-        A `keras.KerasTensor`: the views.
-
     Raises:
         TypeError: If it is no layer.
         ValueError: If a layer takes no `seed` where one is needed, or makes
-            views of images out of [0, 1].
+            views of images out of [0, 1]; or if views do not fit the encoder.
     """
-    view = keras.KerasTensor((None, *shape[1:]))
+    layers = as_list(augmentation)
+    view = keras.KerasTensor(examples_shape(layers, shape))
     unseeded = []
-    for layer in as_list(augmentation):
+    for layer in layers:
         if not isinstance(layer, keras.layers.Layer):
             raise TypeError(
                 f"`{name}` must be a Keras layer or a list of them. "
@@ -1494,11 +1384,22 @@ def check_augmentation(name, augmentation, shape, *, needs_seed):
             "layers as a list.",
             stacklevel=4,
         )
-    if len(shape) == 4:
-        _check_range(name, as_list(augmentation), shape)
+    check_view(view, shape, f"`{name}`")
+    if kinds.kind_of(layers, shape) is kinds.IMAGES:
+        _check_range(name, layers, shape)
+
+
+def check_view(view, expected, name):
+    """The view, unless an encoder takes others; `name` of what made it."""
+    if not tf.TensorShape(view.shape).is_compatible_with(expected):
+        raise ValueError(
+            f"The encoder takes views of shape {expected}. Received: "
+            f"shape {tuple(view.shape)} from {name}"
+        )
     return view
 
 
+_AT_REST_IN_WORDS = "`augmentation` at rest"
 _AT_REST = 16  # Trials of a layer: one that draws may draw the same again.
 _IN_TRAINING = 4
 _OVERSHOOT = 0.01  # Of interpolation.
@@ -1510,7 +1411,7 @@ def _check_range(name, layers, shape):
 
     Ours do not, and are not tried; they stand between the others as at rest.
     """
-    is_ours = [isinstance(layer, Augmentation) for layer in layers]
+    is_ours = [isinstance(layer, RandomLayer) for layer in layers]
     if all(is_ours):
         return
     ranges = {}  # By layer: smallest and largest value of each image, by run.
@@ -1549,25 +1450,25 @@ def check_at_rest(augmentation, shape):
     """Refuses layers that are random at rest; warns of those that do anything.
 
     Args:
-        augmentation: A layer, or a list of layers.
+        augmentation: A layer, or a list of layers. Ours are not tried.
         shape: Shape of a batch of what the encoder takes.
 
-    Returns:
-        Views at rest; a `keras.KerasTensor` if all layers are ours, which are
-        not tried.
-
     Raises:
-        ValueError: If a layer returns other views of equal images.
+        ValueError: If a layer returns other views of equal images, or views
+            do not fit the encoder.
     """
-    layers = as_list(augmentation)
-    if all(isinstance(layer, Augmentation) for layer in layers):
-        return at_rest(layers, keras.KerasTensor((None, *shape[1:])))
+    layers, expected = as_list(augmentation), shape
+    shape = examples_shape(layers, shape)
+    if all(isinstance(layer, RandomLayer) for layer in layers):
+        views = at_rest(layers, keras.KerasTensor(shape))
+        check_view(views, expected, _AT_REST_IN_WORDS)
+        return
     views = plain = trials.examples(shape[1:])
     changing = []
     for layer in layers:
         images = views
         views = call_layer(layer, images, training=False)
-        if isinstance(layer, Augmentation):
+        if isinstance(layer, RandomLayer):
             plain = layer(plain, training=False)
             continue
         if is_random_at_rest(layer, images):
@@ -1587,7 +1488,7 @@ def check_at_rest(augmentation, shape):
             "is done to every image in front of the encoder instead.",
             stacklevel=4,
         )
-    return views
+    check_view(views, expected, _AT_REST_IN_WORDS)
 
 
 def warn_of_sizes(augmentation, images, expected):
@@ -1598,11 +1499,12 @@ def warn_of_sizes(augmentation, images, expected):
     """
     shape = images.shape
     layers = as_list(augmentation)
-    if all(isinstance(layer, Augmentation) for layer in layers):
+    if all(isinstance(layer, RandomLayer) for layer in layers):
         return
     if shape.rank is None or None in shape[1:]:
         return
-    dtype = "float32" if shape.rank == 4 else images.dtype.name
+    are_images = kinds.kind_of(layers, expected) is kinds.IMAGES
+    dtype = "float32" if are_images else images.dtype.name
     view = keras.KerasTensor((None, *shape[1:]), dtype)
     for layer in layers:
         view = call_layer(layer, view, training=False)
@@ -1635,10 +1537,45 @@ def as_list(augmentation):
     return [augmentation]
 
 
-def as_views(images):
+def examples_shape(augmentation, shape):
+    """Shape of a batch of what an augmentation takes.
+
+    Args:
+        augmentation: As in `SimCLRModel`.
+        shape: Of a batch of what the encoder takes.
+
+    Returns:
+        Tuple; the same shape where no layer of ours says otherwise. What comes
+        in any size has that in which it is seen at rest.
+
+    Example:
+
+    >>> examples_shape(RandomFlip(), (None, 8, 8, 3))
+    (None, 8, 8, 3)
+    """
+    shape = (None, *shape[1:])
+    for layer in reversed(as_list(augmentation)):
+        if isinstance(layer, RandomLayer):
+            shape = layer.examples_shape(shape)
+    return shape
+
+
+def shapes_taken(augmentation, shape):
+    """Shapes of batches of any examples, and of those of `examples_shape`.
+
+    Arguments are as there. The first has None for what may be of any size.
+    """
+    plain = examples_shape(augmentation, shape)
+    if not takes_sizes(augmentation):
+        return plain, plain
+    sized = kinds.kind_of(as_list(augmentation), shape).sized
+    return (*[None for _ in plain[: 1 + sized]], *plain[1 + sized :]), plain
+
+
+def as_views(images, kind):
     """Images as float32 in [0, 1]; anything else as it is."""
     images = tf.convert_to_tensor(images)
-    return to_float(images) if images.shape.rank == 4 else images
+    return to_float(images) if kind is kinds.IMAGES else images
 
 
 def views_of(augmentations, images, *, seed, sizes=None, part=None):
@@ -1682,13 +1619,17 @@ def at_rest(augmentation, images, sizes=None):
     return images
 
 
-def seen_at_rest(augmentation, images, sizes=None):
-    """As `at_rest`, of images as they come: uint8, or float in [0, 1]."""
+def seen_at_rest(augmentation, images, shape, sizes=None):
+    """As `at_rest`, of examples as they come: images uint8, or in [0, 1].
+
+    `shape` is that of a batch of what the encoder takes; others are refused.
+    """
     layers = as_list(augmentation)
     # Ours convert what they make, which is less than what they take.
     if not layers or not isinstance(layers[0], Augmentation):
-        images = as_views(images)
-    return at_rest(layers, images, sizes)
+        images = as_views(images, kinds.kind_of(layers, shape))
+    views = at_rest(layers, images, sizes)
+    return check_view(views, shape, _AT_REST_IN_WORDS)
 
 
 def call_layer(layer, images, *, training, seed=None, sizes=None, part=None):

@@ -13,6 +13,7 @@ import warnings
 import keras
 import tensorflow as tf
 
+from keras_simclr import kinds
 from keras_simclr._files import in_one_line
 
 # As Kaggle's own templates have it: its client refuses to upload the first.
@@ -83,14 +84,23 @@ embeddings = run(**{{name: images}})["output_0"]
 """
 
 
-def describe(network, image_shape, view_shape, *, crops=False, about=None):
+def describe(
+    network,
+    image_shape,
+    view_shape,
+    *,
+    crops=False,
+    kind=kinds.IMAGES,
+    about=None,
+):
     """The entries of a model card that follow from the encoder itself.
 
     Args:
         network: Plain `keras.Model` from views to representations.
         image_shape: Shape of the images that the SavedModel takes.
-        view_shape: Shape of what the encoder sees.
+        view_shape: Shape of those that all formats take.
         crops: Whether the edges of images are cut off first.
+        kind: What `images` are, a `kinds.Kind`.
         about: Dictionary of what else is known, or None. `official` in it, as
             `import_official` records it, tells where the weights are from.
 
@@ -111,7 +121,7 @@ def describe(network, image_shape, view_shape, *, crops=False, about=None):
             "shape": [None, *view_shape],
             "saved_model_shape": [None, *image_shape],
             "takes_files": takes_files(image_shape, view_shape),
-            "contract": _contract(image_shape, view_shape, crops),
+            "contract": _contract(image_shape, view_shape, crops, kind),
         },
         "outputs": {"dtype": "float32", "shape": [*network.output_shape]},
         "parameters": network.count_params(),
@@ -190,9 +200,15 @@ def takes_files(image_shape, view_shape):
     return is_usual and None not in view_shape
 
 
-def _contract(image_shape, view_shape, crops=False):
-    if len(view_shape) != 3:
-        return f"float32 of shape (batch, {', '.join(map(str, view_shape))})."
+def _contract(image_shape, view_shape, crops, kind):
+    if kind is not kinds.IMAGES or len(view_shape) != 3:
+        shape = ", ".join(map(str, view_shape))
+        text = f"float32 of shape (batch, {shape})"
+        if kind in (kinds.AUDIO, kinds.SERIES, kinds.TABLES):
+            text = f"{kind.plural.capitalize()} as {text}"
+        if image_shape != view_shape:
+            text += f". The SavedModel takes {kind.plural} of any length, too"
+        return f"{text}."
     height, width, channels = view_shape
     colors = {1: "gray", 3: "RGB"}.get(channels, f"{channels} channels")
     text = (

@@ -23,11 +23,8 @@ from keras_simclr.checkpoints import FLAGS
 from keras_simclr.copies import check_finite, examples_for, plain_copy
 from keras_simclr.csv_files import cell, path_cell
 from keras_simclr.evaluation import Evaluation, evaluate, with_groups
-from keras_simclr.export import (
-    plain_view,
-    with_evaluation_view,
-    write_network,
-)
+from keras_simclr.evaluation_views import plain_view, with_evaluation_view
+from keras_simclr.export import write_network
 from keras_simclr.features import Features, check_fits, representation
 from keras_simclr.finetuning import Tuner
 from keras_simclr.flag_texts import as_flags
@@ -251,7 +248,7 @@ def export_classifier(directory, output_dir, *, formats):
 def write_predictions(directory, dataset, path, names=None, progress=None):
     """Writes a table of the class of every image: path, class, probability.
 
-    As in `tables.write_table`, nothing in it is a formula of a spreadsheet.
+    As in `row_files.write_table`, nothing in it is a formula of a spreadsheet.
 
     Args:
         directory: What `train_classifier` wrote.

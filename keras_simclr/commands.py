@@ -29,10 +29,10 @@ from keras_simclr import (
     planning,
     recipe,
     report,
+    row_files,
     run_accounts,
     runs,
     sources,
-    tables,
 )
 
 
@@ -245,7 +245,7 @@ def _distill(values):
 def _predict(values):
     network = classification.load_classifier(values.model)
     data, source, images = _open_as_seen(values, values.model, network, "Found")
-    tables.write_table(
+    row_files.write_table(
         values.output_dir,
         "predictions.csv",
         "classified images",
@@ -263,7 +263,7 @@ def _embed(values):
     data, source, images = _open_as_seen(
         values, values.run_dir, model.encoder, "Found"
     )
-    tables.write_table(
+    row_files.write_table(
         values.output_dir,
         f"embeddings.{values.format}",
         "representations",

@@ -27,7 +27,7 @@ from keras_simclr import (
     runs,
 )
 from keras_simclr.augmentations import SimCLRAugmentation
-from keras_simclr.export import with_evaluation_view
+from keras_simclr.evaluation_views import with_evaluation_view
 from keras_simclr.features import (
     check_fits,
     representation,

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import tensorflow as tf
 
-from keras_simclr import _checks
+from keras_simclr import _checks, kinds
 from keras_simclr.augmentations import (
     Augmentation,
     accepts,
@@ -144,7 +144,7 @@ class Rules:
     """What a model asks of the elements that it trains on.
 
     Attributes:
-        sees_images: Whether `images` are images and not, say, rows of a table.
+        kind: What `images` are: images or, say, rows of a table.
         channels: Of its images; None for any number.
         without_sizes: `(argument, layer)`, names of an augmentation whose first
             layer takes no `sizes`; or None.
@@ -153,7 +153,7 @@ class Rules:
         may_be_nan: Whether steps that NaN comes of are skipped.
     """
 
-    sees_images: bool
+    kind: kinds.Kind
     channels: int | None = None
     without_sizes: tuple | None = None
     without_groups: str | None = None
@@ -180,7 +180,10 @@ class Rules:
             `Rules`.
         """
         channels, layers = None, as_list(augmentation)
-        if len(shape) == 4 and all(isinstance(x, Augmentation) for x in layers):
+        kind = kinds.kind_of(layers, shape)
+        if kind is kinds.IMAGES and all(
+            isinstance(x, Augmentation) for x in layers
+        ):
             channels = shape[3]  # None of ours changes their number.
         first = [
             ("augmentation", layers[:1]),
@@ -193,7 +196,7 @@ class Rules:
             if not accepts(layer, "sizes")
         ]
         return cls(
-            sees_images=len(shape) == 4,
+            kind=kind,
             channels=channels,
             without_sizes=without_sizes[0] if without_sizes else None,
             **others,
@@ -228,9 +231,13 @@ class Rules:
 
     def check_at_rest(self, element):
         """As `check`, of what matters without training, too."""
-        if "images" in element and self.sees_images:
-            _check_images(element["images"])
-            self._check_channels(element["images"].shape)
+        if "images" in element:
+            images = element["images"]
+            if self.kind is kinds.IMAGES:
+                _check_images(images)
+                self._check_channels(images.shape)
+            elif self.kind.rank not in (images.shape.rank, None):
+                self._refuse_rank(images.shape)
         if "sizes" in element:
             self._check_sizes(element["sizes"])
 
@@ -246,7 +253,7 @@ class Rules:
         checks = []
         for name, batch in _pictures(element):
             checks.append(_assert_negatives(batch))
-            is_image = name == "images" and self.sees_images
+            is_image = name == "images" and self.kind is kinds.IMAGES
             checks += value_checks(
                 batch,
                 name,
@@ -265,13 +272,19 @@ class Rules:
         images = tf.convert_to_tensor(images)
         with failures_in_words():
             checks = value_checks(
-                images, "images", in_unit_range=self.sees_images
+                images, "images", in_unit_range=self.kind is kinds.IMAGES
             )
             if sizes is not None:
                 sizes = tf.convert_to_tensor(sizes)
                 checks.append(_assert_sizes(sizes, images))
         with tf.control_dependencies(checks):
             return tf.identity(images)
+
+    def _refuse_rank(self, shape):
+        raise ValueError(
+            f"{self.kind.plural.capitalize()} must come in batches of "
+            f"{self.kind.rank} axes. Received: `images` of shape {shape}"
+        )
 
     def _check_channels(self, shape):
         if self.channels is not None and shape[3] not in (self.channels, None):
@@ -282,7 +295,7 @@ class Rules:
             )
 
     def _check_sizes(self, sizes):
-        _check_integers("sizes", sizes, (None, 2))
+        _check_integers("sizes", sizes, (None, self.kind.sized))
         if self.without_sizes is not None:
             argument, layer = self.without_sizes
             raise ValueError(
@@ -381,7 +394,8 @@ def _assert_negatives(batch):
 
 
 def _assert_sizes(sizes, images):
-    canvas = tf.cast(tf.shape(images)[1:3], sizes.dtype)
+    canvas = tf.shape(images)[1 : 1 + sizes.shape[1]]
+    canvas = tf.cast(canvas, sizes.dtype)
     return check(
         tf.reduce_all((sizes >= 1) & (sizes <= canvas)),
         "`sizes` must lie between 1 and the size of the canvas. Received: from",

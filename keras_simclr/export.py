@@ -12,15 +12,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_simclr import _checks, cards, trials
+from keras_simclr import _checks, cards, kinds
 from keras_simclr._files import staging
-from keras_simclr.augmentations import (
-    Augmentation,
-    as_list,
-    seen_at_rest,
-    takes_sizes,
-    to_float,
-)
+from keras_simclr.augmentations import takes_sizes, to_float
 from keras_simclr.copies import (
     check_can_be_saved,
     check_finite,
@@ -28,6 +22,13 @@ from keras_simclr.copies import (
     weights_digest,
 )
 from keras_simclr.decoding import canvas_for, decode_jpeg_or_png
+from keras_simclr.evaluation_views import (
+    View,
+    brought_to_rest,
+    noise,
+    view_of_model,
+    with_evaluation_view,
+)
 from keras_simclr.model import SimCLRModel
 
 _TRIED = 8  # Images that all formats must agree on.
@@ -116,7 +117,7 @@ def export_encoder(
     with staging(directory) as staged:
         parts = _parts(model, network, bits)
         view = parts.view
-        images = _noise(view.shape, _TRIED)
+        images = noise(view.plain, _TRIED)
         expected = _one_by_one(
             lambda image: network(view.bring(image), training=False), images
         )
@@ -132,8 +133,9 @@ def export_encoder(
             **cards.describe(
                 network,
                 view.images,
-                view.shape,
+                view.plain,
                 crops=view.crops,
+                kind=model.kind,
                 about=cards.of_weights(about or {}, weights),
             ),
             "formats": {name: EXPORTS[name].file for name in formats},
@@ -237,7 +239,7 @@ def write_network(
     check_finite(network)
     with staging(directory) as staged:
         parts = _parts(model, network, bits)
-        images = _noise(parts.view.shape, _TRIED)
+        images = noise(parts.view.plain, _TRIED)
         for format in check_formats(formats):
             path = staged / EXPORTS[format].file.replace("encoder", name)
             if EXPORTS[format].is_converted:
@@ -250,80 +252,6 @@ def write_network(
     return pathlib.Path(directory)
 
 
-def with_evaluation_view(model, network):
-    """Puts plain layers in front that do what the model does at rest.
-
-    Args:
-        model: A `SimCLRModel`.
-        network: Plain `keras.Model` that takes its evaluation view.
-
-    Returns:
-        A `keras.Model` that takes images of the same size.
-
-    Raises:
-        ValueError: If no plain layers do what the augmentation does at rest.
-
-    Example:
-
-    >>> encoder = simclr.ResNet(10, stem="cifar", input_shape=(8, 8, 3))
-    >>> model = simclr.SimCLRModel(encoder)
-    >>> with_evaluation_view(model, encoder).input_shape
-    (None, 8, 8, 3)
-    """
-    views = plain_view(model)
-    if views.output is views.input:
-        return network
-    return keras.Model(views.input, network(views.output), name=network.name)
-
-
-def plain_view(model):
-    """Plain layers that do what the model does at rest.
-
-    Args:
-        model: A `SimCLRModel`.
-
-    Returns:
-        A `keras.Model` from images of the encoder's size to what it sees.
-
-    Raises:
-        ValueError: If no plain layers do what the augmentation does at rest.
-
-    Example:
-
-    >>> encoder = simclr.ResNet(10, stem="cifar", input_shape=(8, 8, 3))
-    >>> plain_view(simclr.SimCLRModel(encoder)).output_shape
-    (None, 8, 8, 3)
-    """
-    shape = model.encoder.input_shape[1:]
-    if None in shape:
-        shape = _view(model).shape
-    inputs = outputs = keras.Input(shape, name="inputs")
-    for layer in as_list(model.augmentation):
-        # Other layers are taken to leave images alone; checked below.
-        if isinstance(layer, Augmentation):
-            outputs = layer.plain_at_rest(outputs)
-    views = keras.Model(inputs, outputs)
-    images = _noise(shape, 2)
-    expected = model.evaluation_view(images)
-    if trials.differ(views(images), expected):
-        raise ValueError(
-            "`augmentation` must leave images of the encoder's size as they "
-            "are at rest (training=False). Put what is done to every image, "
-            "such as a Rescaling layer, in front of the encoder instead."
-        )
-    return views
-
-
-@dataclasses.dataclass(frozen=True)
-class _View:
-    """What a model does to images at rest, traced once."""
-
-    bring: tf.types.experimental.GenericFunction  # From images to views.
-    images: tuple  # Shape of an image; None for any size.
-    shape: tuple  # Shape of what the encoder sees.
-    crops: bool  # Whether the edges of images are not seen.
-
-
 @dataclasses.dataclass(frozen=True)
 class _Parts:
     """What formats are made of."""
@@ -331,54 +259,13 @@ class _Parts:
     model: SimCLRModel
     network: keras.Model  # Plain, from views.
     whole: keras.Model  # The same behind the evaluation view.
-    view: _View
+    view: View
     bits: int  # Of the images, as `decode`.
 
 
 def _parts(model, network, bits):
     whole = with_evaluation_view(model, network)
-    return _Parts(model, network, whole, _view(model), bits)
-
-
-def _at_rest(model, images, sizes=None):
-    """The evaluation view of images whose values are not checked.
-
-    Not every format knows assertions.
-    """
-    return seen_at_rest(model.augmentation, images, sizes)
-
-
-def _view(model):
-    encoder = model.encoder.input_shape[1:]
-    images = (None, None, encoder[2]) if len(encoder) == 3 else encoder
-    bring = tf.function(
-        lambda images: _at_rest(model, images),
-        input_signature=[tf.TensorSpec((None, *images), tf.float32)],
-        autograph=False,
-    )
-    found = bring.get_concrete_function().structured_outputs.shape[1:]
-    shape = tuple(found.merge_with(encoder))
-    # What is not brought to the encoder's size must have it.
-    return _View(
-        bring, images if found == shape else shape, shape, _crops(bring, shape)
-    )
-
-
-def _crops(bring, shape):
-    """Whether a view is the same whatever stands at the edges of an image."""
-    if len(shape) != 3 or None in shape:
-        return False
-    images = _noise(shape, 1)
-    margins = [max(1, size // 32) for size in shape[:2]]
-    other = np.full_like(images, 0.5)
-    inside = tuple(slice(margin, -margin) for margin in margins)
-    other[:, *inside] = images[:, *inside]
-    return np.allclose(bring(images), bring(other), atol=1e-6)
-
-
-def _noise(shape, count):
-    shape = [16 if x is None else x for x in shape]
-    return np.random.default_rng(0).random((count, *shape), dtype="float32")
+    return _Parts(model, network, whole, view_of_model(model), bits)
 
 
 def _one_by_one(network, images):
@@ -422,13 +309,11 @@ def _save_saved_model(parts, path):
     if takes_sizes(model.augmentation):
         module.on_canvas = tf.function(
             lambda images, sizes: embed(
-                _at_rest(model, images, sizes), training=False
+                brought_to_rest(model, images, sizes), training=False
             ),
             input_signature=[
-                tf.TensorSpec(
-                    images.shape, tf.uint8 if parts.bits == 8 else tf.float32
-                ),
-                tf.TensorSpec((None, 2), tf.int32),
+                tf.TensorSpec(images.shape, _dtype(parts)),
+                tf.TensorSpec((None, model.kind.sized), tf.int32),
             ],
             autograph=False,
         )
@@ -436,9 +321,14 @@ def _save_saved_model(parts, path):
         lambda inputs: {"default": represent(inputs)}, autograph=False
     )
     signatures = {"serving_default": serve.get_concrete_function(images)}
-    if cards.takes_files(view.images, view.shape):
+    if cards.takes_files(view.images, view.plain):
         signatures["encoded_images"] = _serve_files(view, embed, parts.bits)
     tf.saved_model.save(module, path, signatures=signatures)
+
+
+def _dtype(parts):
+    are_bytes = parts.model.kind is kinds.IMAGES and parts.bits == 8
+    return tf.uint8 if are_bytes else tf.float32
 
 
 def _serve_files(view, embed, bits):
@@ -474,7 +364,7 @@ def _signature(network):
 
 def _save_onnx(parts, path):
     network = parts.whole
-    network(_noise(network.input_shape[1:], 1))  # Keras asks for a call.
+    network(noise(network.input_shape[1:], 1))  # Keras asks for a call.
     with warnings.catch_warnings():
         # Keras 3.15 looks for what NumPy 2 no longer has.
         warnings.simplefilter("ignore", FutureWarning)

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_simclr import fit_data, programs
+from keras_simclr import fit_data, kinds, programs
 from keras_simclr._checks import finite_rows
 from keras_simclr.augmentations import (
     RandomResizedCrop,
@@ -74,7 +74,9 @@ def extract_features(
     dataset = fit_data.in_order(images, batch_size=batch_size)
     fit_data.check_length(dataset, name=None)
     check_fits(model, dataset)
-    elements = fit_data.checked_elements(dataset, progress)
+    elements = fit_data.checked_elements(
+        dataset, progress, kind=kind_of_model(model)
+    )
     (features,), others = extract([representation(model)], elements)
     finite_rows("Representations", features)
     if not return_places:
@@ -140,6 +142,13 @@ def check_fits(model, dataset):
             f"shape {images.shape}. Convert them, or use a SimCLRModel, which "
             "brings images to the size of its encoder."
         )
+
+
+def kind_of_model(model):
+    """The `kinds.Kind` of what a `SimCLRModel` or an encoder takes."""
+    if isinstance(model, SimCLRModel):
+        return model.kind
+    return kinds.kind_of([], getattr(model, "input_shape", None) or ())
 
 
 def check_encoders(encoders):

@@ -19,7 +19,7 @@ from keras_simclr import (
     pretrained,
 )
 from keras_simclr.augmentations import SimCLRAugmentation, as_list, at_rest
-from keras_simclr.export import plain_view, with_evaluation_view
+from keras_simclr.evaluation_views import plain_view, with_evaluation_view
 from keras_simclr.features import (
     FEW_IMAGES,
     check_fits,

@@ -17,6 +17,7 @@ from keras_simclr.elements import (
     value_checks,
 )
 from keras_simclr.iterables import EMPTY, batches_from, is_read_once
+from keras_simclr.kinds import IMAGES, kind_of
 from keras_simclr.orders import batches_of
 from keras_simclr.streams import Stream, listed
 
@@ -210,16 +211,17 @@ def predict_arguments(call, check):
     return call
 
 
-def export_arguments(call, shape, is_any_size):
+def export_arguments(call, any_size, shape):
     """The arguments of `export`, with the images that it takes.
 
-    Keras would take them from a call of the model. `shape` is that of the
-    views; other formats than TensorFlow's need it.
+    Keras would take them from a call of the model. The shapes are those of
+    `augmentations.shapes_taken`; other formats than TensorFlow's need the
+    second.
     """
     call = dict(call)
     if call.get("input_signature") is None:
-        if is_any_size and call.get("format", _FORMAT) == _FORMAT:
-            shape = (None, None, None, shape[3])
+        if call.get("format", _FORMAT) == _FORMAT:
+            shape = any_size
         call["input_signature"] = [keras.InputSpec("float32", shape)]
     return call
 
@@ -372,16 +374,17 @@ def in_order(images, *, batch_size=256):
     return prepared(images)
 
 
-def checked_elements(dataset, progress=None, total=None):
+def checked_elements(dataset, progress=None, total=None, kind=None):
     """Yields the elements of a dataset, as dictionaries of usable values.
 
+    They are of that kind or, if it is not given, of that of their shape.
     `progress` is told of the images done, and of all, or None: `total`, or as
     many as the number of batches says. Without any images there is an error.
     """
 
     def checks(element):
         images, _ = images_and_sizes(element)
-        is_image = images.shape.rank == 4
+        is_image = (kind or kind_of([], images.shape)) is IMAGES
         return value_checks(images, "images", in_unit_range=is_image)
 
     done, batches = 0, int(dataset.cardinality())

@@ -13,12 +13,13 @@ from keras_simclr import (
     copies,
     elements,
     fit_data,
+    kinds,
     losses,
     micro_batches,
     programs,
     streams,
 )
-from keras_simclr.augmentations import as_views, default_augmentation
+from keras_simclr.augmentations import as_views, check_view, seen_at_rest
 from keras_simclr.networks import (
     ProjectionHead,
     check_encoder,
@@ -152,7 +153,9 @@ class SimCLRModel(copies.KeepsGenerators):
         if projection_head is None:
             projection_head = ProjectionHead(name="projection_head")
         if augmentation is None:
-            augmentation = default_augmentation(encoder.input_shape)
+            augmentation = augmentations.default_augmentation(
+                encoder.input_shape
+            )
         self.encoder = encoder
         self.projection_head = projection_head
         self.augmentation = augmentation
@@ -183,6 +186,12 @@ class SimCLRModel(copies.KeepsGenerators):
         variables = [v for network in networks for v in network.variables]
         check_strategy(self.distribute_strategy, variables, micro_batch_size)
         self.built = True
+
+    @property
+    def kind(self):
+        """What it learns from, a `kinds.Kind`: images or, say, sounds."""
+        layers = augmentations.as_list(self.augmentation)
+        return kinds.kind_of(layers, self.encoder.input_shape)
 
     @property
     def _replicas(self):
@@ -221,9 +230,8 @@ class SimCLRModel(copies.KeepsGenerators):
 
     def _seen_at_rest(self, images, sizes):
         images = self._rules.usable(images, sizes)
-        view = augmentations.seen_at_rest(self.augmentation, images, sizes)
-        self._check_view(view, "`augmentation` at rest")
-        return view
+        shape = self.encoder.input_shape
+        return seen_at_rest(self.augmentation, images, shape, sizes)
 
     def views(self, images, sizes=None, *, step=0):
         """Makes the views of training step `step`.
@@ -260,7 +268,7 @@ class SimCLRModel(copies.KeepsGenerators):
         others = [second] * (self.number_of_views - 1)
         return augmentations.views_of(
             [self.augmentation, *others],
-            as_views(images),
+            as_views(images, self.kind),
             seed=(self.seed, step),
             sizes=sizes,
             part=part,
@@ -396,9 +404,10 @@ class SimCLRModel(copies.KeepsGenerators):
     @functools.wraps(keras.Model.export)
     def export(self, *args, **kwargs):
         call = fit_data.arguments_of(super().export, args, kwargs)
-        is_any = augmentations.takes_sizes(self.augmentation)
-        shape = self.encoder.input_shape
-        return super().export(**fit_data.export_arguments(call, shape, is_any))
+        shapes = augmentations.shapes_taken(
+            self.augmentation, self.encoder.input_shape
+        )
+        return super().export(**fit_data.export_arguments(call, *shapes))
 
     def train_step(self, element):
         element = elements.unpack(element)
@@ -454,9 +463,8 @@ class SimCLRModel(copies.KeepsGenerators):
 
     def _checked(self, element):
         """Context in which nothing runs before the values are checked."""
-        rules = self._rules
-        rules.check(element)
-        return self._after(lambda: rules.value_checks(element))
+        self._rules.check(element)
+        return self._after(lambda: self._rules.value_checks(element))
 
     def _after(self, checks):
         """Context in which nothing runs before what a function returns."""
@@ -495,23 +503,13 @@ class SimCLRModel(copies.KeepsGenerators):
     def _check_augmentations(self):
         shape = self.encoder.input_shape
         for name in ("augmentation", "second_augmentation"):
-            view = augmentations.check_augmentation(
+            augmentations.check_augmentation(
                 name,
                 getattr(self, name),
                 shape,
                 needs_seed=self._replicas > 1 or self.micro_batch_size,
             )
-            self._check_view(view, f"`{name}`")
-        view = augmentations.check_at_rest(self.augmentation, shape)
-        self._check_view(view, "`augmentation` at rest")
-
-    def _check_view(self, view, name):
-        expected = self.encoder.input_shape
-        if not tf.TensorShape(view.shape).is_compatible_with(expected):
-            raise ValueError(
-                f"The encoder takes views of shape {expected}. Received: "
-                f"shape {tuple(view.shape)} from {name}"
-            )
+        augmentations.check_at_rest(self.augmentation, shape)
 
     def replica_gradients(self, element):
         """What this replica adds to the gradients of a step.
@@ -608,16 +606,18 @@ class SimCLRModel(copies.KeepsGenerators):
 
     def _views_of(self, element, step, start=0, size=None):
         if "view_1" in element:
-            names = ["`view_1`", "`view_2`"]
-            views = [as_views(element[name.strip("`")]) for name in names]
+            names = ["view_1", "view_2"]
+            views = [as_views(element[x], self.kind) for x in names]
         else:
-            others = ["`second_augmentation`"] * (self.number_of_views - 1)
-            names = ["`augmentation`", *others]
+            others = ["second_augmentation"] * (self.number_of_views - 1)
+            names = ["augmentation", *others]
             images, sizes = element["images"], element.get("sizes")
             views = self._views(images, sizes, step, start, size)
-        for name, view in zip(names, views, strict=True):
-            self._check_view(view, name)
-        return [tf.stop_gradient(view) for view in views]
+        shape = self.encoder.input_shape
+        return [
+            tf.stop_gradient(check_view(view, shape, f"`{name}`"))
+            for view, name in zip(views, names, strict=True)
+        ]
 
     def _embed(self, views, training):
         """Projections `(N, V, D)` of V views of N images, in one pass."""

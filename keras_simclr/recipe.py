@@ -490,11 +490,11 @@ class Recipe(_Checked):
 
     def input_shape(self, element_spec):
         """Shape of the views: height, width, channels."""
-        from keras_simclr import elements
+        from keras_simclr import elements, kinds
 
         element = elements.unpack(element_spec)
         # In words of images: those of the first layer would not help.
-        elements.Rules(sees_images=True).check(element)
+        elements.Rules(kinds.IMAGES).check(element)
         *sides, channels = element["images"].shape[1:]
         if self.image_size or "sizes" in element:
             sides = [self.image_size or _IMAGE_SIZE] * 2

@@ -942,7 +942,7 @@ def test_recipe_equals_its_parts_given_the_same_draws(fast, channels):
     draws = recipe._draw(pair(0, 1), images)
     expected, start = images, 0
     for part in recipe.parts:
-        stop = start + part._draws_per_image
+        stop = start + part._draws_per_example
         expected = part._transform(expected, draws[:, start:stop])
         start = stop
     assert start == draws.shape[1]

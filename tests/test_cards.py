@@ -2,7 +2,7 @@ import keras
 import pytest
 from helpers import standins
 
-from keras_simclr import cards
+from keras_simclr import cards, kinds
 
 CARD = {
     "name": "My encoder",
@@ -70,16 +70,25 @@ def test_what_describes_other_weights_is_left_out_and_said():
 
 def test_contract_says_which_sizes_are_taken():
     fixed, free = (8, 8, 3), (None, None, 3)
-    assert cards._contract(fixed, fixed).endswith("batch size, 8 x 8 pixels.")
-    assert cards._contract(free, free).endswith("They are not resized.")
-    assert "brings images to 8 x 8 pixels" in cards._contract(free, fixed)
+    assert cards._contract(fixed, fixed, False, kinds.IMAGES).endswith(
+        "batch size, 8 x 8 pixels."
+    )
+    assert cards._contract(free, free, False, kinds.IMAGES).endswith(
+        "They are not resized."
+    )
+    assert "brings images to 8 x 8 pixels" in cards._contract(
+        free, fixed, False, kinds.IMAGES
+    )
     large = (224, 224, 3)
     for images in (large, free):
-        text = cards._contract(images, large, crops=True)
+        text = cards._contract(images, large, True, kinds.IMAGES)
         assert "centre 7/8" in text
         assert "cropped twice" in text
-        assert "7/8" not in cards._contract(images, large)
-    assert cards._contract((6,), (6,)) == "float32 of shape (batch, 6)."
+        assert "7/8" not in cards._contract(images, large, False, kinds.IMAGES)
+    assert (
+        cards._contract((6,), (6,), False, kinds.OTHER)
+        == "float32 of shape (batch, 6)."
+    )
 
 
 def test_card_says_of_imported_weights_only_what_is_known():

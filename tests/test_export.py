@@ -16,7 +16,14 @@ import tensorflow as tf
 from helpers import standins
 
 import keras_simclr as simclr
-from keras_simclr import _files, cards, copies, decoding, export
+from keras_simclr import (
+    _files,
+    cards,
+    copies,
+    decoding,
+    evaluation_views,
+    export,
+)
 
 RUNTIMES = pathlib.Path(__file__).with_name("helpers") / "runtimes.py"
 
@@ -329,7 +336,7 @@ def test_a_format_that_cannot_express_the_encoder_is_refused(tmp_path):
 def test_sizes_follow_from_augmentation_and_encoder(tmp_path):
     def shapes(encoder, augmentation):
         model = simclr.SimCLRModel(encoder, augmentation=augmentation)
-        view = export._view(model)
+        view = evaluation_views.view_of_model(model)
         return view.images, view.shape
 
     any_size = standins.encoder(shape=(None, None, 1))

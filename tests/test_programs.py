@@ -388,7 +388,7 @@ class Dimmed(augmentations.Augmentation):
         super().__init__()
         self.by, self.array = by, np.full(3, by, "float32")
 
-    _draws_per_image = 1
+    _draws_per_example = 1
 
     def _transform(self, images, draws):
         return images * (self.by + self.array) / 2

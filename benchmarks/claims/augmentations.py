@@ -80,7 +80,7 @@ class Cutout(Augmentation):
         - DeVries & Taylor 2017, arXiv:1708.04552.
     """
 
-    _draws_per_image = 2
+    _draws_per_example = 2
 
     def _transform(self, images, draws):
         images = to_float(images)

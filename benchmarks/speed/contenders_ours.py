@@ -35,7 +35,9 @@ def at_rest(source, size, batch_size, is_exported=False):
     images = tf.constant(smooth_noise(batch_size, source))
 
     def exported(images):
-        return augmentations.seen_at_rest(model.augmentation, images)
+        return augmentations.seen_at_rest(
+            model.augmentation, images, model.encoder.input_shape
+        )
 
     view = tf.function(
         exported if is_exported else model.evaluation_view,
