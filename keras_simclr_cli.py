@@ -71,7 +71,7 @@ def _from_fields(kind, *names):
     """Flags for the fields of a class, or for some of them."""
     return {
         field.name: _Flag(
-            _KINDS[_RECIPE.flag_type(field)],
+            _KINDS[_FLAG_TEXTS.flag_type(field)],
             _REQUIRED if field.default is _RECIPE.REQUIRED else field.default,
             **field.metadata,
         )
@@ -87,6 +87,7 @@ def _written_by(command, name):
 
 
 _RECIPE, _terminal = _module("recipe"), _module("_terminal")
+_FLAG_TEXTS = _module("flag_texts")
 _KINDS = {bool: "boolean", int: "integer", float: "float", str: "string"}
 _COUNT = ("integer", {"minimum": 1})
 _TWO = ("integer", {"minimum": 2})

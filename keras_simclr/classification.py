@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_simclr import elements, fit_data, records, trials
+from keras_simclr import elements, fit_data, kinds, records, trials
 from keras_simclr._checks import finite_rows
 from keras_simclr._files import (
     check_is_free,
@@ -18,7 +18,7 @@ from keras_simclr._files import (
     in_one_line,
     valid_names,
 )
-from keras_simclr.augmentations import to_float
+from keras_simclr.augmentations import as_views
 from keras_simclr.checkpoints import FLAGS
 from keras_simclr.copies import check_finite, examples_for, plain_copy
 from keras_simclr.csv_files import cell, path_cell
@@ -34,7 +34,8 @@ from keras_simclr.model import SimCLRModel
 from keras_simclr.networks import ProjectionHead
 from keras_simclr.pretrained import encoder_of
 from keras_simclr.probes import linear_probe
-from keras_simclr.runs import recorded_flags
+from keras_simclr.recipe import Data
+from keras_simclr.runs import as_seen
 
 _CLASS_NAMES = "class_names.json"
 _RECIPES = ("linear", "finetune")
@@ -73,7 +74,7 @@ def train_classifier(
     *,
     class_names=(),
     projection_layer=0,
-    bits=8,
+    data=None,
     seed=0,
     report=None,
     progress=None,
@@ -86,7 +87,7 @@ def train_classifier(
     - `classifier.keras`: plain Keras layers, for images of the encoder's size.
     - `saved_model/`: for images of any size, as from `export_encoder`.
     - `class_names.json`: list of the name of each probability.
-    - `flags.txt`: `bits`, in which `predict` reads images.
+    - `flags.txt`: how `predict` reads images; of tables `columns.keras`, too.
 
     Args:
         model: A `SimCLRModel`.
@@ -94,7 +95,8 @@ def train_classifier(
         directory: Directory to write, new or empty. It is complete or absent.
         class_names: As `evaluate`.
         projection_layer: As `fine_tune`.
-        bits: Of the images, as `dataset_from_directory`.
+        data: `recipe.Data` that tells how the images were read; None: images
+            of 8 bits.
         seed: Integer.
         report: As in `evaluate`; it is also told, before anything is written,
             how good the classifier is.
@@ -126,6 +128,7 @@ def train_classifier(
         "train",
         train,
         class_names,
+        kind=model.kind,
         check=functools.partial(check_fits, model),
         report=say,
         progress=progress,
@@ -158,7 +161,7 @@ def train_classifier(
         evaluation=result,
     )
     say(str(classifier))
-    write_classifier(model, network, directory, names, bits)
+    write_classifier(model, network, directory, names, data)
     return classifier
 
 
@@ -183,19 +186,28 @@ def _trained(model, examples, recipe, projection_layer, seed, progress):
 
 
 def write_classifier(
-    model, network, directory, names, bits=8, formats=("keras", "saved_model")
+    model,
+    network,
+    directory,
+    names,
+    data=None,
+    formats=("keras", "saved_model"),
 ):
     """Writes what `train_classifier` writes.
 
     `network` makes probabilities, of these names, of the model's evaluation
-    view; `formats` are as in `write_network`.
+    view; `data` is as there, and `formats` are as in `write_network`.
     """
-    texts = {
+    reading = {"bits": 8} if data is None else records.reading(vars(data))
+    files = {
         _CLASS_NAMES: json.dumps(names, ensure_ascii=False, indent=2),
-        FLAGS: as_flags({"bits": bits}),
+        FLAGS: as_flags(reading),
     }
+    if reading.get("kind") == "tables":
+        files[records.COLUMNS] = pathlib.Path(data.columns).read_bytes()
+    bits = reading.get("bits") or 8
     return write_network(
-        model, network, directory, "classifier", texts, bits, formats
+        model, network, directory, "classifier", files, bits, formats
     )
 
 
@@ -241,8 +253,8 @@ def export_classifier(directory, output_dir, *, formats):
             f"the command line do. Received: {str(directory)!r}, which sees "
             "another part of it, or not in that size"
         )
-    bits = records.bits_of(recorded_flags(directory), directory)
-    return write_classifier(model, network, output_dir, names, bits, formats)
+    data = as_seen(Data(data=""), directory, network.input_shape[-1])
+    return write_classifier(model, network, output_dir, names, data, formats)
 
 
 def write_predictions(directory, dataset, path, names=None, progress=None):
@@ -278,8 +290,9 @@ def write_predictions(directory, dataset, path, names=None, progress=None):
     classifier = load_classifier(directory)
     shape = classifier.input_shape
     element = elements.unpack(dataset.element_spec)
-    rules = elements.Rules(len(shape) == 4, channels=shape[-1])
-    rules.check_at_rest(element)
+    kind = kinds.named(as_seen(Data(data=""), directory, shape[-1]).kind)
+    channels = shape[-1] if kind is kinds.IMAGES else None
+    elements.Rules(kind, channels=channels).check_at_rest(element)
     classes = class_names(directory)
     if len(classes) != classifier.output_shape[-1]:
         raise ValueError(
@@ -294,10 +307,12 @@ def write_predictions(directory, dataset, path, names=None, progress=None):
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["path", "class", "probability"])
-        for element in fit_data.checked_elements(dataset, progress, total):
+        for element in fit_data.checked_elements(
+            dataset, progress, total, kind
+        ):
             images, sizes = elements.images_and_sizes(element)
             if sizes is None:
-                images = to_float(images)
+                images = as_views(images, kind)
                 probabilities = module(images).numpy()
             else:
                 probabilities = module.on_canvas(images, sizes).numpy()

@@ -214,7 +214,7 @@ def _finetune(values):
         train,
         values.output_dir,
         projection_layer=values.projection_layer,
-        bits=data.bits,
+        data=data,
         seed=values.seed,
         report=_remarks(values),
         progress=_progress(values, "image"),

@@ -5,21 +5,64 @@ import time
 
 import numpy as np
 
-from keras_simclr import finetuning
+from keras_simclr import finetuning, kinds
 from keras_simclr.devices import duration
+from keras_simclr.features import FEW_IMAGES, kind_of_model
 from keras_simclr.probes import KINDS
 
+# Of extremely randomized trees: with few labels, the best that needs no encoder
+# for most tables, and as good as any for spectra and statistics of signals.
+_TREES = 300
 _DOUBT = 10.0  # Seconds of work after which guesses are corrected by half.
 
 
+def estimators_for(kind, baselines):
+    """The scikit-learn estimators that learn from raw features, by names.
+
+    `kind` is a `kinds.Kind`; `baselines` as in `evaluate`.
+    """
+    if isinstance(baselines, dict):
+        for name, estimator in baselines.items():
+            _check_estimator(name, estimator)
+        return baselines
+    if not baselines or kind in (kinds.IMAGES, kinds.OTHER):
+        return {}
+    from sklearn.ensemble import ExtraTreesClassifier
+
+    return {"extra_trees": ExtraTreesClassifier(_TREES, n_jobs=-1)}
+
+
+def _check_estimator(name, estimator):
+    if not all(hasattr(estimator, x) for x in ("fit", "predict")):
+        raise TypeError(
+            "`baselines` must be estimators of scikit-learn by names. "
+            f"Received: {name!r}, a {type(estimator).__name__}"
+        )
+    if name in (*KINDS, "finetune", "scratch"):
+        raise ValueError(
+            f"`baselines` must have names that no probe has. Received: {name!r}"
+        )
+
+
 def make_contenders(
-    model, features, probes, baselines, projection_layer, quick
+    model,
+    features,
+    probes,
+    baselines,
+    projection_layer,
+    quick,
+    estimators=None,
 ):
     """List of all that learns; each predicts, and knows its cost.
 
-    `features` are `features.Features`; the rest is as in `evaluate`, and
-    `linear_probe`.
+    `features` are `features.Features`; the rest is as in `evaluate`,
+    `linear_probe`, and from `estimators_for`.
     """
+    raw = kind_of_model(model).raw
+    estimatings = [
+        Estimating(name, raw, features, estimator)
+        for name, estimator in (estimators or {}).items()
+    ]
     tunings = [
         Tuning(model, features.examples, projection_layer, from_scratch)
         for from_scratch in ((True, False) if baselines else (False,))
@@ -31,7 +74,7 @@ def make_contenders(
         if probe in KINDS
         for name in features.names
     ]
-    return [*probings, *tunings]
+    return [*estimatings, *probings, *tunings]
 
 
 class Probing:
@@ -74,6 +117,45 @@ def _rows_at(array, places):
     first, last = places[0], places[-1] + 1
     is_span = np.array_equal(places, np.arange(first, last))
     return array[first:last] if is_span else array[places]
+
+
+class Estimating:
+    """An estimator of scikit-learn on raw features."""
+
+    def __init__(self, name, raw, features, estimator):
+        self.probe, self.features = name, raw
+        self._all_features, self._estimator = features, estimator
+        self._labels = features.examples["labels"]
+
+    def predict(self, split, seed, progress):
+        """Labels found for the test examples of a split."""
+        x, y = self._all_features.arrays[self.features], self._labels
+        found = self._fitted(_rows_at(x, split.train), y[split.train], seed)
+        if progress:
+            progress(1, 1)
+        return found.predict(_rows_at(x, split.test))
+
+    def _fitted(self, features, labels, seed):
+        from sklearn import base
+
+        estimator = base.clone(self._estimator)
+        if "random_state" in estimator.get_params():
+            estimator.set_params(random_state=seed)
+        return estimator.fit(features, labels)
+
+    def seconds(self, split):
+        """How long a split will take: in proportion to few examples."""
+        return self._cost * (len(split.train) + len(split.test))
+
+    @functools.cached_property
+    def _cost(self):
+        step = -(-len(self._labels) // FEW_IMAGES)
+        labels = self._labels[::step]
+        width = self._all_features.widths[self.features]
+        features = np.random.default_rng(0).random((len(labels), width))
+        start = time.perf_counter()
+        self._fitted(features, labels, 0).predict(features)
+        return (time.perf_counter() - start) / len(labels)
 
 
 class Tuning:
@@ -120,7 +202,7 @@ class Forecast:
             seconds += features.seconds()
         self._guesses = []
         for contender in contenders:
-            if contender.probe not in KINDS:
+            if isinstance(contender, Tuning):
                 report(f"Measuring how long {contender.probe} takes.")
             self._guesses += [
                 sum(map(contender.seconds, job.splits)) for job in jobs

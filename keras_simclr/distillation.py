@@ -556,7 +556,7 @@ class DistillationRecipe(recipes.Recipe):
             return open_classifier(self.teacher)
         return _open_encoder(self.teacher, student), None
 
-    def build(self, element_spec, steps, more_epochs=()):
+    def build(self, element_spec, steps, more_epochs=(), source=None):
         shape = self.input_shape(element_spec)
         encoder, augmentation = self.encoder(shape), self.augmentation(shape)
         if self.start_from is not None:
@@ -667,11 +667,11 @@ def teach(
             progress=progress,
         )
     if classes is not None and done.epochs == done.all_epochs:
-        _write_classifier(done.model, run_dir, classes, data.bits, exam, report)
+        _write_classifier(done.model, run_dir, classes, data, exam, report)
     return done
 
 
-def _write_classifier(model, run_dir, classes, bits, exam, report):
+def _write_classifier(model, run_dir, classes, data, exam, report):
     network = student_classifier(model)
     if exam:
         accuracy, _ = exam.take(network, model)
@@ -682,7 +682,7 @@ def _write_classifier(model, run_dir, classes, bits, exam, report):
         runs.update_summary(run_dir, {"test": test})
     directory = pathlib.Path(run_dir, _CLASSIFIER)
     classification.write_classifier(
-        model, network, directory, list(classes), bits
+        model, network, directory, list(classes), data
     )
 
 

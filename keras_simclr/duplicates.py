@@ -102,11 +102,10 @@ def group(keys, usable):
 
 
 def without_canvas(image, size):
-    """An image without what pads it; `size`, its height and width, or None."""
+    """An image without what pads it; `size`, of its first axes, or None."""
     if size is None:
         return image
-    height, width = np.asarray(size)
-    return image[:height, :width]
+    return image[tuple(map(slice, np.asarray(size)))]
 
 
 def group_images(images, sizes=None):

@@ -10,9 +10,13 @@ import time
 import numpy as np
 import tensorflow as tf
 
-from keras_simclr import _checks, _files, finetuning, sampling
+from keras_simclr import _checks, _files, finetuning, kinds, sampling
 from keras_simclr.augmentations import to_float
-from keras_simclr.contenders import Forecast, make_contenders
+from keras_simclr.contenders import (
+    Forecast,
+    estimators_for,
+    make_contenders,
+)
 from keras_simclr.copies import untrained_copy, weights_digest
 from keras_simclr.devices import duration
 from keras_simclr.duplicates import group_images
@@ -22,7 +26,8 @@ from keras_simclr.features import (
     Features,
     check_all_fit,
     check_encoders,
-    pixels_of,
+    kind_of_model,
+    raw_features,
     representation,
     resized_representation,
     settle_batch_norm,
@@ -52,13 +57,14 @@ class Evaluation:
     """Result of `evaluate`; `str()` is the table and the verdict.
 
     Attributes:
-        rows: Dictionaries with `features` (`"pixels"`, `"untrained"`,
-            `"simclr"`, or the name of another encoder), `probe` (`"linear"`,
-            `"knn"`, `"finetune"`, `"scratch"`), `labels` (an integer per
-            class, a share such as `"1%"`, or `"all"`), `accuracy` (mean, 0 to
-            1), `std` (over the draws of the labelled set, None for a single
-            one), `interval` (95 %, as from `sampling.interval`) and `draws`
-            (each accuracy).
+        rows: Dictionaries with `features` (`"pixels"`, or what else is raw in
+            a `kinds.Kind`; `"untrained"`, `"simclr"`, or the name of another
+            encoder), `probe` (`"linear"`, `"knn"`, `"finetune"`, `"scratch"`,
+            or the name of an estimator among `baselines`), `labels` (an
+            integer per class, a share such as `"1%"`, or `"all"`), `accuracy`
+            (mean, 0 to 1), `std` (over the draws of the labelled set, None for
+            a single one), `interval` (95 %, as from `sampling.interval`) and
+            `draws` (each accuracy).
         gains: Dictionaries with `labels`; `best` and `baseline`, the best of
             SimCLR and of the others; `gain`, the difference of their
             accuracies; and its 95 % `interval`, paired, which is corrected
@@ -116,7 +122,7 @@ class Evaluation:
         return " ".join(sentences)
 
     def __str__(self):
-        order = (*PROBES, "scratch")
+        order = [*PROBES, "scratch", *(row["probe"] for row in self.rows)]
         columns = dict.fromkeys(row["labels"] for row in self.rows)
         cells = {}
         for row in sorted(self.rows, key=lambda row: order.index(row["probe"])):
@@ -131,7 +137,7 @@ class Evaluation:
             for name, texts in table.items()
         ]
         lines += [self.settings["examples"], *self.settings.get("remarks", ())]
-        for name in (*PROBES, "pixels"):
+        for name in (*PROBES, "baselines", "pixels"):
             if name in self.settings:
                 lines.append(f"{name}: {self.settings[name]}.")
         lines += [f"Left out: {reason}." for reason in self.left_out]
@@ -191,10 +197,10 @@ def evaluate(
     """Compares what can be learned from few and many labels, and from what.
 
     Every probe is trained on the representations of the encoder, and beside it
-    on raw pixels, on those of the same encoder untrained (whose batch norm is
-    shown images to learn from), and of other encoders. Beside fine-tuning, the
-    same encoder is trained from scratch. All are given the same labels and
-    tested on the same images.
+    on raw features (pixels of images), on those of the same encoder untrained
+    (whose batch norm is shown images to learn from), and of other encoders.
+    Beside fine-tuning, the same encoder is trained from scratch. All are given
+    the same labels and tested on the same images.
 
     Args:
         model: A `SimCLRModel`, or a Keras model from images to
@@ -220,9 +226,12 @@ def evaluate(
             encoders, which take float images in [0, 1] of their own size; what
             `pretrained.open_encoder` opens; or paths of tables of vectors that
             any tool made, in Parquet or .npz files, as `vectors.VectorTable`
-            reads them. The names `"pixels"`, `"untrained"` and `"simclr"` are
-            taken; `"start"` is what pretraining of the model began with.
-        baselines: Whether to compare with anything else at all.
+            reads them. The names of raw features, `"untrained"` and `"simclr"`
+            are taken; `"start"` is what pretraining of the model began with.
+        baselines: Whether to compare with anything else at all; or a dictionary
+            from names to classifiers of scikit-learn, which learn from raw
+            features beside the probes. By default these are extremely
+            randomized trees, but for images.
         projection_layer: As `fine_tune`.
         class_names: Names, where labels without their own are places in them.
         features_dir: Directory to keep the features of encoders in, up to a
@@ -264,16 +273,12 @@ def evaluate(
           splits of one set).
     """
     _checks.seed("seed", seed)
+    kind = kind_of_model(model)
+    estimators = estimators_for(kind, baselines)
     probes, amounts = _chosen(probes, labels, draws, thorough, features_dir)
     encoders = _opened(encoders or {}, model, probes)
     start, say = time.perf_counter(), report or (lambda text: None)
-    load = functools.partial(
-        load_labelled,
-        class_names=class_names,
-        check=functools.partial(check_all_fit, model, encoders),
-        report=say,
-        progress=progress,
-    )
+    load = _loader(model, encoders, class_names, say, progress)
     tables = _tables(encoders, train, test)
     examples, splits = _load(train, test, draws, seed, load, say, tables)
     remarks = _remarks(examples, splits)
@@ -284,17 +289,17 @@ def evaluate(
     about = _described(model, encoders, examples, splits)
     keep = functools.partial(_files_for, features_dir, about, untrained, say)
     features = _features(model, untrained, encoders, examples, progress, keep)
-    how = probes, baselines, projection_layer, not thorough
+    how = probes, baselines, projection_layer, not thorough, estimators
     contenders = make_contenders(model, features, *how)
     forecast = report and Forecast(contenders, jobs, features, start, report)
-    if not {*KINDS}.isdisjoint(probes):
+    if estimators or not {*KINDS}.isdisjoint(probes):
         features.make(say)
     results = _run(contenders, jobs, forecast, seed, say, progress)
     correction = sampling.correction_of(splits)
     rows = [_row(result, correction) for result in results]
     gains = [_gain(job, results, correction) for job in jobs if baselines]
     settings = {
-        **_in_words(probes, splits, thorough, baselines),
+        **_in_words(probes, splits, thorough, kind, baselines, estimators),
         "remarks": remarks,
         "thorough": thorough,
         "projection_layer": projection_layer,
@@ -305,6 +310,18 @@ def evaluate(
         "seconds": round(time.perf_counter() - start),
     }
     return Evaluation(tuple(rows), tuple(gains), tuple(left_out), settings)
+
+
+def _loader(model, encoders, class_names, report, progress):
+    """Function that reads labelled examples, from their name and a source."""
+    return functools.partial(
+        load_labelled,
+        class_names=class_names,
+        kind=kind_of_model(model),
+        check=functools.partial(check_all_fit, model, encoders),
+        report=report,
+        progress=progress,
+    )
 
 
 def _chosen(probes, labels, draws, thorough, features_dir):
@@ -323,11 +340,11 @@ def _chosen(probes, labels, draws, thorough, features_dir):
 
 def _opened(encoders, model, probes):
     """What to compare a model with, opened if given by name."""
-    taken = {"pixels", "untrained", "simclr"} & {*encoders}
-    if taken:
+    own = kind_of_model(model).raw, "untrained", "simclr"
+    if taken := {*own} & {*encoders}:
         raise ValueError(
-            "`encoders` must have names other than 'pixels', 'untrained' and "
-            f"'simclr', which the table has already. Received: {taken}"
+            f"`encoders` must have names other than {own[0]!r}, 'untrained' "
+            f"and 'simclr', which the table has already. Received: {taken}"
         )
     if {*encoders} - {START} and {*KINDS}.isdisjoint(probes):
         raise ValueError(
@@ -492,7 +509,7 @@ def _examples_in_words(splits):
     return f"{images} to learn from, {test:,} to test on."
 
 
-def _in_words(probes, splits, thorough, baselines):
+def _in_words(probes, splits, thorough, kind, baselines, estimators):
     """What all examples are, and what is fixed in each probe, by name."""
     words = {"examples": _examples_in_words(splits)}
     for probe in probes:
@@ -500,8 +517,13 @@ def _in_words(probes, splits, thorough, baselines):
         if probe in KINDS:
             train = len(splits[0].train)
             words[probe] = settings_in_words(probe, train, not thorough)
-    if baselines:
+    if baselines and kind is kinds.IMAGES:
         words["pixels"] = PIXEL_SETTINGS
+    if estimators:
+        words["baselines"] = ", ".join(
+            " ".join(f"{name} = {estimator}".split())
+            for name, estimator in estimators.items()
+        )
     return words
 
 
@@ -517,7 +539,7 @@ def _features(model, untrained, encoders, examples, progress, keep):
     functions, ready = {"simclr": representation(model)}, {}
     if untrained is not None:
         others = {
-            "pixels": pixels_of(model),
+            kind_of_model(model).raw: raw_features(model),
             "untrained": representation(untrained),
         }
         for name, encoder in encoders.items():

@@ -211,7 +211,7 @@ def write_network(
     network,
     directory,
     name,
-    texts=None,
+    files=None,
     bits=8,
     formats=("keras", "saved_model"),
 ):
@@ -222,7 +222,8 @@ def write_network(
         network: Plain `keras.Model` that takes it.
         directory: Directory to write, new or empty.
         name: What files are called that `export_encoder` calls encoder.
-        texts: Dictionary from the names of further files to their contents.
+        files: Dictionary from the names of further files to their contents,
+            texts or bytes.
         bits: Of the images that it was trained on, as `decoding.decode`.
         formats: As `export_encoder`, but for `"hub"`. What a converter makes is
             loaded again, and tried.
@@ -247,8 +248,10 @@ def write_network(
                 _saved(parts, format, path, images, expected)
             else:
                 EXPORTS[format].save(parts, path)
-        for file, text in (texts or {}).items():
-            (staged / file).write_text(text, encoding="utf-8")
+        for file, content in (files or {}).items():
+            is_text = isinstance(content, str)
+            content = content.encode() if is_text else content
+            (staged / file).write_bytes(content)
     return pathlib.Path(directory)
 
 

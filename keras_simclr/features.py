@@ -13,6 +13,8 @@ from keras_simclr import fit_data, kinds, programs
 from keras_simclr._checks import finite_rows
 from keras_simclr.augmentations import (
     RandomResizedCrop,
+    as_list,
+    call_layer,
     to_float,
 )
 from keras_simclr.copies import check_finite, nested_layers, plain_copy
@@ -32,6 +34,7 @@ _PIXELS = 32  # Larger images are averaged to this size for the baseline.
 FEW_IMAGES = 256  # To measure on how long all of them will take.
 _SETTLED_ON = 1_024  # Images that batch norm is shown before it is trained.
 _SETTLED_AT_ONCE = 256  # Of these in a pass.
+_ADAPTED_ON = 10_000  # Examples that layers adapt to.
 PIXEL_SETTINGS = f"at most {_PIXELS} x {_PIXELS}"
 
 
@@ -228,19 +231,23 @@ def view_of(model):
     return lambda images, sizes: to_float(images)
 
 
-def pixels_of(model):
-    """Function from images and sizes to pixels, averaged to few."""
-    prepare = view_of(model)
+def raw_features(model):
+    """Function from images and sizes to what is known without an encoder.
 
-    def pixels(images, sizes):
+    Of images that is pixels, averaged to few; of others what they look like at
+    rest, or what their kind says.
+    """
+    prepare, kind = view_of(model), kind_of_model(model)
+
+    def features(images, sizes):
         view = prepare(images, sizes)
-        if view.shape.rank == 4:
+        if kind is kinds.IMAGES:
             size = [min(side, _PIXELS) for side in view.shape[1:3]]
             if size != view.shape[1:3]:
                 view = tf.image.resize(view, size, method="area")
         return tf.reshape(view, (tf.shape(view)[0], -1))
 
-    return programs.TracedOnce(pixels)
+    return programs.TracedOnce(features)
 
 
 def settle_batch_norm(model, examples, places, seed):
@@ -273,6 +280,40 @@ def settle_on(model, dataset):
                 return
 
     _settle(model, pieces())
+
+
+def adapt(model, dataset):
+    """Shows examples to those layers of an augmentation that `adapt` to them.
+
+    Takes the first ones of a dataset, up to 10,000; each layer is shown what
+    those before it make of them at rest.
+    """
+    chains = [model.augmentation, model.second_augmentation]
+    chains = [
+        chain for chain in map(as_list, chains) if any(map(_adapts, chain))
+    ]
+    if not chains:
+        return
+    seen, first = 0, []
+    for element in fit_data.checked_elements(dataset, kind=model.kind):
+        first.append(images_and_sizes(element))
+        seen += len(first[-1][0])
+        if seen >= _ADAPTED_ON:
+            break
+    images, sizes = zip(*first, strict=True)
+    images = tf.concat(images, axis=0)
+    sizes = None if sizes[0] is None else tf.concat(sizes, axis=0)
+    for chain in chains:
+        views, sizes_left = images, sizes
+        for layer in chain:
+            if _adapts(layer):
+                layer.adapt(views)
+            views = call_layer(layer, views, training=False, sizes=sizes_left)
+            sizes_left = None  # Views fill their canvas.
+
+
+def _adapts(layer):
+    return callable(getattr(layer, "adapt", None))
 
 
 def _settle(model, elements):

@@ -1,5 +1,8 @@
 """Flags as text: arguments of a command, and the lines of `flags.txt`."""
 
+import dataclasses
+import typing
+
 
 def as_text(value):
     """A field's value as a flag has it."""
@@ -40,3 +43,33 @@ def read_flags(text):
             name = name.removeprefix("no")
         values[name] = value
     return values
+
+
+def from_text(kind, texts):
+    """Values of fields of `Data` or `Recipe` from texts: a dictionary."""
+    values = {}
+    for field in dataclasses.fields(kind):
+        if field.name in texts:
+            value, flag = texts[field.name], flag_type(field)
+            if value is not None:
+                value = _from_text(field.name, value, flag)
+            values[field.name] = value
+    return values
+
+
+def _from_text(name, text, kind):
+    if kind is bool:
+        return text == "true"
+    try:
+        return kind(text)
+    except ValueError:
+        raise ValueError(
+            f"`{name}` must be {kind.__name__}, as flags.txt has it. Received: "
+            f"{name}={text[:40]!r}"
+        ) from None
+
+
+def flag_type(field):
+    """The type of a field's flag: bool, int, float or str."""
+    kinds = [x for x in typing.get_args(field.type) if x is not type(None)]
+    return kinds[0] if kinds else field.type

@@ -38,6 +38,12 @@ TABLES = Kind("tables", "row", "rows", 2, "columns")
 OTHER = Kind("other", "example", "examples", None, "values", sized=2)
 
 
+def named(name):
+    """The kind that `--kind` calls so, or None."""
+    every = (IMAGES, AUDIO, SERIES, TABLES, OTHER)
+    return next((kind for kind in every if kind.name == name), None)
+
+
 def kind_of(layers, shape):
     """The kind of the examples that layers make views of.
 

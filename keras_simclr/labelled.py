@@ -91,8 +91,7 @@ class TightImages:
     def __array__(self, dtype=None, copy=None):
         canvases = np.zeros(self.shape, dtype or self.dtype)
         for canvas, image in zip(canvases, self._images, strict=True):
-            height, width, _ = image.shape
-            canvas[:height, :width] = image
+            canvas[tuple(map(slice, image.shape))] = image
         return canvases
 
     @property
@@ -101,15 +100,23 @@ class TightImages:
 
 
 def load_labelled(
-    name, source, class_names=(), *, check=None, report=None, progress=None
+    name,
+    source,
+    class_names=(),
+    *,
+    kind=None,
+    check=None,
+    report=None,
+    progress=None,
 ):
     """Labelled images in memory: a dictionary of arrays of the same length.
 
     Takes `(images, labels)` arrays, a dataset of batches of them, of which all
     that rides along is kept; or what it returned before. Labels of classes with
     names are these. Images without a label, which -1 means, are left out. Those
-    with `sizes` are `TightImages`. `check` refuses datasets before they are
-    read; `report` and `progress` are as in `evaluate`.
+    with `sizes` are `TightImages`. `kind` is as in `checked_elements`; `check`
+    refuses datasets before they are read; `report` and `progress` are as in
+    `evaluate`.
     """
     if isinstance(source, Labelled):
         return source
@@ -121,12 +128,12 @@ def load_labelled(
     if report:
         report(f"Reading the images of `{name}`.")
     images, others = [], collections.defaultdict(list)
-    for element in checked_elements(dataset, progress):
+    for element in checked_elements(dataset, progress, kind=kind):
         batch = {key: tensor.numpy() for key, tensor in element.items()}
         if "sizes" in batch:
             images += [
-                canvas[:height, :width].copy()
-                for canvas, (height, width) in zip(
+                canvas[tuple(map(slice, size))].copy()
+                for canvas, size in zip(
                     batch["images"], batch["sizes"], strict=True
                 )
             ]

@@ -10,7 +10,7 @@ import math
 import typing
 
 AUTO = "auto"
-_CHOSEN = ("precision", "micro_batch_size")  # By measuring, if `auto`.
+_CHOSEN = ("precision", "micro_batch_size", "kind")  # Where it says `auto`.
 # Fields that a start tells, or that need one.
 _OF_ENCODER = {"depth", "width_multiplier", "stem"}
 _OF_HEAD = {"projection_layers"}
@@ -23,7 +23,10 @@ _PRECISIONS = (
     *("mixed_float16", "mixed_bfloat16"),
 )
 _IMAGE_SIZE = 64  # Of views of images that have no one size.
-_OPEN = {"epochs", "strength", "blur_rate"}  # Until there are images.
+# Until there are examples.
+_OPEN = {"epochs", "strength", "blur_rate", "rate", "seconds", "window"}
+_OPEN |= {"stride", "label"}
+_OF_READING = ("rate", "seconds", "window", "stride", "label")
 # Of the default epochs. An encoder of 1,437 digits is better than raw pixels
 # after 400 steps, not always after 200; photographs differ more.
 FEWEST_STEPS, _FEWEST_EPOCHS = 800, 8
@@ -99,6 +102,11 @@ class Data(_Checked):
         "Images to use, as TFDS writes it: train[:90%]. Files have only train; "
         "those of a folder, a list or shards are divided by their names.",
     )
+    kind: str = _told(
+        AUTO,
+        "images, audio, series, tables, or auto: what the data look like.",
+        _one_of(AUTO, "images", "audio", "series", "tables"),
+    )
     manifest: str | None = _told(
         None,
         "What `scan` found in the data: problem files are left out.",
@@ -122,12 +130,39 @@ class Data(_Checked):
         "memory; by default those of a run, or 8.",
         ("choice", {"choices": (8, 16)}),
     )
+    rate: int | None = _told(
+        None,
+        "Samples a second of sounds; others are resampled. By default those of "
+        "a run, or 16,000.",
+        ("integer", {"minimum": 1_000}),
+    )
+    seconds: float | None = _told(
+        None,
+        "Of a sound, at most. By default those of a run, or as long as most "
+        "sounds are, up to 10.",
+        _POSITIVE,
+    )
+    window: int | None = _told(
+        None,
+        "Rows in a window of a series. By default those of a run, or 128.",
+        ("integer", {"minimum": 2}),
+    )
+    stride: int | None = _told(
+        None,
+        "Rows from one window to the next. By default half a window.",
+        _COUNT,
+    )
+    label: str | None = _told(
+        None,
+        "Column of the labels in a table or series. By default label, if there "
+        "is one.",
+    )
 
     def open(self, canvas_size, **kwargs):
-        """The images as a dataset.
+        """The examples as a dataset.
 
         Args:
-            canvas_size: As in `dataset_from_directory`.
+            canvas_size: As in `dataset_from_directory`, of images.
             **kwargs: As in `sources.open_dataset`.
 
         Returns:
@@ -154,11 +189,21 @@ class Data(_Checked):
         return source, dataset
 
     def open_in_order(self, side):
-        """As `open`, all images once, for views of that side at rest."""
+        """As `open`, all examples once; of images, for that side at rest."""
         from keras_simclr import decoding
 
         canvas_size = decoding.canvas_for(side)
         return self.open(canvas_size, shuffle=False, drop_remainder=False)
+
+    def completed(self, source):
+        """These options with what they leave open, for an opened source."""
+        found = {
+            x: getattr(source, x) for x in _OF_READING if hasattr(source, x)
+        }
+        from keras_simclr import sources
+
+        kind = sources.kind_of_source(source)
+        return dataclasses.replace(self, kind=kind.name, **found)
 
     def and_test(self, test_data, test_split):
         """These options, and those for images to test on, or None for none.
@@ -397,13 +442,14 @@ class Recipe(_Checked):
         idle = self._idle
         return {k: value for k, value in vars(self).items() if k not in idle}
 
-    def completed(self, element_spec, steps):
+    def completed(self, element_spec, steps, source=None):
         """This recipe with what it leaves open, for such data and epochs."""
-        return dataclasses.replace(
-            self,
-            **self.for_shape(self.input_shape(element_spec)),
-            epochs=self.epochs_for(steps),
-        )
+        from keras_simclr import kinds, sources
+
+        found = {"epochs": self.epochs_for(steps)}
+        if sources.kind_of_source(source) is kinds.IMAGES:
+            found |= self.for_shape(self.input_shape(element_spec))
+        return dataclasses.replace(self, **found)
 
     def for_shape(self, input_shape):
         """What of the augmentation depends on the views, by name.
@@ -453,13 +499,15 @@ class Recipe(_Checked):
             canvas_size, batch_size=self.batch_size, seed=self.seed
         )
 
-    def build(self, element_spec, steps, more_epochs=()):
+    def build(self, element_spec, steps, more_epochs=(), source=None):
         """The compiled model.
 
         Args:
             element_spec: Of the dataset that it will train on.
             steps: Steps of an epoch.
             more_epochs: As in `optimizer`.
+            source: Where the examples come from, as `Data.open` returns it;
+                None of images.
 
         Returns:
             A `SimCLRModel`.
@@ -467,10 +515,10 @@ class Recipe(_Checked):
         import keras
 
         import keras_simclr as simclr
-        from keras_simclr import pretrained
+        from keras_simclr import kind_recipes, pretrained
 
-        shape = self.input_shape(element_spec)
-        encoder, head = self.encoder(shape), self.projection_head()
+        parts = kind_recipes.parts_of(self, element_spec, source)
+        encoder, head = parts.pop("encoder"), self.projection_head()
         size = self.micro_batch_size
         if self.start_from is not None:
             pretrained.check_chance(encoder, is_cached=size is not None)
@@ -479,7 +527,7 @@ class Recipe(_Checked):
         model = simclr.SimCLRModel(
             encoder,
             head,
-            augmentation=self.augmentation(shape),
+            **parts,
             views=self.views,
             micro_batch_size=None if size is None else int(size),
             on_nan=self.on_nan,
@@ -609,7 +657,7 @@ class Recipe(_Checked):
         report(f"Chosen for this machine: {flag}.")
         return dataclasses.replace(self, **{name: choice})
 
-    def largest_micro_batch(self, element_spec, steps, strategy):
+    def largest_micro_batch(self, element_spec, steps, strategy, source=None):
         """The largest micro-batch that fits, as text; or None for the batch."""
         import keras
 
@@ -617,7 +665,7 @@ class Recipe(_Checked):
 
         whole = dataclasses.replace(self, micro_batch_size=None)
         size = micro_batches.largest_of_model(
-            whole.build(element_spec, steps),
+            whole.build(element_spec, steps, source=source),
             elements.unpack(element_spec)["images"],
             self.batch_size // strategy.num_replicas_in_sync,
         )
@@ -641,33 +689,3 @@ def defaults():
         for field in dataclasses.fields(kind)
         if field.default is not REQUIRED
     }
-
-
-def from_text(kind, texts):
-    """Values of fields of `Data` or `Recipe` from texts: a dictionary."""
-    values = {}
-    for field in dataclasses.fields(kind):
-        if field.name in texts:
-            value, flag = texts[field.name], flag_type(field)
-            if value is not None:
-                value = _from_text(field.name, value, flag)
-            values[field.name] = value
-    return values
-
-
-def _from_text(name, text, kind):
-    if kind is bool:
-        return text == "true"
-    try:
-        return kind(text)
-    except ValueError:
-        raise ValueError(
-            f"`{name}` must be {kind.__name__}, as flags.txt has it. Received: "
-            f"{name}={text[:40]!r}"
-        ) from None
-
-
-def flag_type(field):
-    """The type of a field's flag: bool, int, float or str."""
-    kinds = [x for x in typing.get_args(field.type) if x is not type(None)]
-    return kinds[0] if kinds else field.type

@@ -63,6 +63,51 @@ def check_checkpoints(files):
             raise TypeError(f"the entry {name}, {known}")
 
 
+# How an example is read: for each kind, the flags that tell it.
+READING = {
+    "images": ("bits",),
+    "audio": ("rate", "seconds"),
+    "series": ("window", "stride", "label"),
+    "tables": ("label",),
+}
+COLUMNS = "columns.keras"  # How a table becomes rows of numbers.
+
+
+def reading_of(flags, directory):
+    """Texts of the flags that tell how examples are read, by name.
+
+    Args:
+        flags: Dictionary of a `flags.txt`.
+        directory: Where it is, for errors.
+
+    Returns:
+        Dictionary: `kind`, and what goes with it.
+
+    Raises:
+        ValueError: If one is not what `pretrain` writes.
+
+    >>> reading_of({"depth": "10"}, "runs/a")
+    {'kind': 'images', 'bits': '8'}
+    """
+    kind = flags.get("kind", "images")
+    if kind not in READING:
+        raise ValueError(
+            f"flags.txt must say --kind= and one of {', '.join(READING)}. "
+            f"Received: --kind={kind[:40]!r} in {str(directory)!r}. Mend it"
+        )
+    flags = {**flags, "bits": str(bits_of(flags, directory))}
+    return {"kind": kind, **{name: flags.get(name) for name in READING[kind]}}
+
+
+def reading(values):
+    """Of a dictionary of flags those that tell how examples are read.
+
+    >>> reading({"kind": "audio", "rate": 8000, "seconds": 1.0, "bits": None})
+    {'kind': 'audio', 'rate': 8000, 'seconds': 1.0}
+    """
+    return {k: values[k] for k in ("kind", *READING[values["kind"]])}
+
+
 def bits_of(flags, directory):
     """Bits of the images that flags tell of, which a directory holds."""
     bits = flags.get("bits", "8")

@@ -9,6 +9,7 @@ from keras_simclr import (
     cards,
     curves,
     fingerprints,
+    flag_texts,
     recipe as recipes,
     runs,
 )
@@ -198,7 +199,7 @@ def own_data(run_dir):
     own_data("runs/photos").data
     ```
     """
-    texts = recipes.from_text(recipes.Data, runs.recorded_flags(run_dir))
+    texts = flag_texts.from_text(recipes.Data, runs.recorded_flags(run_dir))
     if "data" not in texts:
         raise ValueError(
             "`data` must be given: only what `pretrain` wrote knows its "

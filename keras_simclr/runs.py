@@ -16,6 +16,7 @@ from keras_simclr import (
     failures,
     fingerprints,
     flag_texts,
+    kind_recipes,
     logs,
     orders,
     pretrained,
@@ -30,7 +31,7 @@ from keras_simclr.checkpoints import (
     save_model as save_model,
 )
 from keras_simclr.copies import weights_digest
-from keras_simclr.features import settle_on
+from keras_simclr.features import adapt, settle_on
 from keras_simclr.keras_files import load_network
 from keras_simclr.model import SimCLRModel
 from keras_simclr.replicas import check_agreement
@@ -134,16 +135,16 @@ def carry_out(
     recipe = _with_keras_set(recipe, strategy, report)
     source, dataset = recipe.open(data)
     spec, steps = dataset.element_spec, int(dataset.cardinality())
-    recipe = recipe.completed(spec, steps)
+    recipe, data = kind_recipes.completed(recipe, data, source, dataset, given)
     _introduce(report, recipe, data, source, steps, added)
     recipe = recipe.with_choice(
         "micro_batch_size",
         strategy,
-        lambda: recipe.largest_micro_batch(spec, steps, strategy),
+        lambda: recipe.largest_micro_batch(spec, steps, strategy, source),
         report,
     )
     with strategy.scope():
-        model = _again(recipe, run_dir).build(spec, steps, added)
+        model = _again(recipe, run_dir).build(spec, steps, added, source)
     values = _values(recipe, data, run_dir)
     all_epochs = sum(added, recipe.epochs)
     epochs = pretrain(
@@ -197,7 +198,7 @@ def _with_size_of_start(recipe, run_dir):
         return recipe
     recorded = recorded_flags(run_dir)
     if recorded:
-        side = recipes.from_text(recipes.Recipe, recorded).get("image_size")
+        side = flag_texts.from_text(recipes.Recipe, recorded).get("image_size")
     else:  # What cannot be a start is refused now.
         side = pretrained.own_side(recipe.start_from)
         if recipe.keep_head:
@@ -288,8 +289,10 @@ def _data_of_record(source, data, images_per_epoch):
 
 
 def _values(recipe, data, run_dir):
-    """All flags of `pretrain`."""
-    return {**vars(data), "output_dir": str(run_dir), **recipe.values}
+    """All flags of `pretrain` that mean something."""
+    values = {**vars(data), "output_dir": str(run_dir), **recipe.values}
+    idle = kind_recipes.idle_fields(data.kind)
+    return {k: v for k, v in values.items() if k not in idle}
 
 
 def _as_it_began(recipe, data, run_dir, given):
@@ -304,6 +307,7 @@ def _as_it_began(recipe, data, run_dir, given):
     # Version 0.1 did not record what was given: it may have been all.
     known = read_summary(run_dir).get("flags", {"given": recorded})
     values = {**dict.fromkeys(known.get("values", ())), **recorded}
+    values.setdefault("kind", "images")
     given_then = set(known["given"])
 
     def began(part):
@@ -313,7 +317,8 @@ def _as_it_began(recipe, data, run_dir, given):
             if recipes.is_open(name, value)
             or (name in values and name not in given | given_then)
         }
-        return dataclasses.replace(part, **recipes.from_text(type(part), texts))
+        texts = flag_texts.from_text(type(part), texts)
+        return dataclasses.replace(part, **texts)
 
     return began(recipe), began(data), given_then
 
@@ -413,8 +418,10 @@ def pretrain(
         if is_begun:
             keeper.epochs, keeper.weights = first, weights_digest(model)
             keeper.steps = int(model.optimizer.iterations.numpy())
-        elif "start" in summary:
-            _start(model, dataset, run_dir, is_chief)
+        else:
+            adapt(model, dataset)
+            if "start" in summary:
+                _start(model, dataset, run_dir, is_chief)
         return _train(model, dataset, epochs, first, callbacks, keeper)
 
 
@@ -536,15 +543,16 @@ def _earlier_data(run_dir, data, is_accepted):
 
 
 def as_seen(data, directory, channels):
-    """Data in the channels and bits that an encoder saw in training.
+    """Data read as those that an encoder saw in training.
 
     Args:
         data: `recipe.Data`.
         directory: The run directory, or what `finetune` wrote.
-        channels: Channels that the encoder takes.
+        channels: Of images: those that the encoder takes.
 
     Returns:
-        `recipe.Data`.
+        `recipe.Data`: of images with its channels and bits, of others with what
+        else tells how they are read.
 
     Raises:
         ValueError: If `data` asks for others.
@@ -555,15 +563,21 @@ def as_seen(data, directory, channels):
     >>> as_seen(data, "runs/photos", 1).channels
     1
     """
-    bits = records.bits_of(recorded_flags(directory), directory)
-    for name, seen in (("channels", channels), ("bits", bits)):
+    flags = recorded_flags(directory)
+    found = records.reading_of(flags, directory)
+    found = flag_texts.from_text(recipes.Data, found)
+    if found["kind"] == "images":
+        found["channels"] = channels
+    if found["kind"] == "tables":
+        found["columns"] = str(pathlib.Path(directory, records.COLUMNS))
+    for name, seen in found.items():
         given = getattr(data, name)
-        if given not in (None, seen):
+        if given not in (None, recipes.AUTO, seen):
             raise ValueError(
                 f"`{name}` must be what the encoder saw in training. Received: "
                 f"{name}={given}, where it saw {seen}. Leave out --{name}"
             )
-    return dataclasses.replace(data, channels=channels, bits=bits)
+    return dataclasses.replace(data, **found)
 
 
 def about(run_dir, model=None):
@@ -618,6 +632,7 @@ def check_can_run(
         return
     # A flag that is not there has its present default.
     absent = flag_texts.read_flags(flag_texts.as_flags(recipes.defaults()))
+    absent["kind"] = "images"  # There was no other.
     of_data = {field.name for field in dataclasses.fields(recipes.Data)}
     of_data.remove("channels")  # With others the model would be another.
     free = {"strategy", "output_dir", "on_nan"}

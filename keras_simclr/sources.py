@@ -10,7 +10,7 @@ import urllib.request
 import numpy as np
 import tensorflow as tf
 
-from keras_simclr import _checks, array_files, scanning
+from keras_simclr import _checks, array_files, kinds, scanning
 from keras_simclr._files import valid_names
 from keras_simclr.decoding import SMALLEST_SIDE, converted, fitted
 from keras_simclr.folders import EncodedImages, ImageFolder
@@ -632,6 +632,11 @@ def _classes_in_words(labels, names):
     listing = _checks.listing(valid_names(found))
     classes = "classes" if len(found) > 1 else "class"
     return f" of {len(found):,} {classes}: {listing}"
+
+
+def kind_of_source(source):
+    """The `kinds.Kind` of what `find_source` returned; of None, images."""
+    return getattr(source, "kind", kinds.IMAGES)
 
 
 def own_test_split(source, *, data_dir=None):

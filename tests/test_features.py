@@ -8,7 +8,7 @@ from helpers import standins
 
 import keras_simclr as simclr
 from keras_simclr import classification, copies, embedding, features
-from keras_simclr.features import Features, extract, pixels_of
+from keras_simclr.features import Features, extract, raw_features
 
 
 def small_encoder():
@@ -160,10 +160,10 @@ def test_untrained_encoder_is_drawn_without_touching_global_state(model):
             assert not np.array_equal(first, trained)
 
 
-def test_pixels_of_large_images_are_averaged():
+def test_raw_features_large_images_are_averaged():
     network = keras.Sequential([keras.Input((64, 48, 1)), keras.layers.ReLU()])
     images = np.random.default_rng(0).random((2, 64, 48, 1), "float32")
-    pixels = pixels_of(network)(tf.constant(images), None).numpy()
+    pixels = raw_features(network)(tf.constant(images), None).numpy()
     assert pixels.shape == (2, 32 * 32)
     np.testing.assert_allclose(pixels.mean(), images.mean(), rtol=1e-5)
 

@@ -10,8 +10,8 @@ from helpers import standins
 import keras_simclr as simclr
 from keras_simclr import devices, replicas
 from keras_simclr.architectures import ARCHITECTURES
-from keras_simclr.flag_texts import as_flags, read_flags
-from keras_simclr.recipe import Data, Recipe, from_text
+from keras_simclr.flag_texts import as_flags, from_text, read_flags
+from keras_simclr.recipe import Data, Recipe
 
 FIELDS = [
     *dataclasses.fields(Recipe),

@@ -157,7 +157,7 @@ def _features(images, others):
     examples = {"images": np.concatenate([images, others])}
     features.settle_batch_norm(untrained, examples, np.arange(len(images)), 0)
     functions = {
-        "pixels": features.pixels_of(model),
+        "pixels": features.raw_features(model),
         "untrained": features.representation(untrained),
         "simclr": features.representation(model),
     }

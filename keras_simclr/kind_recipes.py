@@ -1,0 +1,122 @@
+"""How to learn from what is no image: encoder, augmentation, rules of flags."""
+
+import keras
+
+from keras_simclr import augmentations, elements, kinds, sources
+
+# Fields of `recipe.Recipe` and `recipe.Data` that images alone have, and those
+# of others.
+_OF_IMAGES = {
+    *("depth", "stem", "image_size", "smallest_crop", "flip_rate", "strength"),
+    *("color_rate", "grayscale_rate", "blur_rate", "channels", "bits"),
+    *("start_from", "keep_head", "without_dropout"),
+}
+_OF_OTHERS = {
+    "audio": {"rate", "seconds"},
+    "series": {"window", "stride", "label"},
+    "tables": {"label"},
+}
+
+
+def idle_fields(name):
+    """Names of fields of a recipe, or of data, that say nothing of a kind.
+
+    Args:
+        name: Of the kind; of another, such as `"auto"`, none are idle.
+
+    Returns:
+        Set of names.
+
+    Example:
+
+    >>> "depth" in idle_fields("audio"), "rate" in idle_fields("audio")
+    (True, False)
+    """
+    if name not in (kinds.IMAGES.name, *_OF_OTHERS):
+        return set()
+    others = set().union(*_OF_OTHERS.values()) - _OF_OTHERS.get(name, set())
+    return others if name == kinds.IMAGES.name else others | _OF_IMAGES
+
+
+def check_fields(kind, given):
+    """Refuses fields that somebody chose and that say nothing of a kind.
+
+    Args:
+        kind: A `kinds.Kind`.
+        given: Dictionary of names of fields and values.
+
+    Raises:
+        ValueError: If there are some.
+
+    Example:
+
+    >>> check_fields(simclr.kinds.IMAGES, {"depth": 18})
+    """
+    wrong = sorted(idle_fields(kind.name) & given.keys())
+    if wrong:
+        raise ValueError(
+            f"`{'`, `'.join(wrong)}` must be left out: these data are "
+            f"{kind.plural}. Received: "
+            + ", ".join(f"{x}={given[x]!r}" for x in wrong)
+        )
+
+
+def completed(recipe, data, source, dataset, given):
+    """Recipe and data with what they leave open, for an opened source.
+
+    Args:
+        recipe: `recipe.Recipe`.
+        data: `recipe.Data`.
+        source: What `data.open` returned first.
+        dataset: And second.
+        given: Names of the fields that somebody chose.
+
+    Returns:
+        `(recipe, data)`.
+
+    Raises:
+        ValueError: As `check_fields`.
+    """
+    chosen = {**vars(data), **recipe.values}
+    chosen = {k: v for k, v in chosen.items() if k in given and v is not None}
+    check_fields(sources.kind_of_source(source), chosen)
+    spec, steps = dataset.element_spec, int(dataset.cardinality())
+    return recipe.completed(spec, steps, source), data.completed(source)
+
+
+def parts_of(recipe, element_spec, source):
+    """Arguments of `SimCLRModel` that depend on the kind of the examples.
+
+    Args:
+        recipe: `recipe.Recipe`.
+        element_spec: Of the dataset that it will train on.
+        source: As in `recipe.Recipe.build`.
+
+    Returns:
+        Dictionary: `encoder`, `augmentation`, perhaps `second_augmentation`.
+
+    Example:
+
+    >>> spec = tf.TensorSpec((64, 8, 8, 1))
+    >>> sorted(parts_of(simclr.recipe.Recipe(), spec, None))
+    ['augmentation', 'encoder']
+    """
+    kind = sources.kind_of_source(source)
+    if kind is kinds.IMAGES:
+        shape = recipe.input_shape(element_spec)
+        return {
+            "encoder": recipe.encoder(shape),
+            "augmentation": recipe.augmentation(shape),
+        }
+    examples = elements.unpack(element_spec)["images"]
+    elements.Rules(kind).check({"images": examples})
+    found = _MODULES[kind.name].default_augmentation(examples.shape, source)
+    view = keras.KerasTensor(examples.shape)
+    view = augmentations.at_rest(found["augmentation"], view)
+    encoder = _MODULES[kind.name].default_encoder(
+        view.shape[1:], recipe.width_multiplier
+    )
+    return {"encoder": encoder, **found}
+
+
+_MODULES = {}
