@@ -186,6 +186,22 @@ def test_checkpoint_that_is_not_finite_is_passed_over(tmp_path):
         assert callbacks.restore(tiny_model(), tmp_path) == 2
 
 
+@pytest.mark.fault(56)
+def test_a_model_of_another_network_does_not_go_on(tmp_path):
+    keep(tmp_path)
+    encoder = keras.Sequential(
+        [keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(7)]
+    )
+    other = simclr.SimCLRModel(encoder)
+    other.compile()
+    with (
+        pytest.warns(UserWarning, match="passed over: .*shape|layer|variable"),
+        pytest.raises(ValueError, match="can be read"),
+    ):
+        callbacks.restore(other, tmp_path)
+    assert int(other.optimizer.iterations) == 0
+
+
 @pytest.mark.fault(54)
 def test_checkpoints_try_their_directory_before_they_train(
     tmp_path, monkeypatch
