@@ -36,6 +36,8 @@ from keras_simclr import (
     report as report,
     runs as runs,
     scanning as scanning,
+    series as series,
+    tables as tables,
     testing as testing,
 )
 from keras_simclr.augmentations import (

@@ -109,6 +109,11 @@ LEVELS = {
     "row_files": 11,
     "official": 13,
     "commands": 14,
+    "adapted": 6,
+    "series": 7,
+    "tables": 7,
+    "windows": 1,
+    "columns": 2,
 }
 HEAVY = {
     "PIL",
