@@ -27,6 +27,7 @@ if _os.environ.get(
     )
 
 from keras_simclr import (
+    audio as audio,
     callbacks as callbacks,
     collapse as collapse,
     folders as folders,

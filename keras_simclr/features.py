@@ -307,7 +307,7 @@ def adapt(model, dataset):
         views, sizes_left = images, sizes
         for layer in chain:
             if _adapts(layer):
-                layer.adapt(views)
+                layer.adapt(np.asarray(views))
             views = call_layer(layer, views, training=False, sizes=sizes_left)
             sizes_left = None  # Views fill their canvas.
 

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 import keras_simclr as simclr
-from keras_simclr import series, tables
+from keras_simclr import audio, series, tables
 from keras_simclr.adapted import AdaptedLayer
 from keras_simclr.columns import CategoryColumn, NumberColumn
 from keras_simclr.imitation import Distiller
@@ -19,6 +19,8 @@ from keras_simclr.optimizers import Restarted
 IMAGES = np.random.default_rng(0).random((4, 10, 10, 3), "float32")
 WINDOWS = np.random.default_rng(2).normal(size=(4, 16, 6)).astype("float32")
 ROWS = np.random.default_rng(3).normal(size=(4, 5)).astype("float32")
+SOUNDS = np.random.default_rng(4).uniform(-1, 1, (4, 130)).astype("float32")
+SPECTROGRAMS = np.random.default_rng(5).normal(size=(4, 9, 7)).astype("float32")
 VECTORS = np.random.default_rng(1).normal(size=(2, 4, 6)).astype("float32")
 
 
@@ -95,8 +97,18 @@ OF_TABLES = {
         "seed": 17,
     },
 }
-AUGMENTATIONS |= OF_SERIES | OF_TABLES
-RANDOM = [x for x in AUGMENTATIONS if x is not series.Standardization]
+OF_SOUNDS = {
+    audio.LogMel: {"rate": 2000, "bands": 9},
+    audio.RandomTimeCrop: {"samples": 90, "seed": 10},
+    audio.RandomGain: {"decibels": 7.0, "seed": 11},
+    audio.RandomNoise: {"decibels": (3.0, 30.0), "seed": 12},
+    audio.MixBackground: {"rate": 0.9, "decibels": (3.0, 20.0), "seed": 13},
+    audio.RandomFrequencyShift: {"bands": 3, "seed": 14},
+    audio.RandomTimeFrequencyMask: {"time": 0.6, "frequency": 0.4, "seed": 15},
+}
+AUGMENTATIONS |= OF_SERIES | OF_TABLES | OF_SOUNDS
+STILL = (series.Standardization, audio.LogMel)
+RANDOM = [x for x in AUGMENTATIONS if x not in STILL]
 LAYERS = {
     simclr.ProjectionHead: {"layers": 3, "units": 5, "hidden_units": 7},
     FastConv2D: {
@@ -214,6 +226,8 @@ def inputs(kind):
         return WINDOWS
     if kind in OF_TABLES:
         return ROWS
+    if kind in OF_SOUNDS:
+        return SOUNDS if len(kind._axes) == 1 else SPECTROGRAMS
     return VECTORS[0] if kind is simclr.ProjectionHead else IMAGES
 
 
@@ -431,7 +445,7 @@ def computation(kind):
     thing = make(kind)
     if kind in AUGMENTATIONS:
         seed = tf.constant([0, 1], tf.int64)
-        return lambda images: thing(images, seed=seed), [inputs(kind)]
+        return lambda x: thing(x, seed=seed), [inputs(kind)]
     if kind is simclr.NTXent:
         return thing, list(VECTORS)
     if kind is simclr.SimCLRModel:
@@ -506,7 +520,9 @@ def test_output_shape_is_computed(fast, kind):
 def test_output_shape_of_a_single_image_is_computed(fast, kind):
     layer = make(kind)
     single = inputs(kind)[0]
-    assert layer.compute_output_shape(single.shape) == layer(single).shape
+    assert layer.compute_output_shape(single.shape) == tuple(
+        layer(single).shape
+    )
 
 
 @each(RANDOM)
