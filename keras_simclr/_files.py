@@ -408,7 +408,7 @@ def check_data(name, path):
     if pathlib.Path(path).is_dir():
         check_folder(name, path)
     rule = (
-        "an existing folder of images, PATH.csv, tar:PATTERN, "
+        "an existing folder of files, PATH.csv, PATH.parquet, tar:PATTERN, "
         "parquet:PATTERN, PATH.npz, PATH.npy or tfds:NAME[/CONFIG]"
     )
     if re.fullmatch("[a-z0-9_]+", path):

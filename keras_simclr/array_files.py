@@ -137,6 +137,12 @@ def load_members(path):
         }
 
 
+def names_in(path):
+    """Names of the arrays of an .npz file; refuses a broken one."""
+    with _explaining(path), zipfile.ZipFile(path) as archive:
+        return list(_members(archive))
+
+
 def _members(archive):
     return {x.filename.removesuffix(".npy"): x for x in archive.infolist()}
 

@@ -148,7 +148,8 @@ def train_classifier(
     )
     best = max(result.rows, key=lambda row: row["accuracy"])
     classes, size = np.unique(examples["labels"]), len(examples["labels"])
-    say(f"Training on all {size:,} images: {best['probe']}.")
+    what = f"{size:,} {model.kind.plural}"
+    say(f"Training on all {what}: {best['probe']}.")
     network = _trained(
         model, examples, best["probe"], projection_layer, seed, progress
     )

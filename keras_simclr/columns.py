@@ -218,7 +218,7 @@ def read_table(source, label=None, *, space=None, class_names=()):
     >>> read_table(other, space=table.space).rows.tolist()
     [[0.0, 0.0, 0.0, 0.0, 1.0]]
     """
-    table = _arrow_table(source)
+    table = arrow_table(source)
     labels = None
     if label is not None:
         column = _column(table, "label", label)
@@ -268,8 +268,8 @@ def _loaded(path):
     return space
 
 
-def _arrow_table(source):
-    """A table of PyArrow's, of any source."""
+def arrow_table(source):
+    """A table of PyArrow's, of any source that `read_table` takes."""
     import pyarrow as pa
 
     if isinstance(source, (str, pathlib.Path)):
@@ -464,6 +464,36 @@ def _values(table, part):
             f"`space` was fitted to. Received: {column.type}"
         )
     return convert(column)
+
+
+def labels_of(table, label):
+    """Labels of a column of such a table, and the classes, as `Table` has."""
+    return _labels(_column(table, "label", label), label, ())
+
+
+def channels_of(table, without):
+    """The columns of numbers of such a table, but for some.
+
+    Args:
+        table: As `arrow_table` returns it.
+        without: Set of names of columns that are no channels.
+
+    Returns:
+        float32 array of shape `(N, channels)`; NaN where nothing is.
+
+    Raises:
+        ValueError: If another column is none of numbers, or there is no other.
+    """
+    names = [name for name in table.column_names if name not in without]
+    wrong = [x for x in names if not _is_number(table.column(x).type)]
+    if wrong or not names:
+        raise ValueError(
+            "A series must have columns of numbers, one for each channel, and "
+            "perhaps labels and `recording`. Received: "
+            f"{_checks.listing(wrong) if wrong else 'no other column'}"
+        )
+    channels = [_numbers(table.column(name)) for name in names]
+    return np.stack(channels, axis=1).astype("float32")
 
 
 def _labels(column, label, class_names):

@@ -34,6 +34,7 @@ from keras_simclr import (
     runs,
     sources,
 )
+from keras_simclr.folders import EncodedImages
 
 
 def perform(command, values):
@@ -190,7 +191,7 @@ def _evaluate(values):
         labels=labels or None,
         draws=values.draws,
         thorough=values.thorough,
-        encoders=runs.encoders_beside(
+        encoders=run_accounts.encoders_beside(
             values.run_dir, values.encoders, _remarks(values)
         ),
         projection_layer=values.projection_layer,
@@ -354,7 +355,8 @@ def _search(values):
         query, min(values.count, len(rows))
     )
     names = [
-        str(x) if isinstance(source, str) else source.paths[x] for x in places
+        source.paths[x] if isinstance(source, EncodedImages) else str(x)
+        for x in places
     ]
     for place, similarity in zip(nearest[0], similarities[0], strict=True):
         print(f"{similarity:.4f} {_files.in_one_line(names[place])}")

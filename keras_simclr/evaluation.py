@@ -277,11 +277,12 @@ def evaluate(
     estimators = estimators_for(kind, baselines)
     probes, amounts = _chosen(probes, labels, draws, thorough, features_dir)
     encoders = _opened(encoders or {}, model, probes)
-    start, say = time.perf_counter(), report or (lambda text: None)
+    start = time.perf_counter()
+    say = functools.partial(_say, report, kind)
     load = _loader(model, encoders, class_names, say, progress)
     tables = _tables(encoders, train, test)
     examples, splits = _load(train, test, draws, seed, load, say, tables)
-    remarks = _remarks(examples, splits)
+    remarks = [kind.said(x) for x in _remarks(examples, splits)]
     jobs, left_out = sampling.plan_jobs(
         examples["labels"], splits, amounts, draws, seed
     )
@@ -291,7 +292,7 @@ def evaluate(
     features = _features(model, untrained, encoders, examples, progress, keep)
     how = probes, baselines, projection_layer, not thorough, estimators
     contenders = make_contenders(model, features, *how)
-    forecast = report and Forecast(contenders, jobs, features, start, report)
+    forecast = report and Forecast(contenders, jobs, features, start, say)
     if estimators or not {*KINDS}.isdisjoint(probes):
         features.make(say)
     results = _run(contenders, jobs, forecast, seed, say, progress)
@@ -310,6 +311,11 @@ def evaluate(
         "seconds": round(time.perf_counter() - start),
     }
     return Evaluation(tuple(rows), tuple(gains), tuple(left_out), settings)
+
+
+def _say(report, kind, text):
+    if report:
+        report(kind.said(text))
 
 
 def _loader(model, encoders, class_names, report, progress):
@@ -511,7 +517,7 @@ def _examples_in_words(splits):
 
 def _in_words(probes, splits, thorough, kind, baselines, estimators):
     """What all examples are, and what is fixed in each probe, by name."""
-    words = {"examples": _examples_in_words(splits)}
+    words = {"examples": kind.said(_examples_in_words(splits))}
     for probe in probes:
         words[probe] = finetuning.SETTINGS
         if probe in KINDS:

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_simclr import fit_data, kinds, programs
+from keras_simclr import fit_data, kinds, programs, windows
 from keras_simclr._checks import finite_rows
 from keras_simclr.augmentations import (
     RandomResizedCrop,
@@ -238,6 +238,8 @@ def raw_features(model):
     rest, or what their kind says.
     """
     prepare, kind = view_of(model), kind_of_model(model)
+    if kind is kinds.SERIES:
+        return lambda images, _: tf.constant(windows.statistics(images))
 
     def features(images, sizes):
         view = prepare(images, sizes)

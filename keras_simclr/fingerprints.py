@@ -7,7 +7,7 @@ import pathlib
 
 from keras_simclr import _files
 from keras_simclr.folders import EncodedImages
-from keras_simclr.sources import builder_of
+from keras_simclr.tfds_builders import builder_of
 
 _MOST_READ = 2**30  # Bytes of a folder that are read for its fingerprint.
 
@@ -34,15 +34,16 @@ def fingerprint(source, *, data_dir=None):
     """
     if isinstance(source, EncodedImages):
         return _fingerprint_of_files(source)
-    if source.startswith("tfds:"):
+    if str(source).startswith("tfds:"):
         builder = builder_of(source.removeprefix("tfds:"), data_dir)
         directory = pathlib.Path(builder.data_dir)
         paths = sorted(path.name for path in directory.glob("*.*-of-*"))
         digest, _ = _names_and_sizes(directory, paths)
         return {"source": f"tfds:{builder.info.full_name}", "sha256": digest}
-    with pathlib.Path(source).open("rb") as file:
+    path = getattr(source, "source", source)
+    with pathlib.Path(path).open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")
-    return {"source": source, "sha256": digest.hexdigest()}
+    return {"source": path, "sha256": digest.hexdigest()}
 
 
 def _fingerprint_of_files(source):

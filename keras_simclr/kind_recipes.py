@@ -2,7 +2,15 @@
 
 import keras
 
-from keras_simclr import augmentations, elements, kinds, sources
+from keras_simclr import (
+    audio,
+    augmentations,
+    elements,
+    kinds,
+    series,
+    sources,
+    tables,
+)
 
 # Fields of `recipe.Recipe` and `recipe.Data` that images alone have, and those
 # of others.
@@ -14,7 +22,7 @@ _OF_IMAGES = {
 _OF_OTHERS = {
     "audio": {"rate", "seconds"},
     "series": {"window", "stride", "label"},
-    "tables": {"label"},
+    "tables": {"label", "columns"},
 }
 
 
@@ -119,4 +127,4 @@ def parts_of(recipe, element_spec, source):
     return {"encoder": encoder, **found}
 
 
-_MODULES = {}
+_MODULES = {"audio": audio, "series": series, "tables": tables}

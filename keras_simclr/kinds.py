@@ -1,6 +1,7 @@
 """What an example is: an image, a sound, a stretch of a series, a row."""
 
 import dataclasses
+import re
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,17 @@ class Kind:
 
     def __str__(self):
         return self.name
+
+    def said(self, text):
+        """What is said of images, of these: without names of anybody's.
+
+        Example:
+
+        >>> TABLES.said("9 images, of which one image is broken.")
+        '9 rows, of which one row is broken.'
+        """
+        text = re.sub(r"\bimages\b", self.plural, text)
+        return re.sub(r"\bimage\b", self.example, text)
 
 
 IMAGES = Kind("images", "image", "images", 4, "pixels", sized=2)

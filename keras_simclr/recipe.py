@@ -26,7 +26,7 @@ _IMAGE_SIZE = 64  # Of views of images that have no one size.
 # Until there are examples.
 _OPEN = {"epochs", "strength", "blur_rate", "rate", "seconds", "window"}
 _OPEN |= {"stride", "label"}
-_OF_READING = ("rate", "seconds", "window", "stride", "label")
+_OF_READING = ("rate", "seconds", "window", "stride", "label", "columns")
 # Of the default epochs. An encoder of 1,437 digits is better than raw pixels
 # after 400 steps, not always after 200; photographs differ more.
 FEWEST_STEPS, _FEWEST_EPOCHS = 800, 8
@@ -138,8 +138,7 @@ class Data(_Checked):
     )
     seconds: float | None = _told(
         None,
-        "Of a sound, at most. By default those of a run, or as long as most "
-        "sounds are, up to 10.",
+        "Of a sound, from its middle, at most; by default as a run, or 5.",
         _POSITIVE,
     )
     window: int | None = _told(
@@ -157,6 +156,15 @@ class Data(_Checked):
         "Column of the labels in a table or series. By default label, if there "
         "is one.",
     )
+    columns: str | None = _told(
+        None,
+        "What the columns of a table become: columns.keras of a run; by "
+        "default that of the run, or what the table suggests.",
+        place=(
+            "check_exists",
+            {"rule": "a file that pretrain wrote", "is_directory": False},
+        ),
+    )
 
     def open(self, canvas_size, **kwargs):
         """The examples as a dataset.
@@ -173,9 +181,11 @@ class Data(_Checked):
         source = sources.find_source(
             self.data,
             self.split,
+            kind=self.kind,
             manifest=self.manifest,
             data_dir=self.data_dir,
             unreadable_limit=self.unreadable_limit,
+            **{name: getattr(self, name) for name in _OF_READING},
         )
         dataset = sources.open_dataset(
             source,
@@ -197,9 +207,8 @@ class Data(_Checked):
 
     def completed(self, source):
         """These options with what they leave open, for an opened source."""
-        found = {
-            x: getattr(source, x) for x in _OF_READING if hasattr(source, x)
-        }
+        names = [x for x in _OF_READING if hasattr(source, x)]
+        found = {name: getattr(source, name) for name in names}
         from keras_simclr import sources
 
         kind = sources.kind_of_source(source)

@@ -5,6 +5,7 @@ import pathlib
 
 from keras_simclr import _files, cards, copies, fingerprints, runs
 from keras_simclr.csv_files import cell, path_cell
+from keras_simclr.folders import EncodedImages
 
 _SKIPPED = "skipped.csv"
 
@@ -52,7 +53,7 @@ def write_table(
     )
     ```
     """
-    is_folder = not isinstance(source, str)
+    is_folder = isinstance(source, EncodedImages)
     output_dir = pathlib.Path(output_dir)
     found = fingerprints.fingerprint(source, data_dir=data.data_dir)
     about = {

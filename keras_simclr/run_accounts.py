@@ -13,6 +13,7 @@ from keras_simclr import (
     recipe as recipes,
     runs,
 )
+from keras_simclr.keras_files import load_network
 from keras_simclr.model import SimCLRModel
 from keras_simclr.sampling import amount_in_words
 
@@ -244,3 +245,38 @@ def changes(run_dir, source, data):
             old, new = words.format(then[name]), words.format(now[name])
             return [f"{text}: {old} then, {new} now."]
     return [f"{text}, or they have changed since."]
+
+
+def encoders_beside(run_dir, names, report=print):
+    """What the encoder of a run is compared with.
+
+    Args:
+        run_dir: The run directory.
+        names: Of encoders and tables, as `evaluate` opens them.
+        report: Function that is told, in words, what the run started from.
+
+    Returns:
+        Dictionary for `evaluate`: the names as they are; and `"start"`, the
+        model that the run started from, if it did.
+
+    Raises:
+        ValueError: If a name is `"start"`, too.
+
+    Example:
+
+    ```python
+    others = encoders_beside("runs/a", ["keras_applications:VGG16"])
+    ```
+    """
+    encoders = {name: name for name in names}
+    path = pathlib.Path(run_dir) / runs.START
+    if not path.exists():
+        return encoders
+    if "start" in encoders:
+        raise ValueError(
+            "`encoders` must have names other than 'start', which is what this "
+            "run started from. Received: 'start'. Write ./start"
+        )
+    name = runs.read_summary(run_dir).get("start", {}).get("name", runs.START)
+    report(f"Beside it its start, {name}, as it was before.")
+    return {**encoders, "start": load_network(path)}

@@ -17,6 +17,7 @@ from keras_simclr import (
     fingerprints,
     flag_texts,
     kind_recipes,
+    kinds,
     logs,
     orders,
     pretrained,
@@ -160,6 +161,7 @@ def carry_out(
         more_epochs=more_epochs,
         callbacks=watch(_seen(dataset, recipe, data), run_dir, report),
         keeping=keeping,
+        beside=getattr(source, "write_beside", None),
         progress=progress,
     )
     return Run(model, recipe, epochs, all_epochs)
@@ -182,9 +184,10 @@ def _seen(dataset, recipe, data):
 
 def _introduce(report, recipe, data, source, steps, added):
     """Says what will be trained on, and how long."""
+    kind = kinds.named(data.kind)
     report(
         f"To train on: {data.in_words(source)}. An epoch: "
-        f"{steps * recipe.batch_size:,} images, {recipe.views} "
+        f"{steps * recipe.batch_size:,} {kind.plural}, {recipe.views} "
         f"view{'s' * (recipe.views > 1)} of each, without their labels."
     )
     report(f"Epochs: {recipe.epochs}. Steps: {recipe.steps_in_words(steps)}.")
@@ -222,41 +225,6 @@ def _beginning_of_record(recipe, model, added, about):
         return found
     weights = weights_digest(model.encoder)
     return {**found, "start": {"name": recipe.start_from, "weights": weights}}
-
-
-def encoders_beside(run_dir, names, report=print):
-    """What the encoder of a run is compared with.
-
-    Args:
-        run_dir: The run directory.
-        names: Of encoders and tables, as `evaluate` opens them.
-        report: Function that is told, in words, what the run started from.
-
-    Returns:
-        Dictionary for `evaluate`: the names as they are; and `"start"`, the
-        model that the run started from, if it did.
-
-    Raises:
-        ValueError: If a name is `"start"`, too.
-
-    Example:
-
-    ```python
-    others = encoders_beside("runs/a", ["keras_applications:VGG16"])
-    ```
-    """
-    encoders = {name: name for name in names}
-    path = pathlib.Path(run_dir) / START
-    if not path.exists():
-        return encoders
-    if "start" in encoders:
-        raise ValueError(
-            "`encoders` must have names other than 'start', which is what this "
-            "run started from. Received: 'start'. Write ./start"
-        )
-    name = read_summary(run_dir).get("start", {}).get("name", START)
-    report(f"Beside it its start, {name}, as it was before.")
-    return {**encoders, "start": load_network(path)}
 
 
 def _start(model, dataset, run_dir, is_chief):
@@ -335,6 +303,7 @@ def pretrain(
     more_epochs=None,
     callbacks=(),
     keeping=None,
+    beside=None,
     progress=None,
 ):
     """Trains a model and keeps everything in a run directory.
@@ -374,6 +343,8 @@ def pretrain(
             `findings` of `summary.json`, also those from before a run goes on.
         keeping: Dictionary, arguments of `callbacks.Checkpoints`; by default
             it keeps one every 15 minutes within an epoch, too.
+        beside: Function that is told the directory, as soon as it is a run's,
+            and writes what else must be kept; or None.
         progress: Function that is told after each step how many are done, of
             how many, and, in words, of the epoch; `ends=True` at its end.
 
@@ -411,6 +382,8 @@ def pretrain(
         is_begun = bool(first or model.unfinished)
         if is_chief:
             write_text(run_dir / FLAGS, flags)
+            if beside:
+                beside(run_dir)
             resumed = [first] if is_begun and first < epochs else []
             known = _known_before(run_dir, summary, resumed)
             callbacks += _write_beginning(run_dir, known, first, callbacks)

@@ -1,20 +1,22 @@
 """Datasets from what people have: arrays, folders, TensorFlow Datasets."""
 
-import difflib
+import collections
+import csv
 import os
 import pathlib
-import socket
-import urllib.parse
-import urllib.request
 
-import numpy as np
 import tensorflow as tf
 
-from keras_simclr import _checks, array_files, kinds, scanning
-from keras_simclr._files import valid_names
+from keras_simclr import (
+    _checks,
+    _files,
+    array_files,
+    kinds,
+    number_files,
+    scanning,
+)
 from keras_simclr.decoding import SMALLEST_SIDE, converted, fitted
 from keras_simclr.folders import EncodedImages, ImageFolder
-from keras_simclr.labelled import one_per_row
 from keras_simclr.lists import ImageList
 from keras_simclr.orders import (
     batches_of,
@@ -24,11 +26,20 @@ from keras_simclr.orders import (
     places_in_a_batch,
 )
 from keras_simclr.shards import ParquetShards, TarShards
+from keras_simclr.source_words import (
+    classes_in_words,
+    not_read_in_words,
+    parts_in_words,
+)
 from keras_simclr.splits import rows_of_split
+from keras_simclr.tfds_builders import (
+    builder_of,
+    check_can_prepare,
+    split_size,
+)
 
 # Examples that wait, still encoded, to be drawn in random order.
 _SHUFFLE_BUFFER = 16_384
-_PATIENCE = 10  # Seconds that the host of a download has to answer.
 # Without it, errors become excerpts of our source code.
 _plainly = tf.autograph.experimental.do_not_convert
 
@@ -136,11 +147,11 @@ def dataset_from_tfds(
             "The dataset needs a feature `image`. Received: "
             f"name={name!r} with features {sorted(features)}"
         )
-    _check_can_prepare(builder, name)
+    check_can_prepare(builder, name)
     builder.download_and_prepare()
-    split_size = _split_size(builder, split)
+    size = split_size(builder, split)
     what = f"images in split={split!r}"
-    check_fills_a_batch(split_size, batch_size, drop_remainder, what)
+    check_fills_a_batch(size, batch_size, drop_remainder, what)
     dataset = builder.as_dataset(
         split=split,
         shuffle_files=shuffle,
@@ -148,7 +159,7 @@ def dataset_from_tfds(
         decoders={"image": tfds.decode.SkipDecoding()},
     )
     if shuffle:
-        dataset = dataset.shuffle(min(split_size, _SHUFFLE_BUFFER), seed=seed)
+        dataset = dataset.shuffle(min(size, _SHUFFLE_BUFFER), seed=seed)
 
     # Whose errors would be tracebacks.
     @_plainly
@@ -168,52 +179,6 @@ def dataset_from_tfds(
     else:
         dataset = dataset.batch(batch_size, drop_remainder=drop_remainder)
     return dataset.prefetch(tf.data.AUTOTUNE)
-
-
-def builder_of(name, data_dir):
-    """TFDS's builder of a dataset."""
-    import tensorflow_datasets as tfds
-
-    try:
-        return tfds.builder(name, data_dir=data_dir)
-    except tfds.core.registered.DatasetNotFoundError:
-        near = difflib.get_close_matches(name, tfds.list_builders(), n=3)
-        cause = f"Near matches: {', '.join(near) or 'none'}"
-    except Exception as error:  # TFDS raises what it likes.
-        cause = f"TFDS says: {' '.join(str(error).split())}"
-    raise ValueError(
-        "`name` must be a dataset of TensorFlow Datasets. Received: "
-        f"name={name!r}. {cause}"
-    )
-
-
-def _check_can_prepare(builder, name):
-    """Refuses a dataset to download from where nobody answers.
-
-    TFDS would try for minutes.
-    """
-    directory = pathlib.Path(builder.data_dir)
-    home = pathlib.Path(builder.data_dir_root)
-    urls = dict(builder.url_infos or {})
-    is_there = directory.exists() or any(home.glob("downloads/*"))
-    if is_there or not urls or urllib.request.getproxies():
-        return
-    url = urllib.parse.urlsplit(min(urls))
-    ports = {"http": 80, "ftp": 21}
-    try:
-        socket.create_connection(
-            (url.hostname, url.port or ports.get(url.scheme, 443)), _PATIENCE
-        ).close()
-    except OSError as error:
-        raise OSError(
-            "A dataset of TFDS must be prepared already, or there must be a "
-            f"network to download it. Received: {name!r}, which is not in "
-            f"{str(directory)!r}, and {url.hostname} does not answer ({error})."
-            ' Where there is a network, do: python -c "import '
-            "tensorflow_datasets as tfds; "
-            f"tfds.builder('{name}').download_and_prepare()\", and copy the "
-            "directory that it tells here, or name it in --data_dir"
-        ) from None
 
 
 def dataset_from_directory(
@@ -342,28 +307,40 @@ def _on_canvases(dataset, canvas_size, batch_size, drop_remainder):
 
 
 def find_source(
-    data, split="train", *, manifest=None, data_dir=None, unreadable_limit=0.01
+    data,
+    split="train",
+    *,
+    kind="auto",
+    manifest=None,
+    data_dir=None,
+    unreadable_limit=0.01,
+    **reading,
 ):
     """What the command line calls `--data`, found and listed.
 
     Args:
-        data: Path of a folder, of an .npz or .npy file, or of a .csv file that
-            lists images; `"tar:PATTERN"`, `"parquet:PATTERN"`; or
-            `"tfds:NAME[/CONFIG]"`.
+        data: Path of a folder, of an .npz or .npy file, of a .csv file that
+            lists files, or of a table, .csv or .parquet; `"tar:PATTERN"`,
+            `"parquet:PATTERN"`; or `"tfds:NAME[/CONFIG]"`.
         split: Split in TFDS's notation, such as `"train[:90%]"`. Files have
             one split, `train`; encoded images are divided by their names.
+        kind: Name of a `kinds.Kind`, or `"auto"` for what the data look like.
         manifest: As `folders.EncodedImages`.
         data_dir: Directory of the prepared TFDS datasets.
         unreadable_limit: As `folders.EncodedImages`.
+        **reading: `rate` and `seconds`, as of `sounds.SoundFolder`; `window`,
+            `stride`, `label` and `columns`, as of `number_files.NumberFile`.
+            None is their default; other kinds leave them alone.
 
     Returns:
-        `folders.EncodedImages`; or `data`, if it is a dataset of TFDS or a file
-        of arrays.
+        `folders.EncodedImages`, those of sounds among them;
+        `number_files.NumberFile`; or `data`, if it is a dataset of TFDS or a
+        file of images as arrays.
 
     Raises:
         OSError: If it is not there, or may not be read.
         ValueError: If `data` has another form, or is given with what has no
-            meaning for it.
+            meaning for it; or if it holds both images and sounds.
 
     Example:
 
@@ -372,8 +349,8 @@ def find_source(
     ```
     """
     data = os.fspath(data)
-    kind, _, pattern = data.partition(":")
-    is_tfds = kind == "tfds" and not pathlib.Path(data).exists()
+    prefix, _, pattern = data.partition(":")
+    is_tfds = prefix == "tfds" and not pathlib.Path(data).exists()
     if data_dir is not None and not is_tfds:
         raise ValueError(
             "`data_dir` is where datasets of TFDS are: leave it out. Received: "
@@ -384,19 +361,25 @@ def find_source(
         "split": split,
         "unreadable_limit": unreadable_limit,
     }
-    if pathlib.Path(data).is_dir():
-        return ImageFolder(data, **options)
-    if data.lower().endswith(".csv"):
-        return ImageList(data, **options)
-    if kind in _SHARDS:
-        return _SHARDS[kind](pattern, **options)
-    if not (is_tfds or array_files.is_array_file(data)):
-        kind = pathlib.Path(data).suffix[1:]
-        hint = f". Write {kind}:{data}" if kind in _SHARDS else ""
+    if prefix in _SHARDS:
+        return _SHARDS[prefix](pattern, **options)
+    what = kinds.IMAGES if is_tfds else _kind_of_file(data, kind)
+    if what is kinds.AUDIO:
+        names = [x for x in ("rate", "seconds") if reading.get(x)]
+        options |= {name: reading[name] for name in names}
+    if pathlib.Path(data).is_dir() and what in _FOLDERS:
+        return _FOLDERS[what](data, **options)
+    if data.lower().endswith(".csv") and what in _LISTS:
+        return _LISTS[what](data, **options)
+    is_array_file = array_files.is_array_file(data)
+    is_table = data.lower().endswith((".csv", ".parquet"))
+    if not (is_tfds or is_array_file or is_table):
+        suffix = pathlib.Path(data).suffix[1:]
+        hint = f". Write {suffix}:{data}" if suffix in _SHARDS else ""
         raise ValueError(
-            "`data` must be an existing folder of images, PATH.npz, PATH.npy, "
-            "PATH.csv, tar:PATTERN, parquet:PATTERN or tfds:NAME[/CONFIG]. "
-            f"Received: data={data!r}{hint}"
+            "`data` must be an existing folder of files, PATH.npz, PATH.npy, "
+            "PATH.csv, PATH.parquet, tar:PATTERN, parquet:PATTERN or "
+            f"tfds:NAME[/CONFIG]. Received: data={data!r}{hint}"
         )
     if manifest is not None:
         raise ValueError(
@@ -404,9 +387,58 @@ def find_source(
             f"manifest={manifest!r} with data={data!r}. Take rows that it "
             "finds unusable out of the arrays"
         )
-    return data
+    if what is kinds.IMAGES:
+        return data
+    reading.pop("seconds", None)
+    return number_files.NumberFile(data, what, split=split, **reading)
 
 
+def _kind_of_file(data, kind):
+    """The kind of what is at a path: as it is called, or as it looks."""
+    if kind != "auto":
+        return kinds.named(kind)
+    path = pathlib.Path(data)
+    if path.is_dir():
+        return _kind_of_folder(path)
+    if path.suffix.lower() == ".csv" and path.is_file():
+        return _kind_of_list(path)
+    if path.suffix.lower() == ".parquet":
+        return kinds.TABLES
+    if path.suffix.lower() == ".npz" and path.is_file():
+        return number_files.kind_of_arrays(path) or kinds.IMAGES
+    return kinds.IMAGES
+
+
+def _kind_of_folder(directory):
+    """The kind of most files in a folder; the others are told as not read."""
+    names = _files.walk(directory, lambda *_: None, lambda _: False)
+    found = collections.Counter(
+        kind
+        for name in names
+        for kind, promised in _PROMISES.items()
+        if promised(name)
+    )
+    return max(_PROMISES, key=lambda kind: found[kind])
+
+
+def _kind_of_list(path):
+    """The kind of the files that a CSV file lists; of a table, that."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.reader(file)
+            names = [name.strip() for name in next(rows, ())]
+            if "path" not in names:
+                return kinds.TABLES
+            first = dict(zip(names, next(rows, ()), strict=False))
+    except (csv.Error, UnicodeDecodeError):
+        return kinds.IMAGES  # What reads it says what is wrong.
+    is_sound = promised_sound(first.get("path", "").strip())
+    return kinds.AUDIO if is_sound else kinds.IMAGES
+
+
+_PROMISES = {kinds.IMAGES: promised_format, kinds.AUDIO: promised_sound}
+_FOLDERS = {kinds.IMAGES: ImageFolder, kinds.AUDIO: SoundFolder}
+_LISTS = {kinds.IMAGES: ImageList, kinds.AUDIO: SoundList}
 _SHARDS = {"tar": TarShards, "parquet": ParquetShards}
 
 
@@ -456,6 +488,8 @@ def open_dataset(
             bits=bits,
             **kwargs,
         )
+    if isinstance(source, number_files.NumberFile):
+        return _dataset_of_numbers(source, **kwargs)
     if source.startswith("tfds:"):
         name = source.removeprefix("tfds:")
         return dataset_from_tfds(
@@ -484,6 +518,22 @@ def open_dataset(
     return in_order_of_places(dataset.map(convert), size)
 
 
+def _dataset_of_numbers(source, *, shuffle=True, **kwargs):
+    """Batches of a `NumberFile`; in order with the recordings as `groups`.
+
+    So those who test on some of them divide none. In training windows of one
+    recording are each other's negatives.
+    """
+    arrays = {"images": source.images}
+    if source.labels is not None:
+        arrays["labels"] = source.labels
+    if source.recordings is not None and not shuffle:
+        arrays["groups"] = source.recordings
+    dataset = dataset_from_arrays(arrays, shuffle=shuffle, **kwargs)
+    dataset.class_names, dataset.source = list(source.class_names), source
+    return dataset
+
+
 def scan_source(data, manifest, *, progress=None):
     """As `scanning.scan`, for what `find_source` takes, except TFDS.
 
@@ -510,6 +560,11 @@ def scan_source(data, manifest, *, progress=None):
     source = find_source(data)
     if isinstance(source, EncodedImages):
         return scanning.scan_images(source, manifest, progress=progress)
+    if isinstance(source, number_files.NumberFile):
+        raise ValueError(
+            f"`data` must be files: {source.kind.plural} are checked when they "
+            f"are read. Received: data={data!r}"
+        )
     if source.startswith("tfds:"):
         raise ValueError(
             "`data` must be files: what TFDS prepared was read then. "
@@ -537,9 +592,11 @@ def count_images(source, split="train", *, data_dir=None):
     """
     if isinstance(source, EncodedImages):
         return len(source.paths)
+    if isinstance(source, number_files.NumberFile):
+        return len(source)
     if source.startswith("tfds:"):
         builder = builder_of(source.removeprefix("tfds:"), data_dir)
-        return _split_size(builder, split)
+        return split_size(builder, split)
     images = array_files.load_arrays(source)["images"]
     return len(images[rows_of_split(split, len(images))])
 
@@ -562,13 +619,17 @@ def in_words(source, split="train", *, data_dir=None):
     print(in_words(simclr.folders.ImageFolder("labelled")))
     ```
     """
-    what = "image"
+    kind, notes = kind_of_source(source), ""
+    what, several = kind.example, kind.plural
     if isinstance(source, EncodedImages):
         size, labels = len(source.paths), source.labels
         names = source.class_names
+    elif isinstance(source, number_files.NumberFile):
+        size, labels, names = len(source), source.labels, source.class_names
+        notes = "".join(f". Left out: {note}" for note in source.notes)
     elif source.startswith("tfds:"):
         builder = builder_of(source.removeprefix("tfds:"), data_dir)
-        size, labels = _split_size(builder, split), None
+        size, labels = split_size(builder, split), None
         features = dict(builder.info.features.items())
         names = getattr(features.get("label"), "names", ())
     else:
@@ -577,61 +638,14 @@ def in_words(source, split="train", *, data_dir=None):
         images, labels, names = arrays["images"][rows], arrays.get("labels"), ()
         size, labels = len(images), None if labels is None else labels[rows]
         if images.shape[3] == 1:
-            what = "grey image"
-    images = f"{size:,} {what}{'s' * (size != 1)}"
+            what, several = "grey image", "grey images"
+    images = f"{size:,} {what if size == 1 else several}"
     return (
         images
-        + (_parts_in_words(source) or _classes_in_words(labels, names))
-        + _not_read_in_words(getattr(source, "not_read", {}))
+        + (parts_in_words(source) or classes_in_words(labels, names))
+        + not_read_in_words(getattr(source, "not_read", {}))
+        + notes
     )
-
-
-def _parts_in_words(source):
-    """That the sub-folders are parts and no classes, if they are."""
-    if not isinstance(source, ImageFolder) or source.labels is not None:
-        return ""
-    tops = {path.partition("/")[0] for path in source.paths}
-    if not scanning.are_parts(tops):
-        return ""
-    example = str(source.directory / min(tops))
-    example, *parts = valid_names([example, *sorted(tops)])
-    return (
-        f" in {', '.join(parts)}: parts of a data set, no classes. All are "
-        f"taken; for the images and classes of one, name it: {example}"
-    )
-
-
-def _not_read_in_words(kinds):
-    if not kinds:
-        return ""
-    total = sum(kinds.values())
-    files = "other files are" if total > 1 else "other file is"
-    shown = [f"{count:,} {kind}" for kind, count in kinds.items()]
-    return (
-        f". {total:,} {files} not read: {_checks.listing(valid_names(shown))}"
-    )
-
-
-def _classes_in_words(labels, names):
-    """Classes that have names, or labels, or both."""
-    if labels is None:
-        found = list(names)
-    else:
-        labels = one_per_row(labels)
-        if labels.ndim != 1:
-            return ""
-        if labels.dtype.kind in "if":  # A negative one means: none.
-            labels = labels[labels >= 0]
-        classes, sizes = np.unique(labels, return_counts=True)
-        found = [
-            f"{names[x] if len(names) else x} ({size:,})"
-            for x, size in zip(classes.tolist(), sizes, strict=True)
-        ]
-    if not found:
-        return ", no classes"
-    listing = _checks.listing(valid_names(found))
-    classes = "classes" if len(found) > 1 else "class"
-    return f" of {len(found):,} {classes}: {listing}"
 
 
 def kind_of_source(source):
@@ -654,16 +668,3 @@ def own_test_split(source, *, data_dir=None):
         return None
     splits = builder_of(name, data_dir).info.splits
     return "test" if "test" in splits else None
-
-
-def _split_size(builder, split):
-    splits = tuple(builder.info.splits)
-    try:
-        return builder.info.splits[split].num_examples
-    except Exception as error:  # TFDS raises what it likes.
-        if split.split("[")[0] not in splits:
-            _checks.choice("split", split, splits)
-        raise ValueError(
-            "`split` must be a split in TFDS's notation, such as "
-            f"'train[:90%]'. Received: split={split!r}"
-        ) from error

@@ -1011,7 +1011,7 @@ def test_run_that_starts_from_weights_keeps_them_and_goes_on(
         run.model.variables, whole.model.variables, strict=True
     ):
         np.testing.assert_array_equal(ours, right)
-    kept = runs.encoders_beside(run_dir, [])["start"]
+    kept = run_accounts.encoders_beside(run_dir, [])["start"]
     assert copies.weights_digest(kept.encoder) == weights
     about = {"name": str(encoder), "weights": weights}
     assert summary_of(run_dir)["start"] == runs.about(run_dir)["start"] == about
@@ -1021,10 +1021,12 @@ def test_run_that_starts_from_weights_keeps_them_and_goes_on(
     # The averages became those of the run's images before the first step.
     (mean,) = (x for x in run.model.encoder.variables if "mean" in x.path)
     assert np.abs(mean).max() < 1
-    assert runs.encoders_beside(tmp_path, []) == {}
+    assert run_accounts.encoders_beside(tmp_path, []) == {}
     (run_dir / "summary.json").unlink()  # Nothing else knows its name.
     told = []
-    assert [*runs.encoders_beside(run_dir, [], told.append)] == ["start"]
+    assert [*run_accounts.encoders_beside(run_dir, [], told.append)] == [
+        "start"
+    ]
     assert told == ["Beside it its start, start.keras, as it was before."]
 
 
@@ -1039,7 +1041,7 @@ def test_run_can_start_from_a_run_with_its_head_at_another_size(
     runs.save_model(model, first)
     flags = {"start_from": str(first), "keep_head": True, "image_size": 10}
     start(output_dir=second, epochs=1, **flags)
-    kept = runs.encoders_beside(second, [])["start"]
+    kept = run_accounts.encoders_beside(second, [])["start"]
     assert kept.encoder.input_shape == (None, 10, 10, 1)
     for part in ("encoder", "projection_head"):
         for ours, right in zip(

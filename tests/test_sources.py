@@ -496,7 +496,7 @@ def test_downloads_out_of_reach_are_refused_at_once(tmp_path, monkeypatch):
         url_infos={"https://example.org/a.gz": None},
     )
     with pytest.raises(OSError) as info:
-        sources._check_can_prepare(builder, "mnist")
+        tfds_builders.check_can_prepare(builder, "mnist")
     assert str(info.value) == (
         "A dataset of TFDS must be prepared already, or there must be a "
         "network to download it. Received: 'mnist', which is not in "
@@ -507,7 +507,7 @@ def test_downloads_out_of_reach_are_refused_at_once(tmp_path, monkeypatch):
         "directory that it tells here, or name it in --data_dir"
     )
     write(tmp_path, {"mnist/3.0.1/dataset_info.json": b""})
-    sources._check_can_prepare(builder, "mnist")
+    tfds_builders.check_can_prepare(builder, "mnist")
 
 
 @pytest.mark.parametrize("name", ["tiny_digits/zzz", "tiny_digits:9.9.9", ""])

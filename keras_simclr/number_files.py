@@ -1,0 +1,190 @@
+"""Files of numbers that are no images: tables, series, arrays of examples."""
+
+import pathlib
+
+import numpy as np
+
+from keras_simclr import array_files, columns, kinds, windows
+from keras_simclr.records import COLUMNS
+from keras_simclr.splits import rows_of_split
+
+_LABEL, _RECORDING = "label", "recording"  # Columns that mean something.
+_WINDOW = 128  # Rows, where nobody says how many.
+_OF_ARRAYS = {kind.plural: kind for kind in (kinds.AUDIO, kinds.SERIES)}
+_OF_ARRAYS |= {kinds.TABLES.plural: kinds.TABLES}
+
+
+class NumberFile:
+    """Examples in memory, from one file.
+
+    Args:
+        path: Of a table, `.csv` or `.parquet`; or of an `.npz` file with an
+            array `rows`, `windows` or `sounds`, and perhaps `labels`.
+        kind: `kinds.TABLES` or, for a table of the steps of recordings,
+            `kinds.SERIES`; None for that of arrays.
+        split: As of `find_source`. Recordings are not divided.
+        label: Column of labels; None for `label`, if there is one.
+        columns: Path of the columns of another table, which these become; or
+            None. As `columns.read_table` has it.
+        window: Rows in a window of a series, or None for 128.
+        stride: Rows from one window to the next, or None for half of one.
+        rate: Samples a second of sounds.
+
+    Attributes:
+        source: As given, as text.
+        kind: `kinds.Kind`.
+        images: float32 array of the examples, `(N, ...)`.
+        labels: Array of shape `(N,)`, or None.
+        class_names: Tuple of the names of classes, or empty.
+        recordings: Array of shape `(N,)`: equal for windows of one recording,
+            which overlap; or None.
+        groups: Tuple, as `columns.Table.groups`; or None.
+        notes: Tuple of sentences, on what is left out.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it is broken, or holds something else.
+
+    Example:
+
+    ```python
+    rows = NumberFile("customers.csv", simclr.kinds.TABLES, label="churn")
+    ```
+    """
+
+    def __init__(
+        self,
+        path,
+        kind=None,
+        *,
+        split="train",
+        label=None,
+        columns=None,
+        window=None,
+        stride=None,
+        rate=None,
+    ):
+        self.source, self.kind = str(path), kind
+        self.labels, self.class_names, self.notes = None, (), ()
+        self.recordings = self.groups = self.space = None
+        self.rate, self.seconds = rate, None
+        self.label, self.window, self.stride = label, window, stride
+        if array_files.is_array_file(path):
+            self._read_arrays()
+        elif kind is kinds.SERIES:
+            self._read_series()
+        else:
+            self._read_table(columns)
+        self._keep(split)
+
+    def _read_table(self, path_of_columns):
+        table = columns.arrow_table(self.source)
+        self.label = self._label_in(table.column_names)
+        found = columns.read_table(table, self.label, space=path_of_columns)
+        self.images, self.labels = found.rows, found.labels
+        self.class_names, self.groups = found.class_names, found.groups
+        self.notes, self.space = found.left_out, found.space
+
+    def _label_in(self, names):
+        """The column of labels, if there is one or it is asked for."""
+        if self.label is None and _LABEL in names:
+            return _LABEL
+        return self.label
+
+    def _read_series(self):
+        table = columns.arrow_table(self.source)
+        names = table.column_names
+        self.label = self._label_in(names)
+        self.window = self.window or _WINDOW
+        self.stride = self.stride or max(1, self.window // 2)
+        labels = None
+        if self.label is not None:
+            labels, self.class_names = columns.labels_of(table, self.label)
+        places = np.zeros(len(table), int)
+        if _RECORDING in names:
+            texts = np.array(table[_RECORDING].to_pylist(), object).astype(str)
+            _, places = np.unique(texts, return_inverse=True)
+        channels = columns.channels_of(table, {self.label, _RECORDING})
+        rows_of = [np.flatnonzero(places == x) for x in np.unique(places)]
+        self.images, self.labels, self.recordings = windows.windows_of_all(
+            [channels[rows] for rows in rows_of],
+            None if labels is None else [labels[rows] for rows in rows_of],
+            self.window,
+            self.stride,
+        )
+
+    def _read_arrays(self):
+        arrays = array_files.load_members(self.source)
+        name = next((x for x in _OF_ARRAYS if x in arrays), None)
+        kind = _OF_ARRAYS.get(name)
+        wrong = sorted({*arrays} - {name, "labels"})
+        if kind is None or wrong or self.kind not in (None, kind):
+            raise ValueError(
+                "A file of arrays must hold `images`, `sounds`, `windows` or "
+                "`rows`, and may hold `labels`. Received: "
+                f"{self.source!r} with {', '.join(sorted(arrays)) or 'nothing'}"
+                + f", as {self.kind.plural}"
+                * (self.kind is not None)
+            )
+        self.kind, self.images = kind, self._checked(name, arrays[name])
+        if "labels" in arrays:
+            self.labels = np.array(arrays["labels"])
+            if len(self.labels) != len(self.images):
+                raise ValueError(
+                    f"`labels` must be as many as `{name}`. Received: "
+                    f"{len(self.labels)} for {len(self.images)}, in "
+                    f"{self.source!r}"
+                )
+
+    def _checked(self, name, array):
+        """float32 examples; refuses arrays of another form."""
+        if array.ndim != self.kind.rank or array.dtype.kind not in "buif":
+            raise ValueError(
+                f"`{name}` must be an array of numbers with {self.kind.rank} "
+                f"axes. Received: `{name}` of shape {array.shape} and dtype "
+                f"{array.dtype}, in {self.source!r}"
+            )
+        if not array.size:
+            raise ValueError(
+                f"`{name}` must hold {self.kind.plural}. Received: shape "
+                f"{array.shape}, in {self.source!r}"
+            )
+        array = np.asarray(array, "float32")
+        is_finite = np.isfinite(array.reshape(len(array), -1)).all(axis=1)
+        wrong = np.flatnonzero(~is_finite)
+        if len(wrong):
+            raise ValueError(
+                f"`{name}` must be finite. Received: NaN or infinity in "
+                f"{len(wrong)} of {len(array)}, the first at {wrong[0]}, in "
+                f"{self.source!r}"
+            )
+        return array
+
+    def _keep(self, split):
+        """Keeps a part: of rows or, where there are some, of recordings."""
+        units = self.recordings
+        if units is None:
+            rows = rows_of_split(split, len(self.images))
+        else:
+            kept = np.arange(units.max() + 1)[
+                rows_of_split(split, int(units.max()) + 1)
+            ]
+            rows = np.isin(units, kept)
+            self.recordings = units[rows]
+        self.images = self.images[rows]
+        if self.labels is not None:
+            self.labels = self.labels[rows]
+
+    def __len__(self):
+        return len(self.images)
+
+    def write_beside(self, directory):
+        """Writes what else a run must keep, to read other files alike."""
+        if self.space is not None:
+            self.space.save(pathlib.Path(directory, COLUMNS))
+
+
+def kind_of_arrays(path):
+    """The kind that the names of arrays in an .npz file tell, or None."""
+    names = array_files.names_in(path)
+    return next((_OF_ARRAYS[x] for x in names if x in _OF_ARRAYS), None)
