@@ -201,7 +201,7 @@ _COMMANDS = {
     ),
     "scan": (
         "Checks every image of a directory, finds duplicates, and says so.",
-        {**_from_fields(_RECIPE.Data, "data"), **_OUTPUT_DIR},
+        {**_from_fields(_RECIPE.Data, "data", "kind"), **_OUTPUT_DIR},
     ),
     "pretrain": (
         "Trains an encoder on unlabelled images and writes a run directory.",

@@ -66,7 +66,10 @@ def _scan(values):
     name, progress = "manifest.parquet", _progress(values, "file")
     with _files.staging(values.output_dir) as staged:
         manifest = staged / name
-        print(sources.scan_source(values.data, manifest, progress=progress))
+        found = sources.scan_source(
+            values.data, manifest, kind=values.kind, progress=progress
+        )
+        print(found)
     print(f"{pathlib.Path(values.output_dir, name)} describes every file.")
 
 

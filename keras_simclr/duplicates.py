@@ -37,7 +37,7 @@ KEYS = np.dtype(
     ]
 )
 
-_NO_KEYS = (0, 0, np.zeros(KEYS["thumbnail"].shape, "uint8"), 0.0)
+NO_KEYS = (0, 0, np.zeros(KEYS["thumbnail"].shape, "uint8"), 0.0)
 
 
 def perceptual_keys(small):
@@ -169,13 +169,13 @@ def repeated(images, others):
         if image is None:
             count = place
         elif np.ptp(image) == 0:
-            keys += [_NO_KEYS] * (not count)
+            keys += [NO_KEYS] * (not count)
         elif place > _MOST_IN_MEMORY and count:
             rest.add(digest_of(image))
         elif place <= _MOST_IN_MEMORY and image.shape[2:] in ((1,), (3,)):
             keys.append(image_keys(image))
         else:
-            keys.append((digest_of(image), *_NO_KEYS[1:]))
+            keys.append((digest_of(image), *NO_KEYS[1:]))
     keys = np.array(keys, KEYS)
     usable = keys["digest"] > 0
     groups = group(keys, usable)

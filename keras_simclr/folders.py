@@ -10,7 +10,7 @@ import pathlib
 import numpy as np
 import tensorflow as tf
 
-from keras_simclr import _checks, _files
+from keras_simclr import _checks, _files, kinds
 from keras_simclr.decoding import (
     FORMATS,
     HEAD,
@@ -22,6 +22,9 @@ from keras_simclr.decoding import (
 from keras_simclr.manifests import read_manifest
 from keras_simclr.scanning import class_labels, duplicate_groups, examine
 from keras_simclr.splits import places_of_split, rows_of_split
+
+# Extensions of files of sounds, and what they hold.
+SOUND_FORMATS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG", ".mp3": "MP3"}
 
 _logger = logging.getLogger("keras_simclr")
 
@@ -68,15 +71,23 @@ def _images_and_others(directory, wanted):
     """Paths of images and of other files; the wanted ones count as images."""
     directory = _files.readable_directory(directory)
     images, others, wanted = [], [], set(wanted)
-    for path in _files.walk(directory, _raise_if_folder, promised_format):
+    for path in _files.walk(directory, raise_if_folder, promised_format):
         is_image = path in wanted or _is_image(directory, path)
         (images if is_image else others).append(path)
     if not images:
+        sounds = sum(promised_sound(path) is not None for path in others)
+        hint = f", {sounds} of them sounds: read them with kind='audio'"
         raise ValueError(
             f"`directory` must hold images ({', '.join(FORMATS)}). "
             f"Received: directory={directory!r} with {len(others)} other files"
+            f"{hint * (sounds > 0)}"
         )
     return sorted(images), others
+
+
+def promised_sound(path):
+    """The format of a sound that a path's extension tells, or None."""
+    return SOUND_FORMATS.get(path[path.rfind(".") :].lower())
 
 
 def _is_image(directory, path):
@@ -91,10 +102,11 @@ def _is_image(directory, path):
     return False
 
 
-def _raise_if_folder(path, kind, error):
+def raise_if_folder(path, kind, error, what="images"):
+    """Refuses folders that cannot be read; for `_files.walk`."""
     if kind == "unreadable folder":
         raise type(error)(
-            "Every sub-directory must be readable, or its images would "
+            f"Every sub-directory must be readable, or its {what} would "
             f"silently be missing. Received: {path!r} ({error.strerror}). "
             "Make it so, with chmod +rx, or move it elsewhere"
         )
@@ -141,6 +153,9 @@ class EncodedImages:
         ValueError: If it holds no image, if `split` is another or empty, or if
             the manifest is that of other images.
     """
+
+    kind = kinds.IMAGES
+    has_folders = False  # Whether names are paths whose folders are classes.
 
     def __init__(
         self,
@@ -191,6 +206,16 @@ class EncodedImages:
         """Opens the image at a place in `paths`, as a binary file."""
         return pathlib.Path(self.directory, self.paths[place]).open("rb")
 
+    def examine(self, place, channels=None):
+        """Reads the image at a place in `paths`: its `scanning.Row`."""
+        opened = functools.partial(self.open_image, place)
+        return examine(self.paths[place], opened, channels)
+
+    def canvas(self, canvas_size):
+        """Shape of what images are laid on, without channels."""
+        side = min(canvas_size, self.largest)
+        return side, side
+
     def _reader(self):
         """A function, for a graph, from a place to the image's bytes."""
         # As they are where possible: copies of a million names take room.
@@ -238,8 +263,10 @@ class EncodedImages:
             self.not_read["not in the manifest"] = len(new)
         self._keep([places[listed.paths[row]] for row in rows])
         self.groups = listed.groups[rows]
-        sides = np.maximum(listed.widths, listed.heights)[rows]
-        self.largest = int(sides.max())
+        self.largest = self._largest(listed.widths[rows], listed.heights[rows])
+
+    def _largest(self, widths, heights):
+        return int(np.maximum(widths, heights).max())
 
     def _found_duplicates(self):
         """Groups of duplicates among few files; None, and said, of many."""
@@ -258,7 +285,7 @@ class EncodedImages:
         key = self.source, tuple(self.paths), states
         if key not in _compared:
             _compared.clear()
-            _compared[key] = duplicate_groups(self.paths, self.open_image)
+            _compared[key] = duplicate_groups(len(self.paths), self.examine)
         return _compared[key]
 
     def _keep(self, places):
@@ -296,21 +323,28 @@ class EncodedImages:
         """
         contents = self._reader()
 
+        def load(place):
+            return decode(contents(place), canvas_size, channels, bits)
+
+        dtype = tf.uint8 if bits == 8 else tf.float32
+        nothing = tf.TensorSpec((0, 0, channels), dtype)
+        return self._in_turn(orders, load, nothing, channels)
+
+    def _in_turn(self, orders, load, nothing, channels=None):
+        """As `read`, where a function of a place loads what is there."""
+
         def turns(order):
             order = tf.concat([order, [_END]], axis=0)
             turn = tf.data.Dataset.range(tf.size(order, tf.int64))
             return turn.map(lambda turn: (order, turn))
 
-        def load(order, turn):
-            def image():
-                image = contents(order[turn])
-                return decode(image, canvas_size, channels, bits)
-
-            def nothing():
-                dtype = tf.uint8 if bits == 8 else tf.float32
-                return tf.zeros((0, 0, channels), dtype)
-
-            return order, turn, tf.cond(order[turn] == _END, nothing, image)
+        def load_turn(order, turn):
+            image = tf.cond(
+                order[turn] == _END,
+                lambda: tf.zeros(nothing.shape, nothing.dtype),
+                lambda: load(order[turn]),
+            )
+            return order, turn, image
 
         before_first = tf.constant(-1, tf.int64)
 
@@ -336,7 +370,7 @@ class EncodedImages:
         # is each image a dataset of its own, whose errors could be ignored one
         # by one: that takes two thirds more time. So the gaps tell.
         images = orders.flat_map(turns).map(
-            load, num_parallel_calls=tf.data.AUTOTUNE
+            load_turn, num_parallel_calls=tf.data.AUTOTUNE
         )
         images = images.ignore_errors().scan(before_first, skip_gap)
         return images.filter(lambda place, _: place != _END)
@@ -346,8 +380,7 @@ class EncodedImages:
         for place in places:
             path = self.paths[place]
             if path not in self.skipped:
-                opened = functools.partial(self.open_image, place)
-                row = examine(path, opened, channels)
+                row = self.examine(place, channels)
                 self.skipped[path] = reason = row.problem or "broken"
                 _logger.warning("Skipped %r: %s", path, reason)
             count, size = len(self.skipped), len(self.paths)
@@ -443,6 +476,8 @@ class ImageFolder(EncodedImages):
     dataset = simclr.dataset_from_directory(folder)
     ```
     """
+
+    has_folders = True
 
     def __init__(self, directory, **kwargs):
         # Without a slash at the end: runs record it.

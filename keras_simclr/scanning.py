@@ -12,7 +12,7 @@ import warnings
 import numpy as np
 import tensorflow as tf
 
-from keras_simclr import _files, duplicates, manifests
+from keras_simclr import _files, duplicates, kinds, manifests
 from keras_simclr.decoding import (
     MOST_PIXELS,
     SMALLEST_SIDE,
@@ -49,6 +49,10 @@ _ADVICE = {
     "NaN or infinity": "Mend it, or take it out.",
     "out of range": "Bring floats to [0, 1].",
     "one value": "There is nothing to see in it: take it out.",
+    "no samples": "Copy or download it again.",
+    "not a sound": "Often a failed download: try again.",
+    "silent": "There is nothing to hear in it: take it out.",
+    "clipped": "It was recorded too loud: nothing to do, but record it anew.",
     "no plug-in": "Install it, or convert the images to JPEG or PNG.",
     "other channels": "Ask for that number: --channels.",
     "wrong extension": "Nothing to do: the content decides.",
@@ -78,6 +82,8 @@ class Scan:
         duplicate_groups: Number of groups of duplicates and near duplicates.
         duplicate_images: Number of images in them.
         class_names: As `class_labels` finds them.
+        kind: What they are; of sounds, sizes are `(samples, samples in a
+            second)`, by length.
 
     Example:
 
@@ -97,20 +103,17 @@ class Scan:
     duplicate_groups: int
     duplicate_images: int
     class_names: tuple
+    kind: kinds.Kind = kinds.IMAGES
 
     def __str__(self):
         unusable = sum(number for number, _ in self.problems.values())
-        images, files = _count(self.images, "image"), _count(unusable, "file")
+        what = self.kind.example
+        images, files = _count(self.images, what), _count(unusable, "file")
         others = _count(self.others, "other file")
         lines = [f"{images} usable, {files} left out, {others}."]
         if self.images:
             formats = [f"{name} {n:,}" for name, n in self.formats.items()]
-            sizes = ["{}x{}".format(*size) for size in self.sizes]
-            lines += [
-                f"Formats: {', '.join(formats)}.",
-                "Sizes: smallest {}, median {}, largest {} "
-                "(width x height).".format(*sizes),
-            ]
+            lines += [f"Formats: {', '.join(formats)}.", self._sizes_in_words()]
         if self.class_names:
             shown = ", ".join(self.class_names[:10])
             more = ", ..." if len(self.class_names) > 10 else ""
@@ -120,13 +123,26 @@ class Scan:
         duplicates = "none"
         if self.duplicate_groups:
             duplicates = (
-                f"{_count(self.duplicate_images, 'image')} in "
+                f"{_count(self.duplicate_images, what)} in "
                 f"{_count(self.duplicate_groups, 'group')}"
             )
         lines.append(f"Duplicates: {duplicates}.")
         lines += _listing("Left out:", self.problems)
         lines += _listing("Used, but worth knowing:", self.remarks)
         return "\n".join(lines)
+
+    def _sizes_in_words(self):
+        if self.kind is kinds.AUDIO:
+            lengths = [samples / rate for samples, rate in self.sizes]
+            return (
+                "Lengths: shortest {:,.2f}, median {:,.2f}, longest {:,.2f} "
+                "seconds.".format(*lengths)
+            )
+        sizes = ["{}x{}".format(*size) for size in self.sizes]
+        return (
+            "Sizes: smallest {}, median {}, largest {} "
+            "(width x height).".format(*sizes)
+        )
 
 
 def _count(number, noun):
@@ -204,9 +220,12 @@ def scan(directory, manifest, *, progress=None):
     paths = sorted(
         [*_files.walk(directory, report, promised_format), *problems]
     )
-    read_file = _reading(
-        paths, lambda x: pathlib.Path(directory, paths[x]).open("rb"), problems
-    )
+
+    def look(place):
+        path = pathlib.Path(directory, paths[place])
+        return examine(paths[place], lambda: path.open("rb"))
+
+    read_file = _reading(paths, look, problems)
 
     def read(place):
         path = paths[place]
@@ -241,27 +260,41 @@ def scan_images(images, manifest, *, progress=None):
     """
     problems = images.left_out
     paths = [*images.paths, *problems]
-    read = _reading(paths, images.open_image, problems)
+    read = _reading(paths, images.examine, problems)
     others = sum(images.not_read.values())
     return write_manifest(
-        images.source, len(paths), read, manifest, progress, others, False
+        images.source,
+        len(paths),
+        read,
+        manifest,
+        progress,
+        others,
+        images.has_folders,
+        images.kind,
     )
 
 
-def _reading(paths, open_image, problems):
+def _reading(paths, look, problems):
     """A function from a place in a list of images to its `Row`."""
 
     def read(place):
         path = paths[place]
         if path in problems:
             return Row(path, problem=problems[path])
-        return examine(path, lambda: open_image(place))
+        return look(place)
 
     return read
 
 
 def write_manifest(
-    source, size, read, manifest, progress=None, others=0, has_folders=True
+    source,
+    size,
+    read,
+    manifest,
+    progress=None,
+    others=0,
+    has_folders=True,
+    kind=kinds.IMAGES,
 ):
     """Writes the manifest of images that are read one by one.
 
@@ -275,6 +308,7 @@ def write_manifest(
         others: Number of files that are no images, beside those that `read`
             finds to be none.
         has_folders: Whether paths tell classes.
+        kind: What they are.
 
     Returns:
         As `scan`.
@@ -294,7 +328,7 @@ def write_manifest(
             )
         pyarrow.parquet.write_table(table, file)
     others += size - len(table)
-    return _summary(table, others, has_folders)
+    return _summary(table, others, has_folders, kind)
 
 
 def _read_all(size, read, progress):
@@ -333,13 +367,12 @@ def _read_all(size, read, progress):
     return table.set_column(place, schema.field(place), pa.array(groups))
 
 
-def duplicate_groups(paths, open_image):
+def duplicate_groups(size, look):
     """Groups of the duplicates among images, as their manifest has them.
 
     Args:
-        paths: Sorted list of their names.
-        open_image: Function of a place in it that opens the image, as a binary
-            file.
+        size: Number of them.
+        look: Function of a place, 0 to `size`, that returns its `Row`.
 
     Returns:
         int64 array: equal for duplicates.
@@ -349,11 +382,11 @@ def duplicate_groups(paths, open_image):
     >>> from sklearn import datasets
     >>> folder = datasets.__path__[0] + "/images/"
     >>> paths = ["china.jpg", "flower.jpg"]
-    >>> duplicate_groups(paths, lambda x: open(folder + paths[x], "rb"))
+    >>> rows = [examine(x, lambda x=x: open(folder + x, "rb")) for x in paths]
+    >>> duplicate_groups(2, lambda place: rows[place])
     array([0, 1])
     """
-    table = _read_all(len(paths), _reading(paths, open_image, {}), None)
-    return table["group"].to_numpy()
+    return _read_all(size, look, None)["group"].to_numpy()
 
 
 def _as_table(rows, schema):
@@ -366,7 +399,7 @@ def _as_table(rows, schema):
     return pa.table(columns, schema)
 
 
-def _summary(table, others, has_folders):
+def _summary(table, others, has_folders, kind):
     """The `Scan` of a manifest."""
     paths, usable = manifests.paths_of(table), table["usable"].to_numpy()
     problems, remarks = {}, {}
@@ -378,7 +411,10 @@ def _summary(table, others, has_folders):
     images = table.filter(usable)
     names, numbers = np.unique(images["format"].to_pylist(), return_counts=True)
     sizes = np.stack([images["width"], images["height"]], axis=1)
-    order = np.argsort(sizes.prod(axis=1, dtype="int64"), kind="stable")
+    extents = sizes.prod(axis=1, dtype="int64")
+    if kind is kinds.AUDIO:
+        extents = sizes[:, 0] / sizes[:, 1]  # Seconds.
+    order = np.argsort(extents, kind="stable")
     shown = order[[0, len(order) // 2, -1]] if len(order) else order
     groups = np.bincount(images["group"].to_numpy(), minlength=1)
     _, class_names = class_labels(
@@ -398,6 +434,7 @@ def _summary(table, others, has_folders):
         duplicate_groups=int((groups > 1).sum()),
         duplicate_images=int(groups[groups > 1].sum()),
         class_names=class_names if has_folders else (),
+        kind=kind,
     )
 
 

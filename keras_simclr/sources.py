@@ -15,8 +15,13 @@ from keras_simclr import (
     number_files,
     scanning,
 )
-from keras_simclr.decoding import SMALLEST_SIDE, converted, fitted
-from keras_simclr.folders import EncodedImages, ImageFolder
+from keras_simclr.decoding import (
+    SMALLEST_SIDE,
+    converted,
+    fitted,
+    promised_format,
+)
+from keras_simclr.folders import EncodedImages, ImageFolder, promised_sound
 from keras_simclr.lists import ImageList
 from keras_simclr.orders import (
     batches_of,
@@ -31,6 +36,7 @@ from keras_simclr.source_words import (
     not_read_in_words,
     parts_in_words,
 )
+from keras_simclr.sounds import SoundFolder, SoundList
 from keras_simclr.splits import rows_of_split
 from keras_simclr.tfds_builders import (
     builder_of,
@@ -175,7 +181,8 @@ def dataset_from_tfds(
 
     dataset = dataset.map(decode, num_parallel_calls=tf.data.AUTOTUNE)
     if isinstance(dataset.element_spec, dict):
-        dataset = _on_canvases(dataset, canvas_size, batch_size, drop_remainder)
+        canvas = canvas_size, canvas_size
+        dataset = _on_canvases(dataset, canvas, batch_size, drop_remainder)
     else:
         dataset = dataset.batch(batch_size, drop_remainder=drop_remainder)
     return dataset.prefetch(tf.data.AUTOTUNE)
@@ -184,27 +191,33 @@ def dataset_from_tfds(
 def dataset_from_directory(
     directory,
     *,
+    kind="images",
     canvas_size=512,
     channels=3,
     bits=8,
+    rate=16_000,
+    seconds=5.0,
     batch_size=256,
     shuffle=True,
     seed=0,
     drop_remainder=True,
 ):
-    """Dataset of batches from the image files in a folder.
+    """Dataset of batches from the image or sound files in a folder.
 
     Every JPEG, PNG or other image file (`decoding.FORMATS`) in it and its
     sub-folders is taken, hidden ones left out. Images of any size are put on a
     square canvas, made smaller where they are larger; the augmentation crops
     from them. Files that cannot be read are skipped and reported, up to a
-    limit.
+    limit. Sounds are WAV, FLAC, OGG and MP3, of any length, rate and channels.
 
     Args:
         directory: Path of the folder; or a `folders.ImageFolder`, which takes
             a manifest, a part of the images, and the limit; or other
             `folders.EncodedImages`: a `lists.ImageList`, `shards.TarShards` or
-            `shards.ParquetShards`.
+            `shards.ParquetShards`, a `sounds.SoundFolder` or
+            `sounds.SoundList`.
+        kind: `"images"`, or `"audio"`: what is looked for in a path. For
+            sounds, `canvas_size`, `channels` and `bits` mean nothing.
         canvas_size: Height and width of the canvas, pixels. With at least
             `image_size / sqrt(scale[0])` of the augmentation, no crop of a
             large image has to be enlarged.
@@ -212,6 +225,8 @@ def dataset_from_directory(
             files with others are skipped and reported.
         bits: 8; or 16 for floats, in which nothing is lost of files of 16 bits.
             They take four times the memory.
+        rate: Samples in a second that sounds are resampled to.
+        seconds: The most that is read of a sound: its middle.
         batch_size: Images in a batch.
         shuffle: Whether every epoch has another random order, a function of
             `seed` and the epoch. If not, the order is that of the paths.
@@ -226,7 +241,7 @@ def dataset_from_directory(
         for 16 bits) of shape
         `(batch_size, canvas_size, canvas_size, channels)`; `sizes`, int32 of
         shape `(batch_size, 2)`, height and width of the image at the upper
-        left;
+        left (of sounds float32 `(batch_size, samples)`, and `(batch_size, 1)`);
         `places`, int64 of shape `(batch_size,)`: those of the images in
         `EncodedImages.paths`, by which an image is known in every pass;
         `labels`, if they are known: of files in sub-folders, the places of
@@ -238,6 +253,7 @@ def dataset_from_directory(
         table are.
 
     Raises:
+        ImportError: If sounds are read, and soundfile is not installed.
         OSError: If there is no such folder, or it may not be read.
         ValueError: If it holds no image, or fewer than a batch.
 
@@ -256,11 +272,13 @@ def dataset_from_directory(
     _checks.choice("bits", bits, (8, 16))
     _checks.integer("batch_size", batch_size, minimum=1)
     _checks.seed("seed", seed)
+    _checks.choice("kind", kind, [x.name for x in _FOLDERS])
     folder = directory
     if not isinstance(folder, EncodedImages):
-        folder = ImageFolder(directory)
+        options = {"rate": rate, "seconds": seconds} if kind == "audio" else {}
+        folder = _FOLDERS[kinds.named(kind)](directory, **options)
     size = len(folder.paths)
-    check_fills_a_batch(size, batch_size, drop_remainder, "images")
+    check_fills_a_batch(size, batch_size, drop_remainder, folder.kind.plural)
     rides_along = {
         name: tf.constant(values)
         for name, values in (
@@ -270,18 +288,18 @@ def dataset_from_directory(
         if values is not None
     }
 
-    canvas_size = min(canvas_size, folder.largest)
+    canvas = folder.canvas(canvas_size)
     # Once more, for what is missing where files are unreadable.
     rounds = 2 if drop_remainder else 1
     places = orders(size, shuffle, seed, rounds)
-    images = folder.read(places, canvas_size, channels, bits)
+    images = folder.read(places, canvas[0], channels, bits)
 
     def element(place, image):
         others = {k: values[place] for k, values in rides_along.items()}
         return {**_with_size(image), "places": place, **others}
 
     dataset = _on_canvases(
-        images.map(element), canvas_size, batch_size, drop_remainder
+        images.map(element), canvas, batch_size, drop_remainder
     )
     if drop_remainder:
         batches = size // batch_size
@@ -297,10 +315,10 @@ def _with_size(image):
     return {"images": image, "sizes": tf.shape(image)[:2]}
 
 
-def _on_canvases(dataset, canvas_size, batch_size, drop_remainder):
-    """Batches of a dataset whose elements have images of any size."""
+def _on_canvases(dataset, canvas, batch_size, drop_remainder):
+    """Batches of images of any size; `canvas` is their shape, less channels."""
     shapes = {name: spec.shape for name, spec in dataset.element_spec.items()}
-    shapes["images"] = (canvas_size, canvas_size, shapes["images"][2])
+    shapes["images"] = (*canvas, *shapes["images"][len(canvas) :])
     return dataset.padded_batch(
         batch_size, shapes, drop_remainder=drop_remainder
     )
@@ -534,12 +552,14 @@ def _dataset_of_numbers(source, *, shuffle=True, **kwargs):
     return dataset
 
 
-def scan_source(data, manifest, *, progress=None):
+def scan_source(data, manifest, *, kind="auto", progress=None):
     """As `scanning.scan`, for what `find_source` takes, except TFDS.
 
     Args:
         data: As in `find_source`.
-        manifest: Path of the manifest to write.
+        manifest: Path of the manifest to write. Of sounds, `width` is the
+            number of samples, and `height` how many make a second.
+        kind: As in `find_source`.
         progress: As `scanning.scan`.
 
     Returns:
@@ -555,9 +575,10 @@ def scan_source(data, manifest, *, progress=None):
     print(scan_source("tar:train-{000..009}.tar", "train.parquet"))
     ```
     """
-    if pathlib.Path(data).is_dir():
+    is_folder = pathlib.Path(data).is_dir()
+    if is_folder and _kind_of_file(data, kind) is kinds.IMAGES:
         return scanning.scan(data, manifest, progress=progress)
-    source = find_source(data)
+    source = find_source(data, kind=kind)
     if isinstance(source, EncodedImages):
         return scanning.scan_images(source, manifest, progress=progress)
     if isinstance(source, number_files.NumberFile):

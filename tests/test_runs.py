@@ -20,6 +20,7 @@ from keras_simclr import (
     flag_texts,
     logs,
     recipe,
+    run_accounts,
     runs,
     scanning,
 )
