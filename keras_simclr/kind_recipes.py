@@ -118,13 +118,22 @@ def parts_of(recipe, element_spec, source):
         }
     examples = elements.unpack(element_spec)["images"]
     elements.Rules(kind).check({"images": examples})
-    found = _MODULES[kind.name].default_augmentation(examples.shape, source)
+    augmentation, encoder = _PARTS[kind]
+    found = augmentation(examples.shape, source)
     view = keras.KerasTensor(examples.shape)
     view = augmentations.at_rest(found["augmentation"], view)
-    encoder = _MODULES[kind.name].default_encoder(
-        view.shape[1:], recipe.width_multiplier
-    )
-    return {"encoder": encoder, **found}
+    return {
+        "encoder": encoder(view.shape[1:], recipe.width_multiplier),
+        **found,
+    }
 
 
-_MODULES = {"audio": audio, "series": series, "tables": tables}
+def _views_of_sounds(shape, source):
+    return {"augmentation": audio.default_augmentation(shape[1], source.rate)}
+
+
+_PARTS = {
+    kinds.AUDIO: (_views_of_sounds, audio.default_encoder),
+    kinds.SERIES: (series.default_augmentation, series.default_encoder),
+    kinds.TABLES: (tables.default_augmentation, tables.default_encoder),
+}

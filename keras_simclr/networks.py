@@ -1,4 +1,4 @@
-"""The encoder and the projection head of the paper."""
+"""The encoder and the projection head of the paper; encoders of others."""
 
 import itertools
 import warnings
@@ -75,6 +75,116 @@ def ResNet(
         x = _residual_block(x, block)
     outputs = keras_layers.GlobalAveragePooling2D(name="representation")(x)
     return keras.Model(inputs, outputs, name=f"resnet{depth}")
+
+
+def ConvNet1D(
+    filters=(64, 128, 128), *, kernel_size=7, input_shape, name="convnet1d"
+):
+    """A small convolutional network over time.
+
+    Each stage is a convolution, batch norm, a ReLU and a max-pooling that
+    halves the time; the last is followed by the mean and the maximum over time
+    instead.
+
+    Args:
+        filters: Channels of each stage.
+        kernel_size: Steps that a convolution sees.
+        input_shape: `(time, channels)`; time may be None.
+        name: Name of the model.
+
+    Returns:
+        A functional `keras.Model` from windows `(batch, time, channels)` to
+        representations `(batch, 2 * filters[-1])`.
+
+    Raises:
+        ValueError: If an argument is out of range, or windows are too short to
+            be halved so often.
+
+    Example:
+
+    >>> ConvNet1D((8, 16), input_shape=(32, 6)).output_shape
+    (None, 32)
+    """
+    for number in filters:
+        _checks.integer("filters", number, minimum=1)
+    _checks.integer("kernel_size", kernel_size, minimum=1)
+    time = input_shape[0]
+    if not filters or (time is not None and time < 2 ** (len(filters) - 1)):
+        raise ValueError(
+            "`filters` must hold one number for each stage, and windows be "
+            "long enough to be halved after each but the last. Received: "
+            f"filters={tuple(filters)}, input_shape={tuple(input_shape)}"
+        )
+    x = inputs = keras.Input(input_shape, name="windows")
+    for stage, number in enumerate(filters, 1):
+        x = keras_layers.Conv1D(
+            number,
+            kernel_size,
+            padding="same",
+            use_bias=False,
+            kernel_initializer="he_normal",
+            name=f"stage{stage}_conv",
+        )(x)
+        x = keras_layers.BatchNormalization(
+            momentum=0.9, epsilon=1e-5, name=f"stage{stage}_bn"
+        )(x)
+        x = keras_layers.ReLU(name=f"stage{stage}_relu")(x)
+        if stage < len(filters):
+            x = keras_layers.MaxPooling1D(name=f"stage{stage}_pool")(x)
+    pools = (
+        keras_layers.GlobalAveragePooling1D(name="mean"),
+        keras_layers.GlobalMaxPooling1D(name="maximum"),
+    )
+    outputs = keras_layers.Concatenate(name="representation")(
+        [pool(x) for pool in pools]
+    )
+    return keras.Model(inputs, outputs, name=name)
+
+
+def MLP(units=(256, 256, 256, 256), *, input_shape, name="mlp"):
+    """A network of dense layers, each with batch norm and a ReLU.
+
+    Args:
+        units: Size of each layer; the last is that of the representation.
+        input_shape: `(columns,)`.
+        name: Name of the model.
+
+    Returns:
+        A functional `keras.Model` from rows `(batch, columns)` to
+        representations `(batch, units[-1])`.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+
+    >>> MLP((32, 16), input_shape=(10,)).output_shape
+    (None, 16)
+
+    References:
+        - Bahri et al. 2021, arXiv:2106.15147 (SCARF), section 4.1.
+
+    Deviation: there is no batch norm there.
+    """
+    if not units:
+        raise ValueError(
+            "`units` must hold the size of one layer at least. Received: "
+            f"units={units!r}"
+        )
+    x = inputs = keras.Input(input_shape, name="rows")
+    for layer, number in enumerate(units, 1):
+        _checks.integer("units", number, minimum=1)
+        x = keras_layers.Dense(
+            number,
+            use_bias=False,
+            kernel_initializer="he_normal",
+            name=f"layer{layer}_dense",
+        )(x)
+        x = keras_layers.BatchNormalization(
+            momentum=0.9, epsilon=1e-5, name=f"layer{layer}_bn"
+        )(x)
+        x = keras_layers.ReLU(name=f"layer{layer}_relu")(x)
+    return keras.Model(inputs, x, name=name)
 
 
 def stem_for(side):

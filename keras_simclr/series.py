@@ -7,10 +7,10 @@ window by seed and place, as `random_layers` says.
 import keras
 import numpy as np
 import tensorflow as tf
-from keras import layers as keras_layers
 
 from keras_simclr import _checks, kinds
 from keras_simclr.adapted import AdaptedLayer
+from keras_simclr.networks import ConvNet1D as ConvNet1D
 from keras_simclr.programs import shape_of
 from keras_simclr.random_layers import (
     RandomLayer,
@@ -35,7 +35,7 @@ class SeriesLayer(RandomLayer):
 
 
 @keras.saving.register_keras_serializable(package="keras_simclr")
-class Standardization(AdaptedLayer):
+class Standardization(AdaptedLayer, SeriesLayer):
     """Brings each channel to mean 0 and standard deviation 1, at rest too.
 
     Both are those of the examples that `adapt` was shown, and are saved with
@@ -66,9 +66,6 @@ class Standardization(AdaptedLayer):
     >>> print(f"{np.mean(views):.3f} {np.std(views):.3f}")
     0.000 1.000
     """
-
-    kind = kinds.SERIES
-    _axes = SeriesLayer._axes
 
     def _build(self, width):
         self.mean = self._add_state("mean", (width,))
@@ -509,19 +506,24 @@ class RandomTimeWarp(SeriesLayer):
 
 @keras.saving.register_keras_serializable(package="keras_simclr")
 class RandomCrop1D(SeriesLayer):
-    """Cuts a stretch out of each window, and brings it to the same length.
+    """Cuts a stretch out of each window, and brings it to one length.
 
-    Like `RandomResizedCrop` of images: the share of the window is uniform in
-    `scale`, and so is where it lies. Movements get slower by it.
+    Where it lies is uniform. Movements are slower in it where `scale` is less
+    than 1. Two stretches of a window that is longer than `length` show two
+    moments of what was recorded.
+
+    At rest (`training=False`) the views are the middle `length` steps.
 
     Args:
-        scale: Pair `(low, high)`, share of the window, `0 < low <= high <= 1`.
+        length: Steps of the views; None: as many as the window has.
+        scale: Pair `(low, high)`: steps of the stretch, as a share of those of
+            the view, uniform, `0 < low <= high <= 1`.
         seed: Integer, or None for a random one.
         **kwargs: `name` of the layer.
 
     Call arguments:
-        windows: Floats.
-        training: Whether to crop. If False the windows come back as float.
+        windows: Floats, of at least `length` steps.
+        training: Whether to crop at random.
         seed: Pair of integers, or None to count the layer's own calls.
         part: As of `RandomResizedCrop`.
 
@@ -529,33 +531,67 @@ class RandomCrop1D(SeriesLayer):
         `(batch, time, channels)` or `(time, channels)`.
 
     Output shape:
-        Same as input, float32.
+        `(batch, length, channels)` or `(length, channels)`, float32.
 
     Raises:
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of range, or windows are too short.
 
     Example:
 
-    >>> RandomCrop1D()(np.ones((2, 16, 3)), seed=(0, 1)).shape
-    TensorShape([2, 16, 3])
+    >>> RandomCrop1D(12)(np.ones((2, 16, 3)), seed=(0, 1)).shape
+    TensorShape([2, 12, 3])
     """
 
     _draws_per_example = 2
 
-    def __init__(self, scale=(0.5, 1.0), *, seed=None, **kwargs):
+    def __init__(self, length=None, *, scale=(0.5, 1.0), seed=None, **kwargs):
         super().__init__(seed=seed, **kwargs)
+        if length is not None:
+            _checks.integer("length", length, minimum=2)
+        self.length = length
         self.scale = _checks.positive_range("scale", scale, high=1)
+
+    def _check_shape(self, shape):
+        super()._check_shape(shape)
+        if self.length and shape[1] is not None and shape[1] < self.length:
+            raise ValueError(
+                "Windows must have as many steps as their views, or more. "
+                f"Received: windows of shape {shape} for length={self.length}"
+            )
 
     def _transform(self, windows, draws):
         time = shape_of(windows)[1]
-        last = tf.cast(time - 1, tf.float32)
+        length = self.length or time
         share = between(draws[:, :1], *self.scale)
-        start = draws[:, 1:] * (1.0 - share) * last
-        steps = tf.cast(tf.range(time), tf.float32)
-        return _resampled(windows, start + share * steps)
+        spare = tf.cast(time - 1, tf.float32)
+        spare -= share * tf.cast(length - 1, tf.float32)
+        steps = tf.cast(tf.range(length), tf.float32)
+        return _resampled(windows, draws[:, 1:] * spare + share * steps)
+
+    def _at_rest(self, windows):
+        return self.plain_at_rest(tf.cast(windows, tf.float32))
+
+    def plain_at_rest(self, windows):
+        if self.length is None:
+            return windows
+        # Of Keras: of what is symbolic, too.
+        time = keras.ops.shape(windows)[1]
+        start = (time - self.length) // 2
+        return windows[:, start : start + self.length]
+
+    def examples_shape(self, shape):
+        return (shape[0], self.length or shape[1], shape[2])
+
+    def compute_output_shape(self, input_shape, *args, **kwargs):
+        *batch, time, channels = input_shape
+        return (*batch, self.length or time, channels)
 
     def get_config(self):
-        return {**super().get_config(), "scale": self.scale}
+        return {
+            **super().get_config(),
+            "length": self.length,
+            "scale": self.scale,
+        }
 
 
 @keras.saving.register_keras_serializable(package="keras_simclr")
@@ -608,70 +644,6 @@ class RandomMask(SeriesLayer):
 
     def get_config(self):
         return {**super().get_config(), "share": self.share}
-
-
-def ConvNet1D(
-    filters=(64, 128, 128), *, kernel_size=7, input_shape, name="convnet1d"
-):
-    """A small convolutional network over time.
-
-    Each stage is a convolution, batch norm, a ReLU and a max-pooling that
-    halves the time; the last is followed by the mean and the maximum over time
-    instead.
-
-    Args:
-        filters: Channels of each stage.
-        kernel_size: Steps that a convolution sees.
-        input_shape: `(time, channels)`; time may be None.
-        name: Name of the model.
-
-    Returns:
-        A functional `keras.Model` from windows `(batch, time, channels)` to
-        representations `(batch, 2 * filters[-1])`.
-
-    Raises:
-        ValueError: If an argument is out of range, or windows are too short to
-            be halved so often.
-
-    Example:
-
-    >>> ConvNet1D((8, 16), input_shape=(32, 6)).output_shape
-    (None, 32)
-    """
-    for number in filters:
-        _checks.integer("filters", number, minimum=1)
-    _checks.integer("kernel_size", kernel_size, minimum=1)
-    time = input_shape[0]
-    if not filters or (time is not None and time < 2 ** (len(filters) - 1)):
-        raise ValueError(
-            "`filters` must hold one number for each stage, and windows be "
-            "long enough to be halved after each but the last. Received: "
-            f"filters={tuple(filters)}, input_shape={tuple(input_shape)}"
-        )
-    x = inputs = keras.Input(input_shape, name="windows")
-    for stage, number in enumerate(filters, 1):
-        x = keras_layers.Conv1D(
-            number,
-            kernel_size,
-            padding="same",
-            use_bias=False,
-            kernel_initializer="he_normal",
-            name=f"stage{stage}_conv",
-        )(x)
-        x = keras_layers.BatchNormalization(
-            momentum=0.9, epsilon=1e-5, name=f"stage{stage}_bn"
-        )(x)
-        x = keras_layers.ReLU(name=f"stage{stage}_relu")(x)
-        if stage < len(filters):
-            x = keras_layers.MaxPooling1D(name=f"stage{stage}_pool")(x)
-    pools = (
-        keras_layers.GlobalAveragePooling1D(name="mean"),
-        keras_layers.GlobalMaxPooling1D(name="maximum"),
-    )
-    outputs = keras_layers.Concatenate(name="representation")(
-        [pool(x) for pool in pools]
-    )
-    return keras.Model(inputs, outputs, name=name)
 
 
 def default_augmentation(shape, source=None):

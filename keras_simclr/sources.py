@@ -31,18 +31,19 @@ from keras_simclr.orders import (
     places_in_a_batch,
 )
 from keras_simclr.shards import ParquetShards, TarShards
+from keras_simclr.sounds import SoundFolder, SoundList
 from keras_simclr.source_words import (
     classes_in_words,
     not_read_in_words,
     parts_in_words,
 )
-from keras_simclr.sounds import SoundFolder, SoundList
 from keras_simclr.splits import rows_of_split
 from keras_simclr.tfds_builders import (
     builder_of,
     check_can_prepare,
     split_size,
 )
+from keras_simclr.windows import windows_of_all
 
 # Examples that wait, still encoded, to be drawn in random order.
 _SHUFFLE_BUFFER = 16_384
@@ -54,6 +55,8 @@ def dataset_from_arrays(
     images,
     labels=None,
     *,
+    window=None,
+    stride=None,
     batch_size=256,
     shuffle=True,
     seed=0,
@@ -62,8 +65,15 @@ def dataset_from_arrays(
     """Dataset of batches from arrays in memory.
 
     Args:
-        images: Array of shape `(N, ...)`, or a dictionary of such arrays.
-        labels: Array of shape `(N,)`, or None.
+        images: Array of shape `(N, ...)`, or a dictionary of such arrays. With
+            `window`, recordings of series: a list of arrays `(time, channels)`
+            of any length, or an array `(N, time, channels)`.
+        labels: Array of shape `(N,)`, or None. Of recordings also a list of
+            arrays `(time,)`: a window has the most frequent of its steps.
+        window: Steps of the windows that recordings are cut into; those with
+            gaps (NaN) are left out. None: nothing is cut. Windows overlap:
+            divide recordings into those to train and to test on, not windows.
+        stride: Steps from one window to the next; None for half a window.
         batch_size: Images in a batch.
         shuffle: Whether every epoch has another random order.
         seed: Integer the orders depend on.
@@ -83,6 +93,13 @@ def dataset_from_arrays(
     >>> dataset.element_spec.shape, len(dataset)
     (TensorShape([4, 8, 8, 3]), 2)
     """
+    if window is not None:
+        images, labels, _ = windows_of_all(images, labels, window, stride)
+    elif stride is not None:
+        raise ValueError(
+            "`stride` is that of windows: tell `window`, too. Received: "
+            f"stride={stride!r}"
+        )
     return batches_of(
         (images, labels),
         batch_size,

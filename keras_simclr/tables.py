@@ -3,11 +3,11 @@
 import keras
 import numpy as np
 import tensorflow as tf
-from keras import layers as keras_layers
 
 from keras_simclr import _checks, kinds
 from keras_simclr.adapted import AdaptedLayer
 from keras_simclr.columns import Table as Table, read_table as read_table
+from keras_simclr.networks import MLP as MLP
 from keras_simclr.random_layers import rows_and_total, uniforms
 
 _KEPT_ROWS = 10_000
@@ -147,52 +147,6 @@ def _checked_groups(groups):
             f"Received: groups={groups!r}"
         )
     return found.tolist()
-
-
-def MLP(units=(256, 256, 256, 256), *, input_shape, name="mlp"):
-    """A network of dense layers, each with batch norm and a ReLU.
-
-    Args:
-        units: Size of each layer; the last is that of the representation.
-        input_shape: `(columns,)`.
-        name: Name of the model.
-
-    Returns:
-        A functional `keras.Model` from rows `(batch, columns)` to
-        representations `(batch, units[-1])`.
-
-    Raises:
-        ValueError: If an argument is out of range.
-
-    Example:
-
-    >>> MLP((32, 16), input_shape=(10,)).output_shape
-    (None, 16)
-
-    References:
-        - Bahri et al. 2021, arXiv:2106.15147 (SCARF), section 4.1.
-
-    Deviation: there is no batch norm there.
-    """
-    if not units:
-        raise ValueError(
-            "`units` must hold the size of one layer at least. Received: "
-            f"units={units!r}"
-        )
-    x = inputs = keras.Input(input_shape, name="rows")
-    for layer, number in enumerate(units, 1):
-        _checks.integer("units", number, minimum=1)
-        x = keras_layers.Dense(
-            number,
-            use_bias=False,
-            kernel_initializer="he_normal",
-            name=f"layer{layer}_dense",
-        )(x)
-        x = keras_layers.BatchNormalization(
-            momentum=0.9, epsilon=1e-5, name=f"layer{layer}_bn"
-        )(x)
-        x = keras_layers.ReLU(name=f"layer{layer}_relu")(x)
-    return keras.Model(inputs, x, name=name)
 
 
 def default_augmentation(shape, source=None):

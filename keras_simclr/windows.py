@@ -1,5 +1,7 @@
 """Windows of long recordings, and features of them that need no network."""
 
+import warnings
+
 import numpy as np
 
 from keras_simclr import _checks
@@ -117,3 +119,95 @@ def windows_of(recording, window=128, stride=64):
     windows = recording.astype("float32")[places]
     is_whole = np.isfinite(windows).all(axis=(1, 2))
     return windows[is_whole], starts[is_whole]
+
+
+def windows_of_all(recordings, labels=None, window=128, stride=None):
+    """Windows of many recordings, and their labels, as `windows_of` cuts them.
+
+    Args:
+        recordings: List of arrays of shape `(time, channels)`, of any length;
+            or one array of shape `(N, time, channels)`.
+        labels: For each recording a label, or an array `(time,)` of a label for
+            each step, of which a window has the most frequent; or None.
+        window: Steps in a window, at least 2.
+        stride: Steps from one window to the next; None for half a window.
+
+    Returns:
+        float32 array of shape `(N, window, channels)`; an array of labels of
+        shape `(N,)`, or None; and the place of each window's recording, `(N,)`.
+
+    Raises:
+        ValueError: If no recording has a window, they differ in channels, or
+            there is not one label for each recording or for each of its steps.
+
+    Example:
+
+    >>> recordings = [np.zeros((300, 6)), np.ones((200, 6))]
+    >>> windows, labels, places = windows_of_all(
+    ...     recordings, ["walk", "run"], 100, 100
+    ... )
+    >>> windows.shape, labels.tolist(), places.tolist()
+    ((5, 100, 6), ['walk', 'walk', 'walk', 'run', 'run'], [0, 0, 0, 1, 1])
+    """
+    stride = max(1, window // 2) if stride is None else stride
+    if isinstance(recordings, np.ndarray) and recordings.ndim != 3:
+        raise ValueError(
+            "Recordings must be a list of arrays (time, channels), or an array "
+            "(N, time, channels). Received: an array of shape "
+            f"{recordings.shape}. If it is one recording, write [recording]"
+        )
+    recordings = list(recordings)
+    if labels is not None and len(labels) != len(recordings):
+        raise ValueError(
+            "There must be labels for each recording. Received: "
+            f"{len(labels)} for {len(recordings)} recordings"
+        )
+    cut, found, short = [], [], 0
+    for place, recording in enumerate(recordings):
+        windows, starts = windows_of(recording, window, stride)
+        short += not len(windows)
+        cut.append(windows)
+        if labels is not None:
+            found += _labels_of(labels[place], len(recording), starts, window)
+    channels = sorted({windows.shape[2] for windows in cut})
+    if len(channels) > 1:
+        raise ValueError(
+            "Recordings must have the same channels. Received: "
+            f"{' and '.join(map(str, channels))} of them"
+        )
+    if short == len(recordings):
+        longest = max(map(len, recordings), default=0)
+        raise ValueError(
+            f"A recording must have a window without gaps. Received: "
+            f"window={window} for {len(recordings)} recordings of at most "
+            f"{longest} steps"
+        )
+    if short:
+        warnings.warn(
+            f"{short} of {len(recordings)} recordings have no window of "
+            f"{window} steps without gaps, and are left out.",
+            stacklevel=3,
+        )
+    places = np.repeat(np.arange(len(cut)), list(map(len, cut)))
+    return (
+        np.concatenate(cut),
+        None if labels is None else np.array(found),
+        places,
+    )
+
+
+def _labels_of(label, length, starts, window):
+    """A label for each window, of one for the recording or for each step."""
+    label = np.asarray(label)
+    if label.ndim == 0:
+        return [label[()]] * len(starts)
+    if label.shape != (length,):
+        raise ValueError(
+            "Labels must be one for each recording, or one for each of its "
+            f"steps. Received: labels of shape {label.shape} for {length} steps"
+        )
+    values, places = np.unique(label, return_inverse=True)
+    return [
+        values[np.bincount(places[start : start + window]).argmax()]
+        for start in starts
+    ]

@@ -87,7 +87,7 @@ OF_SERIES = {
     series.RandomJitter: {"stddev": 0.2, "seed": 12},
     series.RandomPermutation: {"segments": 4, "seed": 13},
     series.RandomTimeWarp: {"stddev": 0.4, "knots": 4, "seed": 14},
-    series.RandomCrop1D: {"scale": (0.3, 0.7), "seed": 15},
+    series.RandomCrop1D: {"length": 12, "scale": (0.3, 0.7), "seed": 15},
     series.RandomMask: {"share": 0.6, "seed": 16},
 }
 OF_TABLES = {

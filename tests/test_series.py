@@ -88,6 +88,7 @@ def test_what_is_no_series_is_refused(layer):
         (series.RandomPermutation, {"segments": 1}, "segments"),
         (series.RandomTimeWarp, {"stddev": 0.0}, "stddev"),
         (series.RandomTimeWarp, {"knots": 1}, "knots"),
+        (series.RandomCrop1D, {"length": 1}, "length"),
         (series.RandomCrop1D, {"scale": (0.5, 1.5)}, "scale"),
         (series.RandomCrop1D, {"scale": 0.5}, "scale"),
         (series.RandomMask, {"share": 0.0}, "share"),
@@ -236,7 +237,7 @@ def at_places(places):
 
 
 def test_crop_is_a_stretch_of_the_window():
-    layer = series.RandomCrop1D((0.2, 0.6))
+    layer = series.RandomCrop1D(scale=(0.2, 0.6))
     draws = draws_of(layer, 40)
     share, start = np.asarray(draws, "float64").T[:, :, None]
     share = 0.2 + 0.4 * share
@@ -247,8 +248,35 @@ def test_crop_is_a_stretch_of_the_window():
     np.testing.assert_allclose(views, at_places(places), atol=1e-4)
 
 
+def test_crop_of_a_length_lies_anywhere_and_in_the_middle_at_rest():
+    steps = np.tile(np.arange(32.0)[:, None], (DRAWS // 4, 1, 1))
+    layer = series.RandomCrop1D(8, scale=(1.0, 1.0))
+    views = layer(steps, seed=(0, 1)).numpy()[..., 0]
+    np.testing.assert_allclose(np.diff(views, axis=1), 1.0, atol=1e-4)
+    assert stats.kstest(views[:, 0], "uniform", (0, 24)).pvalue > 0.001
+    rest = layer(steps, training=False)
+    np.testing.assert_array_equal(rest[0, :, 0], np.arange(12.0, 20.0))
+    plain = keras.Input((32, 1))
+    plain = keras.Model(plain, layer.plain_at_rest(plain))
+    np.testing.assert_array_equal(plain(steps[:2]), rest[:2])
+    with pytest.raises(ValueError, match=r"windows of shape .* for length=8"):
+        layer(steps[:, :7])
+
+
+def test_model_of_crops_takes_longer_windows():
+    layers = [series.Standardization(), series.RandomCrop1D(8)]
+    encoder = series.ConvNet1D((4,), input_shape=(8, 6))
+    model = simclr.SimCLRModel(encoder, augmentation=layers)
+    features.adapt(model, simclr.dataset_from_arrays(WINDOWS, batch_size=8))
+    model.compile()
+    model.fit(WINDOWS, batch_size=20, epochs=1, verbose=0)
+    h = model.predict(WINDOWS[:4], verbose=0)
+    middle = model.predict(WINDOWS[:4, 12:20], verbose=0)
+    np.testing.assert_allclose(h, middle, atol=1e-6)
+
+
 def test_whole_crop_is_the_window():
-    views = series.RandomCrop1D((1.0, 1.0))(WINDOWS, seed=(0, 1))
+    views = series.RandomCrop1D(scale=(1.0, 1.0))(WINDOWS, seed=(0, 1))
     np.testing.assert_allclose(views, WINDOWS, atol=1e-6)
 
 

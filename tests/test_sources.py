@@ -17,6 +17,7 @@ from keras_simclr import (
     image_sets,
     recipe,
     sources,
+    tfds_builders,
 )
 
 

@@ -3,8 +3,9 @@ import itertools
 import numpy as np
 import pytest
 
+import keras_simclr as simclr
 from keras_simclr import windows
-from keras_simclr.windows import statistics, windows_of
+from keras_simclr.windows import statistics, windows_of, windows_of_all
 
 RNG = np.random.default_rng(0)
 STEPS = np.arange(64)
@@ -144,3 +145,60 @@ def test_constant_is_what_float32_cannot_tell_from_it():
     mean, stddev = channels.mean(axis=0), channels.std(axis=0)
     assert windows.is_constant(mean, stddev).all()
     assert not windows.is_constant(np.float64(101_325.0), 1.0)
+
+
+def test_recordings_of_any_length_become_windows_of_their_labels():
+    recordings = [RNG.normal(size=(n, 2)) for n in (30, 16, 40)]
+    recordings[2][35] = np.nan
+    found, labels, _ = windows_of_all(recordings, ["a", "b", "c"], 16)
+    assert labels.tolist() == ["a", "a", "b", "c", "c", "c"]
+    parts = [windows_of(x, 16, 8)[0] for x in recordings]
+    np.testing.assert_array_equal(found, np.concatenate(parts))
+
+
+def test_labels_of_steps_become_the_most_frequent():
+    steps = np.repeat([5, 3, -1], [10, 12, 10])
+    _, labels, _ = windows_of_all([np.zeros((32, 2))], [steps], 8, 8)
+    assert labels.tolist() == [5, 3, 3, -1]
+    _, mixed, _ = windows_of_all(np.zeros((2, 32, 2)), [steps, 7], 8, 8)
+    assert mixed.tolist() == [5, 3, 3, -1, 7, 7, 7, 7]
+
+
+def test_recordings_without_windows_are_said():
+    recordings = [np.zeros((5, 2)), np.zeros((8, 2)), np.full((9, 2), np.nan)]
+    with pytest.warns(UserWarning, match="2 of 3 recordings have no window"):
+        found, labels, _ = windows_of_all(recordings, [1, 2, 3], 8)
+    assert len(found) == 1
+    assert labels.tolist() == [2]
+
+
+@pytest.mark.parametrize(
+    ("recordings", "labels", "words"),
+    [
+        ([], None, "window=8 for 0 recordings of at most 0 steps"),
+        ([np.zeros((7, 2))], None, "window=8 for 1 recordings of at most 7"),
+        ([np.zeros((9, 2)), np.zeros((9, 3))], None, "2 and 3 of them"),
+        (np.zeros((9, 2)), None, r"write \[recording\]"),
+        ([np.zeros((9, 2))], [1, 2], "2 for 1 recordings"),
+        ([np.zeros((9, 2))], [[1, 2]], r"shape \(2,\) for 9 steps"),
+    ],
+)
+def test_recordings_of_no_use_are_refused(recordings, labels, words):
+    with pytest.raises(ValueError, match=f"must .*Received: .*{words}"):
+        windows_of_all(recordings, labels, 8)
+
+
+def test_dataset_of_recordings_has_their_windows():
+    recordings = [RNG.normal(size=(n, 2)) for n in (32, 24)]
+    dataset = simclr.dataset_from_arrays(
+        recordings, [4, 5], window=8, stride=8, batch_size=7, shuffle=False
+    )
+    ((batch, labels),) = dataset
+    np.testing.assert_array_equal(
+        batch, windows_of_all(recordings, None, 8, 8)[0]
+    )
+    assert labels.numpy().tolist() == [4, 4, 4, 4, 5, 5, 5]
+    (batch,) = simclr.dataset_from_arrays(recordings, window=8, batch_size=9)
+    assert batch.shape == (9, 8, 2)
+    with pytest.raises(ValueError, match=r"tell `window`, too.*stride=8"):
+        simclr.dataset_from_arrays(np.zeros((9, 8, 2)), stride=8, batch_size=4)
