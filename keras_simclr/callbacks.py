@@ -455,6 +455,7 @@ class Doctor(Measures):
         self._cases.append(case | self._seen)
         found = doctor.findings_in(self._cases)
         for rule, text, values in found:
+            text = self.model.kind.said(text)
             if rule not in self._speaking:
                 self.findings.append(
                     {

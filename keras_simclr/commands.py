@@ -24,6 +24,7 @@ from keras_simclr import (
     finetuning,
     fingerprints,
     flag_texts,
+    kinds,
     neighbours,
     official,
     planning,
@@ -252,7 +253,7 @@ def _predict(values):
     row_files.write_table(
         values.output_dir,
         "predictions.csv",
-        "classified images",
+        f"classified {kinds.named(data.kind).plural}",
         lambda *path_and_names: classification.write_predictions(
             values.model, images, *path_and_names, _progress(values, "image")
         ),

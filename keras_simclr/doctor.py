@@ -116,7 +116,7 @@ def of_images(images, views):
         "duplicates": _share_of_duplicates(images.reshape(len(images), -1)),
     }
     if views[0].shape == images.shape:
-        values["change"] = min(_rms(view - images) / unit for view in views)
+        values["change"] = max(_rms(view - images) / unit for view in views)
     if images.ndim == 4:
         clipped = [np.mean((x <= 0) | (x >= 1)) for x in (images, *views)]
         values["largest"] = float(images.max())

@@ -278,7 +278,7 @@ def evaluate(
     probes, amounts = _chosen(probes, labels, draws, thorough, features_dir)
     encoders = _opened(encoders or {}, model, probes)
     start = time.perf_counter()
-    say = functools.partial(_say, report, kind)
+    say = functools.partial(kind.tell, report)
     load = _loader(model, encoders, class_names, say, progress)
     tables = _tables(encoders, train, test)
     examples, splits = _load(train, test, draws, seed, load, say, tables)
@@ -311,11 +311,6 @@ def evaluate(
         "seconds": round(time.perf_counter() - start),
     }
     return Evaluation(tuple(rows), tuple(gains), tuple(left_out), settings)
-
-
-def _say(report, kind, text):
-    if report:
-        report(kind.said(text))
 
 
 def _loader(model, encoders, class_names, report, progress):
@@ -519,7 +514,7 @@ def _in_words(probes, splits, thorough, kind, baselines, estimators):
     """What all examples are, and what is fixed in each probe, by name."""
     words = {"examples": kind.said(_examples_in_words(splits))}
     for probe in probes:
-        words[probe] = finetuning.SETTINGS
+        words[probe] = finetuning.settings_in_words(kind)
         if probe in KINDS:
             train = len(splits[0].train)
             words[probe] = settings_in_words(probe, train, not thorough)

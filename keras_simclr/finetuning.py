@@ -15,6 +15,7 @@ from keras_simclr import (
     _files,
     copies,
     fit_data,
+    kinds,
     labelled,
     pretrained,
 )
@@ -23,6 +24,7 @@ from keras_simclr.evaluation_views import plain_view, with_evaluation_view
 from keras_simclr.features import (
     FEW_IMAGES,
     check_fits,
+    kind_of_model,
     settle_batch_norm,
     view_of,
 )
@@ -38,13 +40,19 @@ _TESTED_PER_STEP = 200  # Images that are classified in the time of a step.
 # held out: 0.003 to 0.3 were tried, and up to 1 from scratch.
 _LEARNING_RATES = {"finetune": 0.1, "scratch": 0.3}
 _INVERSE_PENALTY = 0.1  # scikit-learn's C, where fine-tuning starts from.
-SETTINGS = (
+_SETTINGS = (
     f"from a logistic regression with C={_INVERSE_PENALTY}, at least "
     f"{_FEWEST_STEPS} steps (growing with the root of the labels), batches of "
-    f"{_BATCH_SIZE}, crops and flips as in pretraining, SGD with Nesterov "
-    f"momentum {_MOMENTUM} and a rate of {_LEARNING_RATES['finetune']} "
-    f"({_LEARNING_RATES['scratch']} from scratch), cosine decay"
+    f"{_BATCH_SIZE}, {{views}}SGD with Nesterov momentum {_MOMENTUM} and a "
+    f"rate of {_LEARNING_RATES['finetune']} ({_LEARNING_RATES['scratch']} from "
+    "scratch), cosine decay"
 )
+
+
+def settings_in_words(kind):
+    """What is fixed in fine-tuning, for examples of a `kinds.Kind`."""
+    views = "crops and flips as in pretraining, " * (kind is kinds.IMAGES)
+    return _SETTINGS.format(views=views)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +66,7 @@ class FineTuning:
             probabilities, of Keras's own layers.
         classes: Label of each probability.
         steps: Steps that it was trained for.
+        kind: `kinds.Kind` of the examples.
         predictions: Label found for each test example.
     """
 
@@ -65,13 +74,15 @@ class FineTuning:
     classifier: keras.Model
     classes: tuple
     steps: int
+    kind: kinds.Kind
     predictions: np.ndarray = dataclasses.field(repr=False, compare=False)
 
     def __str__(self):
         accuracy = "not tested"
         if self.accuracy is not None:
             accuracy = f"accuracy {self.accuracy:.2%}"
-        return f"fine-tuned {accuracy} ({self.steps} steps, {SETTINGS})"
+        settings = settings_in_words(self.kind)
+        return f"fine-tuned {accuracy} ({self.steps} steps, {settings})"
 
 
 def fine_tune(
@@ -150,10 +161,14 @@ def fine_tune(
     copies.check_finite(model)
     if isinstance(model, SimCLRModel):
         plain_view(model)  # Refuses now what has no plain layers.
-    check = functools.partial(check_fits, model)
-    examples = labelled.load_labelled("train", train, check=check)
+    load = functools.partial(
+        labelled.load_labelled,
+        kind=kind_of_model(model),
+        check=functools.partial(check_fits, model),
+    )
+    examples = load("train", train)
     if test is not None:
-        tests = labelled.load_labelled("test", test, check=check)
+        tests = load("test", test)
         labelled.warn_of_classes(examples["labels"], tests["labels"])
     tuner = Tuner(
         model,
@@ -174,6 +189,7 @@ def fine_tune(
         classifier=classifier,
         classes=tuple(tuner.classes.tolist()),
         steps=steps_for(len(examples["labels"])),
+        kind=kind_of_model(model),
         predictions=predictions,
     )
 

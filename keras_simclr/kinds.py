@@ -39,8 +39,16 @@ class Kind:
         >>> TABLES.said("9 images, of which one image is broken.")
         '9 rows, of which one row is broken.'
         """
+        if self is IMAGES:
+            return text
+        text = re.sub(r"\b(raw )?pixels\b", self.raw, text)
         text = re.sub(r"\bimages\b", self.plural, text)
         return re.sub(r"\bimage\b", self.example, text)
+
+    def tell(self, report, text):
+        """Tells a function, unless it is None, what is `said`."""
+        if report:
+            report(self.said(text))
 
 
 IMAGES = Kind("images", "image", "images", 4, "pixels", sized=2)

@@ -79,22 +79,24 @@ class NumberFile:
 
     def _read_table(self, path_of_columns):
         table = columns.arrow_table(self.source)
-        self.label = self._label_in(table.column_names)
+        is_known = path_of_columns is not None
+        self.label = self._label_in(table.column_names, is_known)
         found = columns.read_table(table, self.label, space=path_of_columns)
         self.images, self.labels = found.rows, found.labels
         self.class_names, self.groups = found.class_names, found.groups
         self.notes, self.space = found.left_out, found.space
 
-    def _label_in(self, names):
-        """The column of labels, if there is one or it is asked for."""
-        if self.label is None and _LABEL in names:
-            return _LABEL
-        return self.label
+    def _label_in(self, names, may_be_missing=False):
+        """The column of labels, if there is one or there must be."""
+        label = self.label or _LABEL
+        is_wanted = self.label is not None and not may_be_missing
+        return label if label in names or is_wanted else None
 
     def _read_series(self):
         table = columns.arrow_table(self.source)
         names = table.column_names
-        self.label = self._label_in(names)
+        # That of a run may be missing where there are no labels.
+        self.label = self._label_in(names, self.label == _LABEL)
         self.window = self.window or _WINDOW
         self.stride = self.stride or max(1, self.window // 2)
         labels = None

@@ -513,7 +513,7 @@ def open_dataset(
     dataset = open_dataset("flowers.npz", "train[:90%]", batch_size=64)
     ```
     """
-    if not isinstance(source, EncodedImages):
+    if isinstance(source, (str, os.PathLike)):
         source = find_source(source, split)
     if isinstance(source, EncodedImages):
         return dataset_from_directory(
