@@ -282,7 +282,7 @@ def evaluate(
     load = _loader(model, encoders, class_names, say, progress)
     tables = _tables(encoders, train, test)
     examples, splits = _load(train, test, draws, seed, load, say, tables)
-    remarks = [kind.said(x) for x in _remarks(examples, splits)]
+    remarks = _remarks(examples, splits, kind)
     jobs, left_out = sampling.plan_jobs(
         examples["labels"], splits, amounts, draws, seed
     )
@@ -415,18 +415,21 @@ def with_groups(examples, report):
     return Labelled({**examples, "groups": groups})
 
 
-def _remarks(examples, splits):
+def _remarks(examples, splits, kind):
     """Logs, and returns in sentences, what classes and duplicates tell."""
-    remarks = _remarks_on(examples, splits)
+    remarks = [kind.said(x) for x in _remarks_on(examples, splits, kind)]
     for remark in remarks:
         _logger.warning(remark)
     return remarks
 
 
-def _remarks_on(examples, splits):
+def _remarks_on(examples, splits, kind):
     labels, groups, split = examples["labels"], examples["groups"], splits[0]
     if len(splits) > 1:
         count = len(groups) - len(np.unique(groups))
+        if kind is kinds.SERIES and count:
+            recordings = len(np.unique(groups))
+            return [f"They are of {recordings} recordings: none is divided."]
         words = (
             f"{count} of {len(groups)} images are duplicates of others, from "
             "which they are not divided."

@@ -190,7 +190,8 @@ def _introduce(report, recipe, data, source, steps, added):
         f"{steps * recipe.batch_size:,} {kind.plural}, {recipe.views} "
         f"view{'s' * (recipe.views > 1)} of each, without their labels."
     )
-    report(f"Epochs: {recipe.epochs}. Steps: {recipe.steps_in_words(steps)}.")
+    length = kind.said(recipe.steps_in_words(steps))
+    report(f"Epochs: {recipe.epochs}. Steps: {length}.")
     if added:
         report(f"Epochs that are added: {' + '.join(map(str, added))}.")
 
