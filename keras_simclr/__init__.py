@@ -38,6 +38,7 @@ from keras_simclr import (
     runs as runs,
     scanning as scanning,
     series as series,
+    sounds as sounds,
     tables as tables,
     testing as testing,
 )

@@ -685,7 +685,7 @@ def default_encoder(input_shape, width_multiplier=1.0):
         x = FastConv2D(filters, 3, padding="same", use_bias=False)(x)
         x = FusedBatchNormalization()(x)
         x = keras.layers.ReLU()(x)
-        x = keras.layers.MaxPooling2D()(x)
+        x = keras.layers.MaxPooling2D(padding="same")(x)
     mean = keras.layers.GlobalAveragePooling2D()(x)
     largest = keras.layers.GlobalMaxPooling2D()(x)
     outputs = keras.layers.Concatenate()([mean, largest])

@@ -46,6 +46,7 @@ LEVELS = {
     "random_layers": 1,
     "evaluation_views": 7,
     "audio": 3,
+    "sounds": 6,
     "csv_files": 0,
     "parquet_files": 1,
     "records": 0,
@@ -316,7 +317,10 @@ def test_what_is_imported_is_declared():
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     options, extras = setup["options"], setup["options.extras_require"]
-    extras = [extras[name] for name in ("formats", "hub", "keras_hub", "onnx")]
+    extras = [
+        extras[name]
+        for name in ("audio", "formats", "hub", "keras_hub", "onnx")
+    ]
     texts = options["install_requires"], *extras
     declared = {
         x.lower() for x in re.findall(r"^[\w-]+", "\n".join(texts), re.M)
