@@ -121,7 +121,8 @@ def describe(
             "shape": [None, *view_shape],
             "saved_model_shape": [None, *image_shape],
             "takes_files": takes_files(image_shape, view_shape),
-            "contract": _contract(image_shape, view_shape, crops, kind),
+            "contract": _contract(image_shape, view_shape, crops, kind)
+            + _rate_in_words(about),
         },
         "outputs": {"dtype": "float32", "shape": [*network.output_shape]},
         "parameters": network.count_params(),
@@ -198,6 +199,12 @@ def takes_files(image_shape, view_shape):
     """
     is_usual = image_shape in ((None, None, 1), (None, None, 3))
     return is_usual and None not in view_shape
+
+
+def _rate_in_words(about):
+    """How often sounds are sampled, if a recipe tells it."""
+    rate = about.get("recipe", {}).get("rate")
+    return f" {rate} samples are a second, of one channel." if rate else ""
 
 
 def _contract(image_shape, view_shape, crops, kind):

@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from keras_simclr import duplicates, elements, fit_data, labelled
+from keras_simclr import duplicates, elements, fit_data, kinds, labelled
 from keras_simclr._checks import finite_rows
 from keras_simclr._files import valid_names
 from keras_simclr.features import check_fits, representation
@@ -24,6 +24,7 @@ class ImageSet:
             dataset from files, or the places.
         class_names: As of `evaluate`.
         split: What the images are of, in a word.
+        kind: What they are, a `kinds.Kind`.
         needs_labels: Whether images without usable labels are refused.
 
     Attributes:
@@ -58,9 +59,10 @@ class ImageSet:
         names=None,
         class_names=(),
         split="train",
+        kind=kinds.IMAGES,
         needs_labels=False,
     ):
-        self.name, self.split = name, split
+        self.name, self.split, self.kind = name, split, kind
         self._needs_labels = needs_labels
         self._class_names = labelled.names_of_classes(name, images, class_names)
         self._source = getattr(images, "source", None)
@@ -75,10 +77,14 @@ class ImageSet:
             self.dataset = fit_data.in_order(images)
         fit_data.check_length(self.dataset, name=None)
         spec = elements.unpack(self.dataset.element_spec)
-        if elements.images_and_sizes(spec)[0].shape.rank != 4:
+        rank = elements.images_and_sizes(spec)[0].shape.rank
+        if rank != (kind.rank or rank):
+            shape = "(N, height, width, channels)"
+            if kind is not kinds.IMAGES:
+                shape = f"(N, ...), {kind.rank} axes in all"
             raise ValueError(
-                f"`{name}` must be images of shape (N, height, width, "
-                f"channels). Received: elements of {spec['images']}"
+                f"`{name}` must be {kind.plural} of shape {shape}. Received: "
+                f"elements of {spec['images']}"
             )
 
     @property
@@ -111,7 +117,9 @@ class ImageSet:
             [] for _ in "abcdef"
         )
         count = 0
-        for element in fit_data.checked_elements(self.dataset, progress, total):
+        for element in fit_data.checked_elements(
+            self.dataset, progress, total, self.kind
+        ):
             images, sizes = elements.images_and_sizes(element)
             features.append(represent(images, sizes).numpy())
             places.append(elements.places_of(element, count))
@@ -189,7 +197,7 @@ class ImageSet:
     def _read(self, rows):
         if self._source is not None:
             spec = self.dataset.element_spec["images"]
-            canvas_size, _, channels = spec.shape[1:]
+            canvas_size, channels = spec.shape[1], spec.shape[-1]
             bits = 8 if spec.dtype == tf.uint8 else 16
             places = self._places[rows]
             rows = dict(zip(places.tolist(), rows.tolist(), strict=True))
@@ -203,7 +211,7 @@ class ImageSet:
                 yield rows[int(place)], image.numpy()
             return
         count = 0
-        for element in fit_data.checked_elements(self.dataset):
+        for element in fit_data.checked_elements(self.dataset, kind=self.kind):
             images, sizes = elements.images_and_sizes(element)
             end = count + images.shape[0]
             found = rows[slice(*np.searchsorted(rows, (count, end)))]
@@ -233,7 +241,7 @@ def _cut(images, sizes, row):
 
 def _key(image, is_varied):
     """What tells duplicates; of one colour, or where not, only equal ones."""
-    if is_varied and image.shape[2] in (1, 3):
+    if is_varied and image.shape[2:] in ((1,), (3,)):
         return duplicates.image_keys(image)
     key = np.zeros((), duplicates.KEYS)
     key["digest"] = duplicates.digest_of(image)

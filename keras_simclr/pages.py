@@ -8,10 +8,14 @@ import pathlib
 
 import numpy as np
 
-from keras_simclr import curves
+from keras_simclr import curves, kinds
 from keras_simclr._files import in_one_line
 
 _MOST_CLASSES = 20  # Of a table of confusions.
+_MAP = (
+    "Map of the images. Arrow keys go from image to image, plus and minus "
+    "zoom, 0 shows all, Enter goes to the row of the table."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +29,7 @@ class Shown:
         place: Pair of floats in [-1, 1], on the map.
         likeness: Mean cosine similarity to its nearest neighbours, or None.
         thumbnail: `thumbnails.Thumbnail`.
+        sound: `data:` address of what can be played, or None.
     """
 
     name: str
@@ -33,6 +38,7 @@ class Shown:
     place: tuple
     likeness: float | None
     thumbnail: object
+    sound: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +67,7 @@ class Facts:
         settings: Dictionary from headings to dictionaries of texts.
         command: What repeats it.
         remarks: Dictionary from sections to what must be said there.
+        kind: What the images are, a `kinds.Kind`.
     """
 
     title: str
@@ -81,6 +88,7 @@ class Facts:
     settings: dict
     command: str
     remarks: dict
+    kind: kinds.Kind = kinds.IMAGES
 
 
 def page(facts):
@@ -104,7 +112,8 @@ def page(facts):
     )
     # Names of files cannot become code: no other script than this one runs.
     policy = (
-        f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; "
+        "default-src 'none'; img-src data:; media-src data:; "
+        f"style-src '{_digest(style)}'; "
         f"script-src '{_digest(script)}'"
     )
     title = _text(facts.title)
@@ -216,7 +225,11 @@ def _table(head, rows, caption):
 
 
 def _curves(facts):
-    return curves.drawn(facts.log) if facts.log else ""
+    if not facts.log:
+        return ""
+    what = facts.kind.plural.capitalize()
+    text = curves.drawn(facts.log)
+    return text.replace("Images a second", f"{what} a second")
 
 
 def _views(facts):
@@ -224,7 +237,7 @@ def _views(facts):
     for row in facts.views:
         parts = []
         for place, thumbnail in enumerate(row):
-            what = f"view {place}" if place else "image"
+            what = f"view {place}" if place else facts.kind.example
             parts.append(
                 f'<span class="figure">'
                 f"{_picture(f'v{number}', thumbnail, what)}"
@@ -270,9 +283,7 @@ def _map(facts):
         'aria-label="Zoom out">&minus;</button><button id="whole" '
         'type="button">Whole map</button></span></div>'
         '<div id="plane"><canvas id="map" tabindex="0" role="application" '
-        'aria-label="Map of the images. Arrow keys go from image to image, '
-        "plus and minus zoom, 0 shows all, Enter goes to the row of the "
-        'table."></canvas><div id="tip" hidden></div></div>'
+        f'aria-label="{facts.kind.said(_MAP)}"></canvas><div id="tip" hidden></div></div>'
         '<p id="status" role="status"></p><ul id="legend"></ul>'
         "<noscript><p>The map needs JavaScript. The table has the same "
         "images.</p></noscript>"
@@ -291,7 +302,8 @@ def _rows(facts):
         rows.append(
             f'<tr id="i{number}" tabindex="-1" data-x="{x:.3f}" '
             f'data-y="{y:.3f}" data-class="{kind}"><td>'
-            f"{_picture(f'p{number}', shown.thumbnail)}</td>"
+            f"{_picture(f'p{number}', shown.thumbnail)}"
+            f"{_player(shown)}</td>"
             f'<th scope="row">{_text(shown.name)}</th>'
             f"<td>{_text(shown.label or '')}</td>"
             f"<td>{_text(shown.split)}</td><td>{likeness}</td></tr>"
@@ -299,10 +311,20 @@ def _rows(facts):
     heads = ("Picture", "Name", "Class", "Of", "Likeness to neighbours")
     top = "".join(f'<th scope="col">{x}</th>' for x in heads)
     return (
-        '<details id="images"><summary>The images of the map as a table '
+        '<details id="images"><summary>'
+        f"{facts.kind.said('The images of the map as a table')} "
         f'({len(rows):,})</summary><div class="wide tall"><table><thead><tr>'
         f"{top}</tr></thead><tbody>\n{''.join(rows)}\n</tbody></table></div>"
         "</details>"
+    )
+
+
+def _player(shown):
+    if not shown.sound:
+        return ""
+    return (
+        f'<audio controls preload="none" src="{shown.sound}" '
+        f'aria-label="{_text(shown.name)}"></audio>'
     )
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -11,21 +12,28 @@ from keras_simclr import (
     accounts,
     cards,
     copies,
+    kinds,
+    labelled as labelled_images,
     pages,
     run_accounts,
     thumbnails,
 )
+from keras_simclr.audio import LogMel
+from keras_simclr.augmentations import as_list
 from keras_simclr.comparisons import choose, compare
 from keras_simclr.csv_files import path_cell
+from keras_simclr.features import kind_of_model, view_of
 from keras_simclr.image_sets import ImageSet
 from keras_simclr.maps import lay_out
 from keras_simclr.model import SimCLRModel
+from keras_simclr.pictures import drawn as drawn_view, played
 
 PAGE, TABLE, FIRST = "report.html", "embeddings.parquet", "label_first.csv"
 
 _MOST_COMPARED = 20_000  # All with all: 4 s on one core, of 256 features.
 _VIEWED, _VIEWS = 8, 4
 _PICTURES = 1_250_000  # Signs of all thumbnails in the page: it has 2 MB.
+_SOUNDS = 500_000  # Signs of all sounds in it.
 _ROWS_AT_ONCE = 4_096
 
 
@@ -116,11 +124,17 @@ def write(
     """
     _checks.seed("seed", seed)
     _files.check_is_free(output_dir)
-    about, say = about or About(), report or (lambda text: None)
+    about = about or About()
     run = run_accounts.RunAccount()
     if run_dir is not None:
         run = run_accounts.of_run(run_dir, model)
-    options = {"split": about.split, "class_names": class_names}
+    kind = kind_of_model(model)
+    say = functools.partial(kind.tell, report)
+    options = {
+        "split": about.split,
+        "class_names": class_names,
+        "kind": kind,
+    }
     sets = [ImageSet("images", images, names=names, **options)]
     if labelled is not None:
         options |= {"split": "labelled", "needs_labels": True}
@@ -133,7 +147,7 @@ def write(
     found = compare(sets, seed)
     choice = choose(found, seed)
     plane = lay_out(found.features[found.rows[choice.shown]], seed)
-    pictures, viewed = _seen_again(sets, found, choice)
+    pictures, viewed, sounds = _seen_again(sets, found, choice, model)
     views = _views(model, viewed)
     drawn = thumbnails.encode(
         [*pictures, *(x for row in views for x in row)], _PICTURES
@@ -142,7 +156,7 @@ def write(
     rest = iter(drawn[len(pictures) :])
     views = tuple(tuple(next(rest) for _ in row) for row in views)
     facts = _with_run(dataclasses.replace(facts, views=views), run, about)
-    facts = _with_model(facts, model, seed)
+    facts = _with_sounds(_with_model(facts, model, seed), sounds)
     with _files.staging(output_dir) as staged:
         (staged / PAGE).write_text(pages.page(facts), "utf-8", newline="\n")
         _write_vectors(staged / TABLE, found, choice, plane)
@@ -186,18 +200,48 @@ def _with_model(facts, model, seed):
         "weights (SHA-256)": copies.weights_digest(model),
         **cards.versions(),
     }
+    kind = kind_of_model(model)
     return dataclasses.replace(
         facts,
         title=facts.title or model.name,
-        remarks=remarks,
+        verdict=tuple(map(kind.said, facts.verdict)),
+        remarks={k: kind.said(text) for k, text in remarks.items()},
         settings=settings,
+        neighbours={kind.said(k): x for k, x in facts.neighbours.items()},
+        kind=kind,
     )
 
 
-def _seen_again(sets, found, choice):
-    """Pictures of all that is shown, and some images as they are."""
+def _with_sounds(facts, sounds):
+    """Facts with sounds to play, as many as there is room for.
+
+    First those of which the page says more than that they are there.
+    """
+    pairs = [pair for rows in facts.neighbours.values() for pair in rows]
+    told = [
+        x for image, others in pairs for x in (image, *(y for y, _ in others))
+    ]
+    told += [*facts.outliers, *(x for x, _ in (*facts.first, *facts.errors))]
+    told += [x for group in facts.duplicates for x in group]
+    images, left = list(facts.images), _SOUNDS
+    for place in dict.fromkeys([*told, *range(len(images))]):
+        sound = sounds.get(place, "")
+        if len(sound) <= left and sound:
+            left -= len(sound)
+            images[place] = dataclasses.replace(images[place], sound=sound)
+    return dataclasses.replace(facts, images=tuple(images))
+
+
+def _seen_again(sets, found, choice, model):
+    """Pictures of all that is shown, and some images as they are; sounds.
+
+    These are `data:` addresses, by the places of pictures.
+    """
+    kind, look = kind_of_model(model), view_of(model)
+    layers = as_list(getattr(model, "augmentation", None))
+    rate = next((x.rate for x in layers if isinstance(x, LogMel)), None)
     wanted = set(choice.shown.tolist())
-    pictures, viewed, start = {}, [], 0
+    pictures, viewed, sounds, start = {}, [], {}, 0
     for each in sets:
         count = len(each.compared)
         ours = [x for x in wanted if start <= x < start + count]
@@ -205,30 +249,37 @@ def _seen_again(sets, found, choice):
         drawn = set(choice.random.tolist()[:_VIEWED]) if start == 0 else set()
         for row, pixels in each.again(list(rows)):
             image = rows[row]
-            pictures[image] = thumbnails.shrunk(pixels)
+            view = pixels
+            if kind is not kinds.IMAGES:
+                view = look(pixels[None], None)[0]
+            shown = thumbnails.shrunk(drawn_view(view, kind))
+            pictures[image] = shown
+            if kind is kinds.AUDIO and rate:
+                sounds[image] = played(pixels, rate)
             if image in drawn:
                 viewed.append(np.array(pixels))
         start += count
-    return [pictures[x] for x in choice.shown.tolist()], viewed
+    order = choice.shown.tolist()
+    sounds = {n: sounds[x] for n, x in enumerate(order) if x in sounds}
+    return [pictures[x] for x in order], viewed, sounds
 
 
 def _views(model, images):
     """Pictures of images, each with its views of the first step of training."""
     if not isinstance(model, SimCLRModel) or not images:
         return []
-    sizes = np.array([x.shape[:2] for x in images], "int32")
-    canvases = np.zeros(
-        (len(images), *sizes.max(axis=0), images[0].shape[2]), images[0].dtype
-    )
-    for canvas, image, (height, width) in zip(
-        canvases, images, sizes, strict=True
-    ):
-        canvas[:height, :width] = image
+    kind = model.kind
+    sizes = np.array([x.shape[: kind.sized] for x in images], "int32")
+    canvases = np.array(labelled_images.TightImages(images))
     has_one_size = (sizes == sizes[0]).all()
-    views = model.views(canvases, None if has_one_size else sizes, step=0)
-    columns = [images, *(x.numpy() for x in views[:_VIEWS])]
+    sizes = None if has_one_size else sizes
+    views = model.views(canvases, sizes, step=0)
+    seen = images
+    if kind is not kinds.IMAGES:
+        seen = model.evaluation_view(canvases, sizes).numpy()
+    columns = [seen, *(x.numpy() for x in views[:_VIEWS])]
     return [
-        [thumbnails.shrunk(x) for x in row]
+        [thumbnails.shrunk(drawn_view(x, kind)) for x in row]
         for row in zip(*columns, strict=True)
     ]
 

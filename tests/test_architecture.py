@@ -98,6 +98,7 @@ LEVELS = {
     "maps": 2,
     "label_errors": 8,
     "image_sets": 8,
+    "pictures": 1,
     "comparisons": 9,
     "run_accounts": 11,
     "report": 12,
