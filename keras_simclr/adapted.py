@@ -35,9 +35,9 @@ class AdaptedLayer(RandomLayer):
     def _build(self, width):
         raise NotImplementedError
 
-    def _add_state(self, name, shape):
+    def _add_state(self, name, shape, initializer="zeros"):
         return self.add_weight(
-            shape=shape, initializer="zeros", trainable=False, name=name
+            shape=shape, initializer=initializer, trainable=False, name=name
         )
 
     def adapt(self, examples):
@@ -77,5 +77,5 @@ class AdaptedLayer(RandomLayer):
         if not is_adapted:
             raise ValueError(
                 f"{type(self).__name__} must see {self.kind.plural} before it "
-                f"is used: adapt(...). Received: none, for {self.name!r}"
+                f"makes views: adapt(...). Received: none, for {self.name!r}"
             )

@@ -17,6 +17,7 @@ from keras_simclr import _checks, parquet_files
 _MOST_COLUMNS = 1_000
 _MOST_CATEGORIES = 100
 _DAY = 86_400_000_000  # Microseconds.
+_LARGEST = 1e150  # The square of a larger number is none.
 _MISSING = ""  # Among categories.
 
 
@@ -284,7 +285,8 @@ def arrow_table(source):
             text = " ".join(str(error).split())
             raise ValueError(
                 "`source` must be a path, a data frame or a dictionary of "
-                f"columns of equal length. Received: {what} ({text})"
+                "columns of equal length, each of one type. Received: "
+                f"{what} ({text})"
             ) from None
     # Pandas's own column, of rows that were chosen.
     index = [x for x in table.column_names if x.startswith("__index_level_")]
@@ -363,7 +365,7 @@ def _is_number(kind):
 
 
 def _numbers(column):
-    """A column as float64, NaN where there is no finite number."""
+    """A column as float64, NaN where there is no number to compute with."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -380,7 +382,7 @@ def _numbers(column):
         scale = 1.0 / _DAY
     numbers = pc.fill_null(column.cast(pa.float64(), safe=False), np.nan)
     numbers = numbers.to_numpy() * scale
-    return np.where(np.isfinite(numbers), numbers, np.nan)
+    return np.where(np.abs(numbers) <= _LARGEST, numbers, np.nan)
 
 
 def _texts(column):
@@ -432,7 +434,7 @@ def _part(name, column):
         median = float(np.median(numbers[~is_missing]))
         filled = np.where(is_missing, median, numbers)
         mean, stddev = float(filled.mean()), float(filled.std())
-        if filled.min() == filled.max():
+        if filled.min() == filled.max() or not stddev:
             if not is_missing.any():
                 return "one value"
             stddev = 1.0

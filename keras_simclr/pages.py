@@ -283,7 +283,8 @@ def _map(facts):
         'aria-label="Zoom out">&minus;</button><button id="whole" '
         'type="button">Whole map</button></span></div>'
         '<div id="plane"><canvas id="map" tabindex="0" role="application" '
-        f'aria-label="{facts.kind.said(_MAP)}"></canvas><div id="tip" hidden></div></div>'
+        f'aria-label="{facts.kind.said(_MAP)}"></canvas>'
+        '<div id="tip" hidden></div></div>'
         '<p id="status" role="status"></p><ul id="legend"></ul>'
         "<noscript><p>The map needs JavaScript. The table has the same "
         "images.</p></noscript>"

@@ -55,7 +55,7 @@ class Standardization(AdaptedLayer, SeriesLayer):
         Same as input, float32.
 
     Raises:
-        ValueError: If it was not adapted.
+        ValueError: If it was not adapted, in training.
 
     Example:
 
@@ -69,7 +69,7 @@ class Standardization(AdaptedLayer, SeriesLayer):
 
     def _build(self, width):
         self.mean = self._add_state("mean", (width,))
-        self.stddev = self._add_state("stddev", (width,))
+        self.stddev = self._add_state("stddev", (width,), "ones")
 
     def _adapt(self, batches):
         count, mean, squares = 0, 0.0, 0.0
@@ -91,7 +91,8 @@ class Standardization(AdaptedLayer, SeriesLayer):
         self.stddev.assign(np.where(is_constant(mean, stddev), 1.0, stddev))
 
     def _augment(self, examples, training, seed, part):
-        self._check_adapted()
+        if training:
+            self._check_adapted()
         return super()._augment(examples, False, seed, part)
 
     def _at_rest(self, windows):
@@ -647,7 +648,7 @@ class RandomMask(SeriesLayer):
 
 
 def default_augmentation(shape, source=None):
-    """The views of windows.
+    """The views of windows: no rotation, which hides where gravity pulls.
 
     Args:
         shape: Of a batch of windows.

@@ -46,7 +46,7 @@ class MarginalCorruption(AdaptedLayer):
 
     Raises:
         ValueError: If an argument is out of range, rows have another number of
-            columns than `groups`, or it was not adapted.
+            columns than `groups`, or it was not adapted, in training.
 
     Example:
 

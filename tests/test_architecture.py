@@ -302,7 +302,9 @@ def test_one_name_is_one_thing():
                 homes.setdefault(node.name, []).append(path.stem)
     twice = {k: v for k, v in homes.items() if len(v) > 1}
     shared = {name for name in twice if not name.startswith("_")}
-    assert not shared, twice
+    # What `kind_recipes` asks the module of each kind for.
+    of_kinds = {"default_augmentation", "default_encoder"}
+    assert not shared - of_kinds, twice
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -216,6 +216,14 @@ def test_large_numbers_keep_their_small_differences():
 
 
 @pytest.mark.parametrize(
+    "numbers",
+    [[1e308, 1.0, 2.0], [-1e308, 1e308, 0.0, 1.0], [0.0, 5e-324, 0.0, 1.0]],
+)
+def test_extreme_numbers_become_finite_rows(numbers):
+    assert np.isfinite(read_table({"a": numbers}).rows).all()
+
+
+@pytest.mark.parametrize(
     ("labels", "class_names", "places"),
     [
         ([10, 9, 2, None], ("2", "9", "10"), [2, 1, 0, -1]),
@@ -248,6 +256,7 @@ def test_labels_are_texts_or_whole_numbers(labels, class_names, places):
         ),
         ({"a": [], "b": []}, {}, "must have rows"),
         ({"a": [1, 2], "b": [1]}, {}, "columns of equal length"),
+        ({"a": [1, "x"]}, {}, "each of one type"),
         ({"y": [1, 2]}, {"label": "y"}, "no other column than the label"),
         ({"a": [1, 1], "b": ["x", "x"]}, {}, "a: one value; b: one value"),
         (3, {}, "Received: a int"),

@@ -327,7 +327,7 @@ def test_standardization_forgets_what_it_saw_before():
 def test_standardization_must_have_seen_windows():
     layer = series.Standardization(name="first")
     sentence = re.escape(
-        "Standardization must see windows before it is used: adapt(...). "
+        "Standardization must see windows before it makes views: adapt(...). "
         "Received: none, for 'first'"
     )
     for call in (layer, tf.function(layer), tf.function(layer.call)):
@@ -392,6 +392,19 @@ def test_model_of_series_trains_and_comes_back(tmp_path):
     np.testing.assert_allclose(plain.predict(WINDOWS, verbose=0), h, atol=1e-4)
     module = tf.saved_model.load(str(directory / "saved_model"))
     np.testing.assert_allclose(module(WINDOWS), h, atol=1e-4)
+
+
+def test_model_with_a_layer_of_another_comes_back(tmp_path):
+    """Which is tried before there are weights."""
+    layers = [series.Standardization(), keras.layers.GaussianNoise(0.1)]
+    encoder = series.ConvNet1D((4,), input_shape=(32, 6))
+    with pytest.warns(UserWarning, match="take no `seed`"):
+        model = simclr.SimCLRModel(encoder, augmentation=layers)
+    layers[0].adapt(WINDOWS)
+    model.save(tmp_path / "model.keras")
+    with pytest.warns(UserWarning, match="take no `seed`"):
+        loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded(WINDOWS), model(WINDOWS))
 
 
 def test_replicas_train_on_series_as_one_device():

