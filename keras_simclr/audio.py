@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_simclr import _checks, kinds
-from keras_simclr.networks import FastConv2D, FusedBatchNormalization
+from keras_simclr.networks import FusedBatchNormalization
 from keras_simclr.random_layers import (
     RandomLayer,
     between,
@@ -30,6 +30,9 @@ _LOWEST = 60.0  # Hz: below is hum.
 _FLOOR = 1e-8
 _GROUP = 8  # Places among which sounds are mixed: a power of 2.
 _ADAPTED_AT_ONCE = 64  # Sounds.
+# Of the default encoder: channels, size and stride of a convolution, and what
+# is pooled after it.
+_CONVOLUTIONS = (16, 5, 2, 1), (32, 3, 1, 2), (64, 3, 1, 2), (128, 3, 1, 1)
 
 
 class _OfWaveforms(RandomLayer):
@@ -347,7 +350,7 @@ class LogMel(_OfWaveforms):
 
     Example:
 
-    >>> mel = LogMel(8000, bands=40)
+    >>> mel = LogMel(8000)
     >>> sounds = np.random.default_rng(0).uniform(-1, 1, (5, 8000))
     >>> mel.adapt(sounds)
     >>> mel(sounds).shape
@@ -357,7 +360,7 @@ class LogMel(_OfWaveforms):
         loudest of the batch: a sound's values depend on its neighbours there.
     """
 
-    def __init__(self, rate, bands=64, **kwargs):
+    def __init__(self, rate, bands=40, **kwargs):
         super().__init__(**kwargs)
         self.rate = _checks.integer("rate", rate, minimum=1000)
         self.bands = _checks.integer("bands", bands, minimum=1)
@@ -541,7 +544,7 @@ class RandomFrequencyShift(_OfSpectrograms):
 
     _draws_per_example = 1
 
-    def __init__(self, bands=4, *, seed=None, **kwargs):
+    def __init__(self, bands=3, *, seed=None, **kwargs):
         super().__init__(seed=seed, **kwargs)
         self.bands = _checks.integer("bands", bands, minimum=1)
 
@@ -642,7 +645,7 @@ def default_augmentation(samples, rate):
     >>> layers = default_augmentation(8000, 8000)
     >>> layers[4].adapt(np.random.default_rng(0).normal(0, 0.1, (9, 8000)))
     >>> simclr.SimCLRModel(
-    ...     default_encoder((98, 64)), augmentation=layers
+    ...     default_encoder((98, 40)), augmentation=layers
     ... ).kind.name
     'audio'
     """
@@ -660,6 +663,8 @@ def default_augmentation(samples, rate):
 def default_encoder(input_shape, width_multiplier=1.0):
     """A small convolutional network for log-mel spectrograms.
 
+    Four convolutions; then mean and largest value of each channel.
+
     Args:
         input_shape: `(time, mel)`.
         width_multiplier: Positive number; every layer has this many times the
@@ -674,18 +679,21 @@ def default_encoder(input_shape, width_multiplier=1.0):
 
     Example:
 
-    >>> default_encoder((98, 64)).output_shape
-    (None, 512)
+    >>> default_encoder((98, 40)).output_shape
+    (None, 256)
     """
     _checks.positive_number("width_multiplier", width_multiplier)
     inputs = keras.Input(input_shape, name="spectrograms")
     x = keras.layers.Reshape((-1, input_shape[1], 1))(inputs)
-    for filters in (32, 64, 128, 256):
+    for filters, size, strides, pool in _CONVOLUTIONS:
         filters = max(1, round(filters * width_multiplier))
-        x = FastConv2D(filters, 3, padding="same", use_bias=False)(x)
+        x = keras.layers.Conv2D(
+            filters, size, strides=strides, padding="same", use_bias=False
+        )(x)
         x = FusedBatchNormalization()(x)
         x = keras.layers.ReLU()(x)
-        x = keras.layers.MaxPooling2D(padding="same")(x)
+        if pool > 1:
+            x = keras.layers.MaxPooling2D(pool, padding="same")(x)
     mean = keras.layers.GlobalAveragePooling2D()(x)
     largest = keras.layers.GlobalMaxPooling2D()(x)
     outputs = keras.layers.Concatenate()([mean, largest])

@@ -20,7 +20,7 @@ LAYERS = {
     "noise": lambda: audio.RandomNoise((5.0, 20.0)),
     "background": lambda: audio.MixBackground(0.8, (5.0, 20.0)),
     "log_mel": lambda: audio.LogMel(RATE, 8),
-    "shift": lambda: audio.RandomFrequencyShift(3),
+    "shift": lambda: audio.RandomFrequencyShift(2),
     "mask": lambda: audio.RandomTimeFrequencyMask(0.5, 0.4),
 }
 SPECTRAL = "shift", "mask"
@@ -202,9 +202,9 @@ def test_adapted_bands_have_mean_0_and_standard_deviation_1():
 
 
 def test_shift_moves_bands_and_repeats_the_outermost():
-    views = audio.RandomFrequencyShift(3)(SPECTROGRAMS, seed=SEED).numpy()
-    steps = np.floor(draws(1)[:, 0] * 7).astype(int) - 3
-    assert len(set(steps)) > 4
+    views = audio.RandomFrequencyShift(2)(SPECTROGRAMS, seed=SEED).numpy()
+    steps = np.floor(draws(1)[:, 0] * 5).astype(int) - 2
+    assert len(set(steps)) == 5
     for view, original, step in zip(views, SPECTROGRAMS, steps, strict=True):
         for band in range(10):
             source = min(max(band - step, 0), 9)
@@ -282,7 +282,7 @@ def augmentation():
 def make_model(**kwargs):
     keras.utils.set_random_seed(1)
     model = simclr.SimCLRModel(
-        audio.default_encoder((48, 16), 0.125),
+        audio.default_encoder((48, 16), 0.25),
         augmentation=augmentation(),
         **kwargs,
     )
@@ -307,7 +307,7 @@ def test_model_of_sounds_learns_what_tones_there_are(trained):
     result = simclr.knn_probe(
         features[:32], labels[:32], features[32:], labels[32:]
     )
-    assert result.accuracy == 1.0
+    assert result.accuracy > 0.9
 
 
 def test_sounds_of_any_length_come_padded_with_their_sizes(trained):

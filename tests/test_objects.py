@@ -103,7 +103,7 @@ OF_SOUNDS = {
     audio.RandomGain: {"decibels": 7.0, "seed": 11},
     audio.RandomNoise: {"decibels": (3.0, 30.0), "seed": 12},
     audio.MixBackground: {"rate": 0.9, "decibels": (3.0, 20.0), "seed": 13},
-    audio.RandomFrequencyShift: {"bands": 3, "seed": 14},
+    audio.RandomFrequencyShift: {"bands": 2, "seed": 14},
     audio.RandomTimeFrequencyMask: {"time": 0.6, "frequency": 0.4, "seed": 15},
 }
 AUGMENTATIONS |= OF_SERIES | OF_TABLES | OF_SOUNDS

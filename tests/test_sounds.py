@@ -196,7 +196,7 @@ def test_too_many_broken_files_are_an_error(folder):
         folder, kind="audio", batch_size=4, shuffle=False
     )
     model = simclr.SimCLRModel(
-        audio.default_encoder((98, 64), 0.1),
+        audio.default_encoder((98, 40), 0.1),
         augmentation=[audio.RandomTimeCrop(8000), audio.LogMel(RATE)],
     )
     with pytest.raises(ValueError, match=r"be unreadable\. Received: 1 of"):
@@ -273,6 +273,7 @@ def test_soundfile_is_named_where_it_is_not_installed(folder, monkeypatch):
         SoundFolder(folder)
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_model_learns_from_a_folder(folder):
     dataset = simclr.dataset_from_directory(
         folder, kind="audio", rate=RATE, seconds=0.2, batch_size=6
