@@ -55,6 +55,7 @@ def _between(low, high, rule):
 # for a linear probe and worse for k-NN; a tenth changes nothing.
 _RESTART = 0.3
 _COUNT = ("integer", {"minimum": 1})
+_NUMBER = "a positive integer or auto"
 _POSITIVE = ("positive_number", {})
 _AT_LEAST_0 = _between(0, math.inf, "a number of at least 0")
 _SHARE = ("probability", {})
@@ -84,9 +85,10 @@ class Data(_Checked):
 
     data: str = _told(
         REQUIRED,
-        "A folder; a list, PATH.csv (columns path, perhaps label); shards, "
-        "tar:PATTERN or parquet:PATTERN; arrays, PATH.npz (images, perhaps "
-        "labels) or PATH.npy (images); or tfds:NAME[/CONFIG].",
+        "A folder; a list, PATH.csv (columns path, perhaps label), or another "
+        "table, PATH.csv or PATH.parquet; shards, tar:PATTERN or "
+        "parquet:PATTERN; arrays, PATH.npz (images, sounds, windows or rows, "
+        "perhaps labels) or PATH.npy (images); or tfds:NAME[/CONFIG].",
         place=("check_data", {}),
     )
     data_dir: str | None = _told(
@@ -158,12 +160,9 @@ class Data(_Checked):
     )
     columns: str | None = _told(
         None,
-        "What the columns of a table become: columns.keras of a run; by "
-        "default that of the run, or what the table suggests.",
-        place=(
-            "check_exists",
-            {"rule": "a file that pretrain wrote", "is_directory": False},
-        ),
+        "What a table's columns become: columns.keras of a run; by default "
+        "that of the run, or what the table suggests.",
+        place=("check_exists", {"rule": "a file", "is_directory": False}),
     )
 
     def open(self, canvas_size, **kwargs):
@@ -207,11 +206,11 @@ class Data(_Checked):
 
     def completed(self, source):
         """These options with what they leave open, for an opened source."""
+        from keras_simclr import data_kinds
+
         names = [x for x in _OF_READING if hasattr(source, x)]
         found = {name: getattr(source, name) for name in names}
-        from keras_simclr import sources
-
-        kind = sources.kind_of_source(source)
+        kind = data_kinds.kind_of_source(source)
         return dataclasses.replace(self, kind=kind.name, **found)
 
     def and_test(self, test_data, test_split):
@@ -327,18 +326,13 @@ class Recipe(_Checked):
     micro_batch_size: str | None = _told(
         None,
         "Images in memory at a time; auto: as many as fit.",
-        (
-            "matching",
-            {
-                "pattern": "0*[1-9][0-9]*|auto",
-                "rule": "a positive integer or auto",
-            },
-        ),
+        ("matching", {"pattern": "0*[1-9][0-9]*|auto", "rule": _NUMBER}),
     )
     # Also where weights exist: 0.3 is worse (benchmarks/README.md).
     learning_rate: float = _told(
         1.0,
-        "Learning rate of LARS at batch 256; scaled linearly.",
+        "Learning rate of LARS at batch 256, scaled linearly; of Adam, as it "
+        "is, for what is no image.",
         _POSITIVE,
     )
     warmup_epochs: float | None = _told(
@@ -453,18 +447,17 @@ class Recipe(_Checked):
 
     def completed(self, element_spec, steps, source=None):
         """This recipe with what it leaves open, for such data and epochs."""
-        from keras_simclr import kinds, sources
+        from keras_simclr import data_kinds, kinds
 
         found = {"epochs": self.epochs_for(steps)}
-        if sources.kind_of_source(source) is kinds.IMAGES:
+        if data_kinds.kind_of_source(source) is kinds.IMAGES:
             found |= self.for_shape(self.input_shape(element_spec))
         return dataclasses.replace(self, **found)
 
     def for_shape(self, input_shape):
         """What of the augmentation depends on the views, by name.
 
-        Small ones have the paper's for CIFAR-10 (appendix B.9), others those
-        for ImageNet. Without colours half the strength is worse.
+        Small ones have the paper's for CIFAR-10 (B.9), others for ImageNet.
         """
         is_small, is_rgb = max(input_shape[:2]) <= 32, input_shape[2] == 3
         found = {
@@ -524,7 +517,7 @@ class Recipe(_Checked):
         import keras
 
         import keras_simclr as simclr
-        from keras_simclr import kind_recipes, pretrained
+        from keras_simclr import data_kinds, kind_recipes, pretrained
 
         parts = kind_recipes.parts_of(self, element_spec, source)
         encoder, head = parts.pop("encoder"), self.projection_head()
@@ -542,7 +535,9 @@ class Recipe(_Checked):
             on_nan=self.on_nan,
             seed=self.seed,
         )
-        model.compile(self.optimizer(steps, more_epochs), self.loss())
+        kind = data_kinds.kind_of_source(source)
+        optimizer = self.optimizer(steps, more_epochs, kind)
+        model.compile(optimizer, self.loss())
         return model
 
     def input_shape(self, element_spec):
@@ -608,21 +603,23 @@ class Recipe(_Checked):
 
         return simclr.NTXent(self.temperature, decoupled=self.decoupled)
 
-    def optimizer(self, steps, more_epochs=()):
-        """The optimizer, for epochs of so many steps.
+    def optimizer(self, steps, more_epochs=(), kind=None):
+        """The optimizer, for epochs of so many steps; for images LARS.
 
         `more_epochs` are numbers of epochs that follow, each with a cosine of
-        its own from a share of the rate.
+        its own from a share of the rate; `kind` is a `kinds.Kind`.
         """
         import keras
 
         import keras_simclr as simclr
-        from keras_simclr import optimizers
+        from keras_simclr import kinds, optimizers
 
         epochs, warmup_epochs = self.epochs_for(steps), self.warmup_epochs
         if warmup_epochs is None:
             warmup_epochs = min(10.0, epochs / 10)
-        rate = simclr.scaled_learning_rate(self.learning_rate, self.batch_size)
+        rate, is_adam = self.learning_rate, kind not in (None, kinds.IMAGES)
+        if not is_adam:
+            rate = simclr.scaled_learning_rate(rate, self.batch_size)
         schedule = simclr.warmup_cosine(
             rate, epochs * steps, warmup_steps=round(warmup_epochs * steps)
         )
@@ -631,6 +628,8 @@ class Recipe(_Checked):
                 schedule, epochs * steps, _RESTART * rate, more * steps
             )
             epochs += more
+        if is_adam:
+            return keras.optimizers.Adam(schedule)
         return simclr.LARS(
             keras.optimizers.SGD(schedule, momentum=0.9),
             weight_decay=self.weight_decay,

@@ -1,7 +1,5 @@
 """Datasets from what people have: arrays, folders, TensorFlow Datasets."""
 
-import collections
-import csv
 import os
 import pathlib
 
@@ -9,19 +7,18 @@ import tensorflow as tf
 
 from keras_simclr import (
     _checks,
-    _files,
     array_files,
     kinds,
     number_files,
     scanning,
 )
+from keras_simclr.data_kinds import kind_of, kind_of_source
 from keras_simclr.decoding import (
     SMALLEST_SIDE,
     converted,
     fitted,
-    promised_format,
 )
-from keras_simclr.folders import EncodedImages, ImageFolder, promised_sound
+from keras_simclr.folders import EncodedImages, ImageFolder
 from keras_simclr.lists import ImageList
 from keras_simclr.orders import (
     batches_of,
@@ -398,7 +395,7 @@ def find_source(
     }
     if prefix in _SHARDS:
         return _SHARDS[prefix](pattern, **options)
-    what = kinds.IMAGES if is_tfds else _kind_of_file(data, kind)
+    what = kind_of(data, kind)
     if what is kinds.AUDIO:
         names = [x for x in ("rate", "seconds") if reading.get(x)]
         options |= {name: reading[name] for name in names}
@@ -428,50 +425,6 @@ def find_source(
     return number_files.NumberFile(data, what, split=split, **reading)
 
 
-def _kind_of_file(data, kind):
-    """The kind of what is at a path: as it is called, or as it looks."""
-    if kind != "auto":
-        return kinds.named(kind)
-    path = pathlib.Path(data)
-    if path.is_dir():
-        return _kind_of_folder(path)
-    if path.suffix.lower() == ".csv" and path.is_file():
-        return _kind_of_list(path)
-    if path.suffix.lower() == ".parquet":
-        return kinds.TABLES
-    if path.suffix.lower() == ".npz" and path.is_file():
-        return number_files.kind_of_arrays(path) or kinds.IMAGES
-    return kinds.IMAGES
-
-
-def _kind_of_folder(directory):
-    """The kind of most files in a folder; the others are told as not read."""
-    names = _files.walk(directory, lambda *_: None, lambda _: False)
-    found = collections.Counter(
-        kind
-        for name in names
-        for kind, promised in _PROMISES.items()
-        if promised(name)
-    )
-    return max(_PROMISES, key=lambda kind: found[kind])
-
-
-def _kind_of_list(path):
-    """The kind of the files that a CSV file lists; of a table, that."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.reader(file)
-            names = [name.strip() for name in next(rows, ())]
-            if "path" not in names:
-                return kinds.TABLES
-            first = dict(zip(names, next(rows, ()), strict=False))
-    except (csv.Error, UnicodeDecodeError):
-        return kinds.IMAGES  # What reads it says what is wrong.
-    is_sound = promised_sound(first.get("path", "").strip())
-    return kinds.AUDIO if is_sound else kinds.IMAGES
-
-
-_PROMISES = {kinds.IMAGES: promised_format, kinds.AUDIO: promised_sound}
 _FOLDERS = {kinds.IMAGES: ImageFolder, kinds.AUDIO: SoundFolder}
 _LISTS = {kinds.IMAGES: ImageList, kinds.AUDIO: SoundList}
 _SHARDS = {"tar": TarShards, "parquet": ParquetShards}
@@ -593,7 +546,7 @@ def scan_source(data, manifest, *, kind="auto", progress=None):
     ```
     """
     is_folder = pathlib.Path(data).is_dir()
-    if is_folder and _kind_of_file(data, kind) is kinds.IMAGES:
+    if is_folder and kind_of(data, kind) is kinds.IMAGES:
         return scanning.scan(data, manifest, progress=progress)
     source = find_source(data, kind=kind)
     if isinstance(source, EncodedImages):
@@ -684,11 +637,6 @@ def in_words(source, split="train", *, data_dir=None):
         + not_read_in_words(getattr(source, "not_read", {}))
         + notes
     )
-
-
-def kind_of_source(source):
-    """The `kinds.Kind` of what `find_source` returned; of None, images."""
-    return getattr(source, "kind", kinds.IMAGES)
 
 
 def own_test_split(source, *, data_dir=None):
