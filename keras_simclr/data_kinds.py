@@ -11,7 +11,7 @@ from keras_simclr.folders import promised_sound
 _PROMISES = {kinds.IMAGES: promised_format, kinds.AUDIO: promised_sound}
 
 
-def kind_of(data, kind="auto"):
+def kind_of_data(data, kind="auto"):
     """The kind of what `find_source` takes: as it is called, or as it looks.
 
     Args:
@@ -23,7 +23,7 @@ def kind_of(data, kind="auto"):
 
     Example:
 
-    >>> str(kind_of("tfds:mnist"))
+    >>> str(kind_of_data("tfds:mnist"))
     'images'
     """
     if kind != "auto":

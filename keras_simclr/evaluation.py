@@ -517,7 +517,7 @@ def _in_words(probes, splits, thorough, kind, baselines, estimators):
     """What all examples are, and what is fixed in each probe, by name."""
     words = {"examples": kind.said(_examples_in_words(splits))}
     for probe in probes:
-        words[probe] = finetuning.settings_in_words(kind)
+        words[probe] = finetuning.tuning_in_words(kind)
         if probe in KINDS:
             train = len(splits[0].train)
             words[probe] = settings_in_words(probe, train, not thorough)

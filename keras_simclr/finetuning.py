@@ -49,7 +49,7 @@ _SETTINGS = (
 )
 
 
-def settings_in_words(kind):
+def tuning_in_words(kind):
     """What is fixed in fine-tuning, for examples of a `kinds.Kind`."""
     views = "crops and flips as in pretraining, " * (kind is kinds.IMAGES)
     return _SETTINGS.format(views=views)
@@ -81,7 +81,7 @@ class FineTuning:
         accuracy = "not tested"
         if self.accuracy is not None:
             accuracy = f"accuracy {self.accuracy:.2%}"
-        settings = settings_in_words(self.kind)
+        settings = tuning_in_words(self.kind)
         return f"fine-tuned {accuracy} ({self.steps} steps, {settings})"
 
 

@@ -12,7 +12,7 @@ from keras_simclr import (
     series,
     tables,
 )
-from keras_simclr.data_kinds import kind_of, kind_of_source
+from keras_simclr.data_kinds import kind_of_data, kind_of_source
 
 # Fields of `recipe.Recipe` and `recipe.Data` that images alone have, and those
 # of others.
@@ -91,41 +91,24 @@ def with_defaults(recipe, data, given):
     Returns:
         A `recipe.Recipe`.
 
+    Raises:
+        ValueError: As `check_fields`.
+
     Example:
 
     >>> data = simclr.recipe.Data(data="words", kind="audio")
     >>> with_defaults(simclr.recipe.Recipe(), data, {"views"}).batch_size
     250
     """
-    kind = kind_of(data.data, data.kind)
+    kind = kind_of_data(data.data, data.kind)
+    chosen = {**vars(data), **recipe.values}
+    chosen = {k: v for k, v in chosen.items() if k in given and v is not None}
+    check_fields(kind, chosen)
     if kind.name not in _DEFAULTS:
         return recipe
     found = _OF_ALL | _DEFAULTS[kind.name]
     found = {k: value for k, value in found.items() if k not in given}
     return dataclasses.replace(recipe, **found)
-
-
-def completed(recipe, data, source, dataset, given):
-    """Recipe and data with what they leave open, for an opened source.
-
-    Args:
-        recipe: `recipe.Recipe`.
-        data: `recipe.Data`.
-        source: What `data.open` returned first.
-        dataset: And second.
-        given: Names of the fields that somebody chose.
-
-    Returns:
-        `(recipe, data)`.
-
-    Raises:
-        ValueError: As `check_fields`.
-    """
-    chosen = {**vars(data), **recipe.values}
-    chosen = {k: v for k, v in chosen.items() if k in given and v is not None}
-    check_fields(kind_of_source(source), chosen)
-    spec, steps = dataset.element_spec, int(dataset.cardinality())
-    return recipe.completed(spec, steps, source), data.completed(source)
 
 
 def parts_of(recipe, element_spec, source):

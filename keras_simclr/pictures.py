@@ -23,7 +23,7 @@ _COLORS = np.array(
 _SECONDS = 2  # Of a sound that is played.
 
 
-def drawn(view, kind):
+def picture_of(view, kind):
     """A picture of what an encoder sees.
 
     Args:
@@ -36,7 +36,7 @@ def drawn(view, kind):
 
     Example:
 
-    >>> drawn(np.eye(4, 6), kinds.AUDIO).shape
+    >>> picture_of(np.eye(4, 6), kinds.AUDIO).shape
     (6, 4, 1)
     """
     view = np.asarray(view)
@@ -94,14 +94,12 @@ def played(sound, rate):
     >>> played(np.zeros(8), 8000)[:22]
     'data:audio/wav;base64,'
     """
-    samples = np.clip(np.asarray(sound)[: _SECONDS * rate], -1, 1)
+    samples = np.rint(128 * np.asarray(sound)[: _SECONDS * rate] + 128)
     file = io.BytesIO()
     with wave.open(file, "wb") as writer:
         writer.setnchannels(1)
         writer.setsampwidth(1)
         writer.setframerate(rate)
-        writer.writeframes(
-            np.rint(127 * samples + 128).astype("uint8").tobytes()
-        )
+        writer.writeframes(np.clip(samples, 0, 255).astype("uint8"))
     text = base64.b64encode(file.getvalue()).decode("ascii")
     return f"data:audio/wav;base64,{text}"

@@ -26,7 +26,7 @@ from keras_simclr.features import kind_of_model, view_of
 from keras_simclr.image_sets import ImageSet
 from keras_simclr.maps import lay_out
 from keras_simclr.model import SimCLRModel
-from keras_simclr.pictures import drawn as drawn_view, played
+from keras_simclr.pictures import picture_of, played
 
 PAGE, TABLE, FIRST = "report.html", "embeddings.parquet", "label_first.csv"
 
@@ -252,7 +252,7 @@ def _seen_again(sets, found, choice, model):
             view = pixels
             if kind is not kinds.IMAGES:
                 view = look(pixels[None], None)[0]
-            shown = thumbnails.shrunk(drawn_view(view, kind))
+            shown = thumbnails.shrunk(picture_of(view, kind))
             pictures[image] = shown
             if kind is kinds.AUDIO and rate:
                 sounds[image] = played(pixels, rate)
@@ -279,7 +279,7 @@ def _views(model, images):
         seen = model.evaluation_view(canvases, sizes).numpy()
     columns = [seen, *(x.numpy() for x in views[:_VIEWS])]
     return [
-        [thumbnails.shrunk(drawn_view(x, kind)) for x in row]
+        [thumbnails.shrunk(picture_of(x, kind)) for x in row]
         for row in zip(*columns, strict=True)
     ]
 

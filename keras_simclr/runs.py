@@ -136,7 +136,7 @@ def carry_out(
     recipe = _with_keras_set(recipe, strategy, report)
     source, dataset = recipe.open(data)
     spec, steps = dataset.element_spec, int(dataset.cardinality())
-    recipe, data = kind_recipes.completed(recipe, data, source, dataset, given)
+    recipe, data = recipe.completed(spec, steps, source), data.completed(source)
     _introduce(report, recipe, data, source, steps, added)
     recipe = recipe.with_choice(
         "micro_batch_size",

@@ -12,7 +12,7 @@ from keras_simclr import (
     number_files,
     scanning,
 )
-from keras_simclr.data_kinds import kind_of, kind_of_source
+from keras_simclr.data_kinds import kind_of_data, kind_of_source
 from keras_simclr.decoding import (
     SMALLEST_SIDE,
     converted,
@@ -395,7 +395,7 @@ def find_source(
     }
     if prefix in _SHARDS:
         return _SHARDS[prefix](pattern, **options)
-    what = kind_of(data, kind)
+    what = kind_of_data(data, kind)
     if what is kinds.AUDIO:
         names = [x for x in ("rate", "seconds") if reading.get(x)]
         options |= {name: reading[name] for name in names}
@@ -546,7 +546,7 @@ def scan_source(data, manifest, *, kind="auto", progress=None):
     ```
     """
     is_folder = pathlib.Path(data).is_dir()
-    if is_folder and kind_of(data, kind) is kinds.IMAGES:
+    if is_folder and kind_of_data(data, kind) is kinds.IMAGES:
         return scanning.scan(data, manifest, progress=progress)
     source = find_source(data, kind=kind)
     if isinstance(source, EncodedImages):

@@ -73,7 +73,7 @@ LEVELS = {
     "fit_data": 5,
     "vectors": 5,
     "labelled": 6,
-    "sources": 7,
+    "sources": 8,
     "fingerprints": 8,
     "model": 6,
     "imitation": 7,

@@ -490,7 +490,7 @@ def test_downloads_out_of_reach_are_refused_at_once(tmp_path, monkeypatch):
         raise socket.gaierror(-2, f"{address[0]} is not known")
 
     monkeypatch.setattr(socket, "create_connection", refuse)
-    monkeypatch.setattr(sources.urllib.request, "getproxies", dict)
+    monkeypatch.setattr(tfds_builders.urllib.request, "getproxies", dict)
     builder = types.SimpleNamespace(
         data_dir=tmp_path / "mnist/3.0.1",
         data_dir_root=tmp_path,
@@ -526,8 +526,9 @@ def test_data_of_no_known_kind_are_refused(data, hint):
     with pytest.raises(ValueError) as info:
         sources.find_source(data)
     assert str(info.value) == (
-        "`data` must be an existing folder of images, PATH.npz, PATH.npy, "
-        "PATH.csv, tar:PATTERN, parquet:PATTERN or tfds:NAME[/CONFIG]. "
+        "`data` must be an existing folder of files, PATH.npz, PATH.npy, "
+        "PATH.csv, PATH.parquet, tar:PATTERN, parquet:PATTERN or "
+        "tfds:NAME[/CONFIG]. "
         f"Received: data={data!r}{hint}"
     )
 

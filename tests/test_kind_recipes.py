@@ -1,0 +1,208 @@
+"""Sounds, series and tables: what each command makes of them."""
+
+import csv
+import json
+import pathlib
+
+import keras
+import numpy as np
+import pytest
+import soundfile
+import tensorflow as tf
+
+import keras_simclr as simclr
+import keras_simclr_cli as cli
+from keras_simclr import kind_recipes, recipe, runs
+
+RATE, SECONDS = 2000, 0.2
+FLAGS = {
+    "audio": [f"--rate={RATE}", f"--seconds={SECONDS}"],
+    "series": ["--kind=series", "--window=16"],
+    "tables": [],
+}
+RAW = {"audio": "log-mel", "series": "statistics", "tables": "columns"}
+SIZES = {"audio": 24, "series": 28, "tables": 24}
+
+
+def write_sounds(directory):
+    rng = np.random.default_rng(0)
+    for number in range(24):
+        name = ["high", "low"][number % 2]
+        times = np.arange(rng.integers(200, 600)) / RATE
+        sound = 0.5 * np.sin(2 * np.pi * [600, 200][number % 2] * times)
+        sound += rng.normal(0, 0.01, len(sound))
+        path = directory / "sounds" / name / f"{number:02}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, sound, RATE)
+    return directory / "sounds"
+
+
+def write_series(directory):
+    rng, rows = np.random.default_rng(0), []
+    for recording in range(4):
+        label = ["fast", "slow"][recording % 2]
+        steps = np.arange(64) / [1, 4][recording % 2]
+        values = np.sin(steps) + rng.normal(0, 0.1, 64), rng.normal(size=64)
+        rows += [
+            [f"r{recording}", *map(float, value), label]
+            for value in zip(*values, strict=True)
+        ]
+    path = directory / "series.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([["recording", "x", "y", "label"], *rows])
+    return path
+
+
+def write_table(directory):
+    rng, rows = np.random.default_rng(0), []
+    for number in range(24):
+        size = rng.normal(number % 2) if number != 5 else ""
+        colour = ["red", "blue", "green"][rng.integers(3)]
+        rows.append([size, colour, "yes" if number % 2 else "no"])
+    path = directory / "table.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([["size", "colour", "label"], *rows])
+    return path
+
+
+WRITE = {"audio": write_sounds, "series": write_series, "tables": write_table}
+
+
+@pytest.fixture(params=sorted(FLAGS), scope="module")
+def trained(request, tmp_path_factory):
+    """Kind, path of the data and run directory of a training of two epochs."""
+    directory = tmp_path_factory.mktemp(request.param)
+    data, run_dir = WRITE[request.param](directory), directory / "run"
+    flags = [
+        *("--epochs=2", "--batch_size=8", "--width_multiplier=0.1"),
+        *("--precision=float32", "--quiet", *FLAGS[request.param]),
+    ]
+    assert command("pretrain", data, f"--output_dir={run_dir}", *flags) == 0
+    return request.param, data, run_dir
+
+
+def command(name, data, *flags):
+    return cli.main([name, f"--data={data}", *map(str, flags)])
+
+
+def test_runs_know_what_they_are_of(trained):
+    kind, _, run_dir = trained
+    recorded = runs.recorded_flags(run_dir)
+    assert recorded["kind"] == kind
+    assert recorded.keys().isdisjoint(
+        {"depth", "flip_rate", "trust_coefficient"}
+    )
+    model = runs.load_model(run_dir)
+    assert (str(model.kind), model.number_of_views) == (kind, 2)
+    assert isinstance(model.optimizer, keras.optimizers.Adam)
+    assert (run_dir / "columns.keras").exists() == (kind == "tables")
+
+
+def test_evaluation_compares_with_what_needs_no_encoder(trained, capsys):
+    kind, data, run_dir = trained
+    flags = ["--labels=2", "--draws=2", "--probes=knn"]
+    assert command("evaluate", data, f"--run_dir={run_dir}", *flags) == 0
+    rows = json.loads((run_dir / "summary.json").read_text())["rows"]
+    found = [(row["features"], row["probe"]) for row in rows]
+    assert (RAW[kind], "extra_trees") in found
+    assert (RAW[kind], "knn") in found
+    assert ("simclr", "knn") in found
+    shown = capsys.readouterr().out
+    assert "image" not in shown
+    if kind == "series":
+        assert "4 recordings: none is divided" in shown
+
+
+def test_a_classifier_is_trained_and_used(trained, tmp_path):
+    kind, data, run_dir = trained
+    made, out = tmp_path / "classifier", tmp_path / "classes"
+    flags = [f"--output_dir={made}", "--quiet"]
+    assert command("finetune", data, f"--run_dir={run_dir}", *flags) == 0
+    flags = [f"--output_dir={out}", "--quiet"]
+    assert command("predict", data, f"--model={made}", *flags) == 0
+    with (out / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == SIZES[kind]
+    assert {row["class"] for row in rows} <= set(
+        json.loads((made / "class_names.json").read_text())
+    )
+
+
+def test_what_is_exported_does_what_the_model_does(trained, tmp_path):
+    _, data, run_dir = trained
+    out = tmp_path / "encoder"
+    arguments = [f"--run_dir={run_dir}", f"--output_dir={out}"]
+    assert cli.main(["export", *arguments]) == 0
+    model = runs.load_model(run_dir)
+    given = recipe.Data(data=str(data))
+    given = runs.as_seen(given, run_dir, model.encoder.input_shape[-1])
+    _, dataset = given.open_in_order(8)
+    element = next(iter(dataset))
+    seen = {k: x for k, x in element.items() if k in ("images", "sizes")}
+    expected = model.predict_on_batch(seen)
+    module = tf.saved_model.load(out / "saved_model")
+    examples = tf.cast(element["images"], tf.float32)
+    if "sizes" in element:
+        found = module.on_canvas(examples, element["sizes"])
+    else:
+        found = module(examples)
+        plain = keras.saving.load_model(out / "encoder.keras")
+        np.testing.assert_allclose(plain(examples), expected, atol=1e-4)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    card = json.loads((out / "model_card.json").read_text())
+    assert card["inputs"]["contract"].startswith(model.kind.plural.capitalize())
+
+
+def test_a_report_shows_them(trained, tmp_path):
+    kind, data, run_dir = trained
+    flags = [f"--run_dir={run_dir}", f"--output_dir={tmp_path / 'report'}"]
+    assert command("report", data, *flags, "--quiet") == 0
+    text = pathlib.Path(tmp_path, "report", "report.html").read_text()
+    assert text.count("<image id=") >= SIZES[kind]
+    assert ("data:audio/wav;base64," in text) == (kind == "audio")
+
+
+def test_representations_are_written(trained, tmp_path):
+    kind, data, run_dir = trained
+    out = tmp_path / "embeddings"
+    flags = [f"--run_dir={run_dir}", f"--output_dir={out}", "--quiet"]
+    assert command("embed", data, *flags) == 0
+    arrays = np.load(out / "embeddings.npz")
+    assert len(arrays[arrays.files[0]]) == SIZES[kind]
+
+
+def test_flags_of_other_kinds_are_refused(tmp_path, capsys):
+    data = write_table(tmp_path)
+    for flag in ("--depth=18", "--rate=8000", "--flip_rate=0.1"):
+        out = f"--output_dir={tmp_path / 'run'}"
+        assert command("pretrain", data, out, flag) != 0
+        text = capsys.readouterr().err
+        assert "must be left out: these data are rows" in text
+        assert flag.strip("-").partition("=")[0] in text
+
+
+def test_defaults_of_a_kind_give_way_to_what_is_chosen():
+    data = recipe.Data(data="words", kind="audio")
+    given = recipe.Recipe(temperature=0.3)
+    found = kind_recipes.with_defaults(given, data, {"temperature"})
+    assert (found.temperature, found.batch_size) == (0.3, 250)
+    images = recipe.Data(data="photos", kind="images")
+    assert kind_recipes.with_defaults(given, images, set()) == given
+
+
+def test_layers_adapt_once_when_a_run_begins(tmp_path):
+    rows = np.random.default_rng(0).normal(3.0, 1.0, (32, 4)).astype("float32")
+    parts = simclr.tables.default_augmentation((None, 4))
+    model = simclr.SimCLRModel(
+        simclr.tables.default_encoder((4,), 0.05), **parts
+    )
+    model.compile("sgd")
+    dataset = simclr.dataset_from_arrays(rows, batch_size=8)
+    runs.pretrain(model, dataset, tmp_path / "run", epochs=1)
+    kept = [x.numpy() for x in parts["second_augmentation"].variables]
+    largest = max(kept, key=np.size)
+    assert np.isin(rows[:, 0], largest[..., 0]).all()
+    again = runs.load_model(tmp_path / "run")
+    layer = again.second_augmentation
+    for ours, theirs in zip(layer.variables, kept, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
