@@ -8,13 +8,11 @@ No layer may change what the sounds are told apart by. A shift of frequencies
 suits words, and destroys the pitch of notes; a mask hides what is short.
 """
 
-import math
-
 import keras
-import numpy as np
 import tensorflow as tf
 
-from keras_simclr import _checks, kinds
+from keras_simclr import _checks
+from keras_simclr.log_mels import LogMel, OfWaveforms
 from keras_simclr.networks import FusedBatchNormalization
 from keras_simclr.random_layers import (
     RandomLayer,
@@ -24,20 +22,12 @@ from keras_simclr.random_layers import (
     uniforms_of_rows,
 )
 
-_WINDOW, _HOP = 0.025, 0.01  # Seconds.
-_LOWEST = 60.0  # Hz: below is hum.
-# 80 dB below a sine as loud as can be: above the noise of 16 bits.
-_FLOOR = 1e-8
+_LEVEL = 0.1  # Root of the mean square of speech that is recorded well.
+_SILENCE = 1e-12  # The sum of the squares of what is left alone.
 _GROUP = 8  # Places among which sounds are mixed: a power of 2.
-_ADAPTED_AT_ONCE = 64  # Sounds.
 # Of the default encoder: channels, size and stride of a convolution, and what
 # is pooled after it.
 _CONVOLUTIONS = (16, 5, 2, 1), (32, 3, 1, 2), (64, 3, 1, 2), (128, 3, 1, 1)
-
-
-class _OfWaveforms(RandomLayer):
-    kind = kinds.AUDIO
-    _axes = ("samples",)
 
 
 class _OfSpectrograms(RandomLayer):
@@ -45,7 +35,7 @@ class _OfSpectrograms(RandomLayer):
 
 
 @keras.saving.register_keras_serializable(package="keras_simclr")
-class RandomTimeCrop(_OfWaveforms):
+class RandomTimeCrop(OfWaveforms):
     """Cuts a random window out of each sound.
 
     A sound that is shorter than the window comes whole, at a random place
@@ -133,7 +123,57 @@ def _lengths(sounds, sizes):
 
 
 @keras.saving.register_keras_serializable(package="keras_simclr")
-class RandomGain(_OfWaveforms):
+class LevelNormalization(OfWaveforms):
+    """Makes all sounds equally loud, the same in training and at rest.
+
+    The root of the mean square of what is not 0, such as what pads a sound,
+    becomes 0.1. A silent sound stays silent.
+
+    Args:
+        **kwargs: `name` of the layer.
+
+    Call arguments:
+        sounds: Floats.
+
+    Input shape:
+        `(batch, samples)` or `(samples,)`.
+
+    Output shape:
+        Same as input, float32.
+
+    Example:
+
+    >>> LevelNormalization()(np.float32([[0.0, 0.5, -0.5]])).numpy()
+    array([[ 0. ,  0.1, -0.1]], dtype=float32)
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)  # Without a seed: it draws nothing.
+
+    def call(self, sounds, training=True, seed=None, part=None):
+        return self._augment(sounds, False, None, None)
+
+    def _at_rest(self, sounds):
+        return self.plain_at_rest(tf.cast(sounds, tf.float32))
+
+    def plain_at_rest(self, examples):
+        is_sound = keras.ops.cast(keras.ops.not_equal(examples, 0.0), "float32")
+        count = keras.ops.sum(is_sound, axis=1, keepdims=True)
+        square = keras.ops.square(examples)
+        square = keras.ops.sum(square, axis=1, keepdims=True)
+        power = keras.ops.maximum(square, _SILENCE) / keras.ops.maximum(
+            count, 1.0
+        )
+        return examples * (_LEVEL / keras.ops.sqrt(power))
+
+    def get_config(self):
+        config = super().get_config()
+        del config["seed"]
+        return config
+
+
+@keras.saving.register_keras_serializable(package="keras_simclr")
+class RandomGain(OfWaveforms):
     """Makes each sound louder or softer.
 
     Args:
@@ -192,7 +232,7 @@ def _added(sounds, others, decibels):
 
 
 @keras.saving.register_keras_serializable(package="keras_simclr")
-class RandomNoise(_OfWaveforms):
+class RandomNoise(OfWaveforms):
     """Adds white noise to each sound, as loud as a random share of it.
 
     Args:
@@ -243,7 +283,7 @@ class RandomNoise(_OfWaveforms):
 
 
 @keras.saving.register_keras_serializable(package="keras_simclr")
-class MixBackground(_OfWaveforms):
+class MixBackground(OfWaveforms):
     """Adds another sound of the batch, softer, to each.
 
     The other one is drawn from the same 8 places of the batch, 0 to 7, 8 to 15
@@ -316,196 +356,6 @@ class MixBackground(_OfWaveforms):
             "rate": self.rate,
             "decibels": self.decibels,
         }
-
-
-@keras.saving.register_keras_serializable(package="keras_simclr")
-class LogMel(_OfWaveforms):
-    """Makes log-mel spectrograms, the same in training and at rest.
-
-    The power spectra of windows of 25 ms (Hann), one every 10 ms, are summed
-    in triangles that are equally wide on the mel scale, from 60 Hz to half the
-    rate. Their natural logarithms have a floor, 80 dB below the power of a
-    sine as loud as can be. Each is a function of its sound alone. After `adapt`
-    every band has mean 0 and standard deviation 1.
-
-    The Fourier transform, of windows padded to twice their length (more, if
-    bands are very narrow), is a convolution: all runtimes have that.
-
-    Args:
-        rate: Samples in a second, at least 1,000.
-        bands: Number of mel bands.
-        **kwargs: `name` of the layer.
-
-    Call arguments:
-        sounds: Floats in [-1, 1].
-
-    Input shape:
-        `(batch, samples)` or `(samples,)`, of at least a window.
-
-    Output shape:
-        `(batch, time, bands)` or `(time, bands)`, float32.
-
-    Raises:
-        ValueError: If an argument is out of range, or sounds are too short.
-
-    Example:
-
-    >>> mel = LogMel(8000)
-    >>> sounds = np.random.default_rng(0).uniform(-1, 1, (5, 8000))
-    >>> mel.adapt(sounds)
-    >>> mel(sounds).shape
-    TensorShape([5, 98, 40])
-
-    Deviation: `keras.layers.MelSpectrogram` cuts off at 80 dB below the
-        loudest of the batch: a sound's values depend on its neighbours there.
-    """
-
-    def __init__(self, rate, bands=40, **kwargs):
-        super().__init__(**kwargs)
-        self.rate = _checks.integer("rate", rate, minimum=1000)
-        self.bands = _checks.integer("bands", bands, minimum=1)
-        self._window = round(_WINDOW * rate)
-        self._hop = round(_HOP * rate)
-        waves, triangles = _filters(rate, self._window, bands)
-        self._waves = tf.constant(waves[:, None])
-        self._triangles = tf.constant(triangles)
-        self.mean, self.stddev = (
-            self.add_weight(
-                shape=(bands,),
-                initializer=initializer,
-                trainable=False,
-                name=name,
-            )
-            for name, initializer in (("mean", "zeros"), ("stddev", "ones"))
-        )
-
-    def call(self, sounds, training=True, seed=None, part=None):
-        return self._augment(sounds, False, None, None)
-
-    def _check_shape(self, shape):
-        super()._check_shape(shape)
-        if shape[1] is not None and shape[1] < self._window:
-            raise ValueError(
-                f"`LogMel` needs sounds of at least {self._window} samples, a "
-                f"window of 25 ms. Received: sounds of shape {shape}"
-            )
-
-    def adapt(self, sounds):
-        """Finds mean and standard deviation of each band.
-
-        Args:
-            sounds: Array of shape `(N, samples)`, as the layer takes it.
-
-        Raises:
-            ValueError: If they have another shape, are none, or not finite.
-
-        Example:
-
-        >>> mel = LogMel(8000, bands=2)
-        >>> mel.adapt(np.zeros((1, 400)))
-        >>> mel.mean.numpy().round(1), mel.stddev.numpy()
-        (array([-18.4, -18.4], dtype=float32), array([1., 1.], dtype=float32))
-        """
-        sounds = np.asarray(sounds)
-        if sounds.ndim != 2 or not sounds.size:
-            raise ValueError(
-                "`sounds` must be an array of shape (N, samples). Received: "
-                f"sounds of shape {sounds.shape}"
-            )
-        count, total, squares = 0, 0.0, 0.0
-        for start in range(0, len(sounds), _ADAPTED_AT_ONCE):
-            batch = sounds[start : start + _ADAPTED_AT_ONCE]
-            if not np.isfinite(batch).all():
-                raise ValueError(
-                    "`sounds` must be finite. Received: NaN or infinity in "
-                    f"one of the rows {start} to {start + len(batch) - 1}"
-                )
-            batch = tf.cast(batch, tf.float32)
-            self._check_shape(batch.shape)
-            values = self._logarithms(batch).numpy().astype("float64")
-            values = values.reshape(-1, self.bands)
-            count += len(values)
-            total = total + values.sum(0)
-            squares = squares + (values**2).sum(0)
-        mean = total / count
-        stddev = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
-        self.mean.assign(mean)
-        # A band in which nothing ever sounds is left alone.
-        self.stddev.assign(np.where(stddev < 1e-3, 1.0, stddev))
-
-    def _logarithms(self, sounds):
-        waves = tf.nn.conv1d(sounds[..., None], self._waves, self._hop, "VALID")
-        bands = tf.tensordot(tf.square(waves), self._triangles, 1)
-        return tf.math.log(tf.maximum(bands, _FLOOR))
-
-    def _at_rest(self, sounds):
-        values = self._logarithms(tf.cast(sounds, tf.float32))
-        return (values - self.mean) / self.stddev
-
-    def plain_at_rest(self, examples):
-        convolution = keras.layers.Conv1D(
-            self._waves.shape[-1],
-            self._window,
-            strides=self._hop,
-            use_bias=False,
-            trainable=False,
-        )
-        dense = keras.layers.Dense(self.bands, use_bias=False, trainable=False)
-        x = keras.ops.expand_dims(examples, -1)
-        x = dense(keras.ops.square(convolution(x)))
-        convolution.set_weights([self._waves.numpy()])
-        dense.set_weights([self._triangles.numpy()])
-        x = keras.ops.log(keras.ops.maximum(x, _FLOOR))
-        mean, stddev = self.mean.numpy(), self.stddev.numpy()
-        return keras.layers.Rescaling(
-            (1 / stddev).tolist(), (-mean / stddev).tolist()
-        )(x)
-
-    def examples_shape(self, shape):
-        time = shape[1]
-        if time is not None:
-            time = self._window + (time - 1) * self._hop
-        return (shape[0], time)
-
-    def compute_output_shape(self, input_shape, *args, **kwargs):
-        *batch, samples = input_shape
-        if samples is not None:
-            samples = 1 + (samples - self._window) // self._hop
-        return (*batch, samples, self.bands)
-
-    def get_config(self):
-        config = super().get_config()
-        del config["seed"]  # It draws nothing.
-        return {**config, "rate": self.rate, "bands": self.bands}
-
-
-def _filters(rate, window, bands):
-    """Waves that a window is multiplied by, and what bands they count for.
-
-    Of shapes (window, 2 * frequencies), cosines and sines, and (2 *
-    frequencies, bands).
-    """
-    edges = np.linspace(_mels(_LOWEST), _mels(rate / 2), bands + 2)
-    edges = 700.0 * np.expm1(edges / 1127.0)
-    # So close that no band is without a frequency.
-    points = max(2 * window, math.ceil(rate / np.diff(edges).min()))
-    frequencies = np.arange(points // 2 + 1) * rate / points
-    rising = (frequencies[:, None] - edges[:-2]) / np.diff(edges)[:-1]
-    falling = (edges[2:] - frequencies[:, None]) / np.diff(edges)[1:]
-    triangles = np.maximum(0.0, np.minimum(rising, falling))
-    is_used = triangles.any(axis=1)
-    times = np.arange(window)
-    hann = 0.5 - 0.5 * np.cos(2 * np.pi * times / window)
-    # The square of a wave's amplitude is its power.
-    hann *= 2 / hann.sum()
-    phases = 2 * np.pi * np.outer(times, frequencies[is_used]) / rate
-    waves = np.concatenate([np.cos(phases), np.sin(phases)], axis=1)
-    triangles = np.concatenate([triangles[is_used]] * 2)
-    return (hann[:, None] * waves).astype("float32"), np.float32(triangles)
-
-
-def _mels(hertz):
-    return 1127.0 * np.log1p(hertz / 700.0)
 
 
 @keras.saving.register_keras_serializable(package="keras_simclr")
@@ -643,7 +493,7 @@ def default_augmentation(samples, rate):
     Example:
 
     >>> layers = default_augmentation(8000, 8000)
-    >>> layers[4].adapt(np.random.default_rng(0).normal(0, 0.1, (9, 8000)))
+    >>> layers[5].adapt(np.random.default_rng(0).normal(0, 0.1, (9, 8000)))
     >>> simclr.SimCLRModel(
     ...     default_encoder((98, 40)), augmentation=layers
     ... ).kind.name
@@ -651,6 +501,7 @@ def default_augmentation(samples, rate):
     """
     return [
         RandomTimeCrop(samples),
+        LevelNormalization(),
         RandomGain(),
         MixBackground(),
         RandomNoise(),

@@ -50,6 +50,7 @@ LEVELS = {
     "random_layers": 1,
     "evaluation_views": 7,
     "audio": 3,
+    "log_mels": 2,
     "sounds": 6,
     "csv_files": 0,
     "parquet_files": 1,

@@ -19,6 +19,7 @@ LAYERS = {
     "gain": lambda: audio.RandomGain(6.0),
     "noise": lambda: audio.RandomNoise((5.0, 20.0)),
     "background": lambda: audio.MixBackground(0.8, (5.0, 20.0)),
+    "level": audio.LevelNormalization,
     "log_mel": lambda: audio.LogMel(RATE, 8),
     "shift": lambda: audio.RandomFrequencyShift(2),
     "mask": lambda: audio.RandomTimeFrequencyMask(0.5, 0.4),
@@ -90,6 +91,17 @@ def test_every_window_is_drawn():
     counts = np.bincount(starts.astype(int))
     assert len(counts) == 3
     assert counts.min() > 100
+
+
+def test_sounds_are_equally_loud_whatever_pads_them():
+    sounds, _ = tones(8)
+    sounds[0] = 0
+    padded = np.pad(sounds, ((0, 0), (300, 500)))
+    found = audio.LevelNormalization()(padded).numpy()
+    level = np.sqrt(np.square(sounds, dtype="float64").mean(axis=1))
+    expected = padded[1:] * (0.1 / level[1:, None])
+    np.testing.assert_allclose(found[1:], expected, atol=1e-5)
+    assert not found[0].any()
 
 
 def test_gain_is_uniform_in_decibels():
@@ -268,6 +280,7 @@ def test_nothing_is_drawn_at_rest(name):
 def augmentation():
     layers = [
         audio.RandomTimeCrop(1000),
+        audio.LevelNormalization(),
         audio.RandomGain(),
         audio.MixBackground(),
         audio.RandomNoise(),
@@ -275,7 +288,7 @@ def augmentation():
         audio.RandomFrequencyShift(1),
         audio.RandomTimeFrequencyMask(),
     ]
-    layers[4].adapt(tones(32)[0])
+    layers[5].adapt(tones(32)[0])
     return layers
 
 
@@ -326,7 +339,7 @@ def test_loaded_model_has_the_adapted_statistics(trained, tmp_path):
     model, _ = trained
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
-    assert abs(loaded.augmentation[4].mean.numpy()).max() > 1
+    assert abs(loaded.augmentation[5].mean.numpy()).max() > 1
     sounds, _ = tones(8)
     expected = model.predict(sounds, verbose=0)
     found = loaded.predict(sounds, verbose=0)

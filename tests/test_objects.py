@@ -99,6 +99,7 @@ OF_TABLES = {
 }
 OF_SOUNDS = {
     audio.LogMel: {"rate": 2000, "bands": 9},
+    audio.LevelNormalization: {},
     audio.RandomTimeCrop: {"samples": 90, "seed": 10},
     audio.RandomGain: {"decibels": 7.0, "seed": 11},
     audio.RandomNoise: {"decibels": (3.0, 30.0), "seed": 12},
@@ -107,7 +108,7 @@ OF_SOUNDS = {
     audio.RandomTimeFrequencyMask: {"time": 0.6, "frequency": 0.4, "seed": 15},
 }
 AUGMENTATIONS |= OF_SERIES | OF_TABLES | OF_SOUNDS
-STILL = (series.Standardization, audio.LogMel)
+STILL = (series.Standardization, audio.LogMel, audio.LevelNormalization)
 RANDOM = [x for x in AUGMENTATIONS if x not in STILL]
 LAYERS = {
     simclr.ProjectionHead: {"layers": 3, "units": 5, "hidden_units": 7},
