@@ -96,10 +96,10 @@ def _unbraced(pattern):
 class _Shards(EncodedImages):
     """Images that are parts of files: a kind lists where they begin."""
 
-    kind = None  # What stands before the pattern.
+    prefix = None  # What stands before the pattern.
 
     def __init__(self, pattern, **kwargs):
-        super().__init__(f"{self.kind}:{os.fsdecode(pattern)}", **kwargs)
+        super().__init__(f"{self.prefix}:{os.fsdecode(pattern)}", **kwargs)
 
     @property
     def files(self):
@@ -191,7 +191,7 @@ class TarShards(_Shards):
     ```
     """
 
-    kind = "tar"
+    prefix = "tar"
 
     def _index(self, wanted):
         images, classes, others, wanted = {}, {}, [], set(wanted)
@@ -346,7 +346,7 @@ class ParquetShards(_Shards):
     ```
     """
 
-    kind = "parquet"
+    prefix = "parquet"
 
     def _index(self, wanted):
         names, classes, found, known = [], [], [], None
