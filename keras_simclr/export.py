@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from keras_simclr import _checks, cards, kinds
 from keras_simclr._files import staging
-from keras_simclr.augmentations import as_list, takes_sizes, to_float
+from keras_simclr.augmentations import takes_sizes, to_float
 from keras_simclr.copies import (
     check_can_be_saved,
     check_finite,
@@ -299,9 +299,8 @@ def _save_saved_model(parts, path):
     module.regularization_losses = [
         _penalty(v) for v in network.trainable_variables if v.regularizer
     ]
-    # What layers saw that examples pass at rest, such as their mean.
-    layers = as_list(model.augmentation)
-    module.seen = [v.value for layer in layers for v in layer.variables]
+    # What layers saw and need at rest, such as a mean: no rows to draw from.
+    module.seen = view.bring.get_concrete_function().variables
     images = tf.TensorSpec((None, *view.images), tf.float32, name="inputs")
     embed = tf.function(network, autograph=False)  # Traced twice in all.
 

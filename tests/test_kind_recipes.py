@@ -206,3 +206,18 @@ def test_layers_adapt_once_when_a_run_begins(tmp_path):
     layer = again.second_augmentation
     for ours, theirs in zip(layer.variables, kept, strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_what_is_exported_holds_no_rows(tmp_path):
+    rows = np.random.default_rng(0).normal(size=(32, 4)).astype("float32")
+    layer = simclr.tables.MarginalCorruption()
+    layer.adapt(rows)
+    encoder = simclr.tables.default_encoder((4,), 0.05)
+    model = simclr.SimCLRModel(encoder, augmentation=layer)
+    simclr.export_encoder(model, tmp_path / "encoder")
+    reader = tf.train.load_checkpoint(
+        str(tmp_path / "encoder/saved_model/variables/variables")
+    )
+    for name in reader.get_variable_to_shape_map():
+        if name.endswith("VARIABLE_VALUE"):
+            assert not np.isin(rows, reader.get_tensor(name)).any()
