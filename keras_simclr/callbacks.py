@@ -15,6 +15,7 @@ from keras_simclr import (
     doctor,
     elements,
     fit_data,
+    kinds,
     labelled,
     looks,
 )
@@ -454,8 +455,9 @@ class Doctor(Measures):
     def _examine(self, epoch, case):
         self._cases.append(case | self._seen)
         found = doctor.findings_in(self._cases)
+        kind = getattr(self.model, "kind", kinds.IMAGES)
         for rule, text, values in found:
-            text = self.model.kind.said(text)
+            text = kind.said(text)
             if rule not in self._speaking:
                 self.findings.append(
                     {

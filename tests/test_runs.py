@@ -551,7 +551,7 @@ def test_run_records_its_version_and_all_values(start, tmp_path):
     )
     values = summary["flags"]["values"]
     fields = {**recipe.Recipe().values, **vars(recipe.Data(data=""))}
-    of_others = {"rate", "seconds", "window", "stride", "label"}
+    of_others = {"rate", "seconds", "window", "stride", "label", "columns"}
     assert values.keys() == {*fields, "output_dir"} - of_others
     assert (values["manifest"], values["epochs"]) == (None, 2)
 
