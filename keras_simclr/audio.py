@@ -490,6 +490,10 @@ def default_augmentation(samples, rate):
     Returns:
         List of layers. Its `LogMel` wants to be adapted.
 
+    Raises:
+        ValueError: If an argument is out of range, or the window is shorter
+            than those of `LogMel`.
+
     Example:
 
     >>> layers = default_augmentation(8000, 8000)
@@ -499,13 +503,20 @@ def default_augmentation(samples, rate):
     ... ).kind.name
     'audio'
     """
+    crop, mel = RandomTimeCrop(samples), LogMel(rate)
+    least = mel.examples_shape((1, 1))[1]
+    if samples < least:
+        raise ValueError(
+            f"The longest sound must have at least {least} samples, which are "
+            f"25 ms. Received: samples={samples}, rate={rate}"
+        )
     return [
-        RandomTimeCrop(samples),
+        crop,
         LevelNormalization(),
         RandomGain(),
         MixBackground(),
         RandomNoise(),
-        LogMel(rate),
+        mel,
         RandomFrequencyShift(),
         RandomTimeFrequencyMask(),
     ]

@@ -10,7 +10,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_simclr import elements, fit_data, kinds, records, trials
+from keras_simclr import (
+    elements,
+    fit_data,
+    kind_recipes,
+    kinds,
+    records,
+    trials,
+)
 from keras_simclr._checks import finite_rows
 from keras_simclr._files import (
     check_is_free,
@@ -38,6 +45,7 @@ from keras_simclr.recipe import Data
 from keras_simclr.runs import as_seen
 
 _CLASS_NAMES = "class_names.json"
+_OF_ONE_SHAPE = kinds.SERIES, kinds.TABLES
 _RECIPES = ("linear", "finetune")
 
 
@@ -87,7 +95,8 @@ def train_classifier(
     - `classifier.keras`: plain Keras layers, for images of the encoder's size.
     - `saved_model/`: for images of any size, as from `export_encoder`.
     - `class_names.json`: list of the name of each probability.
-    - `flags.txt`: how `predict` reads images; of tables `columns.keras`, too.
+    - `flags.txt`: how `predict` reads images; of tables `columns.keras`, and
+      of series `columns.json`, too.
 
     Args:
         model: A `SimCLRModel`.
@@ -204,8 +213,9 @@ def write_classifier(
         _CLASS_NAMES: json.dumps(names, ensure_ascii=False, indent=2),
         FLAGS: as_flags(reading),
     }
-    if reading.get("kind") == "tables":
-        files[records.COLUMNS] = pathlib.Path(data.columns).read_bytes()
+    if data is not None and data.columns:
+        path = pathlib.Path(data.columns)
+        files[records.COLUMNS[data.kind]] = path.read_bytes()
     bits = reading.get("bits") or 8
     return write_network(
         model, network, directory, "classifier", files, bits, formats
@@ -243,8 +253,13 @@ def export_classifier(directory, output_dir, *, formats):
             f"of encoders. Received: formats={list(formats)!r}"
         )
     whole, names = load_classifier(directory), class_names(directory)
-    network = encoder_of(whole)
-    model = SimCLRModel(network, ProjectionHead(0))
+    shape = whole.input_shape
+    data = as_seen(Data(data=""), directory, shape[-1])
+    kind = kinds.named(data.kind)
+    # What is done to images at rest is made anew, for images of any size.
+    network = encoder_of(whole) if kind is kinds.IMAGES else whole
+    layer = kind_recipes.layer_at_rest(kind, shape)
+    model = SimCLRModel(network, ProjectionHead(0), augmentation=layer)
     images = examples_for(whole)
     if trials.differ(
         with_evaluation_view(model, network)(images), whole(images)
@@ -254,7 +269,6 @@ def export_classifier(directory, output_dir, *, formats):
             f"the command line do. Received: {str(directory)!r}, which sees "
             "another part of it, or not in that size"
         )
-    data = as_seen(Data(data=""), directory, network.input_shape[-1])
     return write_classifier(model, network, output_dir, names, data, formats)
 
 
@@ -294,6 +308,12 @@ def write_predictions(directory, dataset, path, names=None, progress=None):
     kind = kinds.named(as_seen(Data(data=""), directory, shape[-1]).kind)
     channels = shape[-1] if kind is kinds.IMAGES else None
     elements.Rules(kind, channels=channels).check_at_rest(element)
+    found, wanted = element["images"].shape[1:], shape[1:]
+    if kind in _OF_ONE_SHAPE and not found.is_compatible_with(wanted):
+        raise ValueError(
+            f"`dataset` must hold {kind.plural} of the classifier's shape "
+            f"{wanted}. Received: {kind.plural} of shape {found}"
+        )
     classes = class_names(directory)
     if len(classes) != classifier.output_shape[-1]:
         raise ValueError(

@@ -6,13 +6,15 @@ column may become several, which are one group.
 
 import dataclasses
 import difflib
+import json
 import pathlib
+import re
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_simclr import _checks, parquet_files
+from keras_simclr import _checks, archives, parquet_files
 
 _MOST_COLUMNS = 1_000
 _MOST_CATEGORIES = 100
@@ -260,11 +262,18 @@ def _parts(space):
 
 
 def _loaded(path):
-    space = keras.saving.load_model(path)
+    """A saved space; of any other file Keras has errors of many kinds."""
+    try:
+        space = keras.saving.load_model(path)
+        found = type(space).__name__
+    except Exception as error:
+        if archives.is_of_system(error):
+            raise
+        space, found = None, "file of something else"
     if not isinstance(space, keras.utils.FeatureSpace):
         raise ValueError(
             "`space` must be the path of a saved FeatureSpace. Received: "
-            f"space={str(path)!r}, which holds a {type(space).__name__}"
+            f"space={str(path)!r}, which holds a {found}"
         )
     return space
 
@@ -325,7 +334,10 @@ def _from_file(path):
 
     options = pyarrow.csv.ConvertOptions(strings_can_be_null=True)
     with parquet_files.explaining(refuse):
-        return pyarrow.csv.read_csv(path, convert_options=options)
+        table = pyarrow.csv.read_csv(path, convert_options=options)
+    if table.num_columns == 1 and re.search(r"[;\t|]", table.column_names[0]):
+        refuse(f"one column, {table.column_names[0]!r}: write commas between")
+    return table
 
 
 def _column(table, argument, name):
@@ -454,7 +466,7 @@ def _part(name, column):
 
 def _values(table, part):
     """The column of a table that a layer takes."""
-    column = _column(table, "space", part.column)
+    column = _known_column(table, part.column)
     if isinstance(part, CategoryColumn):
         is_right = _is_text(column.type) or _is_number(column.type)
         convert, rule = _texts, "texts"
@@ -468,25 +480,65 @@ def _values(table, part):
     return convert(column)
 
 
+def _known_column(table, name):
+    """A column that another table had; refuses tables without it."""
+    if name not in table.column_names:
+        raise ValueError(
+            "A table must have the columns that an earlier one had, in any "
+            f"order. Received: no {name!r} beside its labels, but "
+            f"{_checks.listing(table.column_names) or 'none'}"
+        )
+    return table.column(name)
+
+
 def labels_of(table, label):
     """Labels of a column of such a table, and the classes, as `Table` has."""
     return _labels(_column(table, "label", label), label, ())
 
 
-def channels_of(table, without):
-    """The columns of numbers of such a table, but for some.
+def as_named(table, path):
+    """The columns of such a table that a file names, in its order.
 
     Args:
         table: As `arrow_table` returns it.
-        without: Set of names of columns that are no channels.
+        path: Path of a JSON file of a list of names.
 
     Returns:
-        float32 array of shape `(N, channels)`; NaN where nothing is.
+        A table of PyArrow's.
 
     Raises:
-        ValueError: If another column is none of numbers, or there is no other.
+        OSError: If the file cannot be read.
+        ValueError: If it holds no such list, or a column is missing.
     """
-    names = [name for name in table.column_names if name not in without]
+    try:
+        names = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    except ValueError:  # Of JSON or of UTF-8.
+        names = None
+    is_list = isinstance(names, list) and names
+    if not is_list or not all(isinstance(x, str) for x in names):
+        raise ValueError(
+            "`columns` must be a JSON file of a list of names. Received: "
+            f"columns={str(path)!r}"
+        )
+    for name in names:
+        _known_column(table, name)
+    return table.select(names)
+
+
+def channels_of(table):
+    """The columns of such a table, which must be numbers.
+
+    Args:
+        table: As `arrow_table` returns it, less what is no channel.
+
+    Returns:
+        float32 array of shape `(N, channels)`, NaN where nothing is; and the
+        list of their names.
+
+    Raises:
+        ValueError: If a column is none of numbers, or there is none.
+    """
+    names = table.column_names
     wrong = [x for x in names if not _is_number(table.column(x).type)]
     if wrong or not names:
         raise ValueError(
@@ -495,7 +547,7 @@ def channels_of(table, without):
             f"{_checks.listing(wrong) if wrong else 'no other column'}"
         )
     channels = [_numbers(table.column(name)) for name in names]
-    return np.stack(channels, axis=1).astype("float32")
+    return np.stack(channels, axis=1).astype("float32"), names
 
 
 def _labels(column, label, class_names):

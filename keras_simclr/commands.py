@@ -14,6 +14,7 @@ from keras_simclr import (
     cards,
     checkpoints,
     classification,
+    data_kinds,
     demo,
     distillation,
     embedding,
@@ -153,7 +154,13 @@ def _ended(done, run_dir):
     return 0
 
 
+def _check_data_are_images(values):
+    kind = data_kinds.kind_of_data(values.data, values.kind)
+    data_kinds.check_are_images("data", values.data, kind)
+
+
 def _plan(values):
+    _check_data_are_images(values)
     fields = _fields(recipe.Recipe, values)
     print(
         planning.plan(
@@ -228,6 +235,7 @@ def _finetune(values):
 
 
 def _distill(values):
+    _check_data_are_images(values)
     with _files.naming("output_dir"):
         distillation.check_directory(values.output_dir, values.teacher)
     data, test = _data(values), None
@@ -347,6 +355,7 @@ def _write_report(
 
 def _search(values):
     model = runs.load_model(values.run_dir)
+    data_kinds.check_are_images("run_dir", values.run_dir, model.kind)
     data = _given_or_own_data(values, values.run_dir)
     data, source, images = _open_as_seen(
         values, values.run_dir, model.encoder, "Found", data

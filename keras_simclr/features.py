@@ -34,7 +34,8 @@ _PIXELS = 32  # Larger images are averaged to this size for the baseline.
 FEW_IMAGES = 256  # To measure on how long all of them will take.
 _SETTLED_ON = 1_024  # Images that batch norm is shown before it is trained.
 _SETTLED_AT_ONCE = 256  # Of these in a pass.
-_ADAPTED_ON = 10_000  # Examples that layers adapt to.
+# Examples that layers adapt to, and bytes of them, which are held some times.
+_ADAPTED_ON, _ADAPTED_BYTES = 10_000, 1 << 28
 PIXEL_SETTINGS = f"at most {_PIXELS} x {_PIXELS}"
 
 
@@ -287,8 +288,8 @@ def settle_on(model, dataset):
 def adapt(model, dataset):
     """Shows examples to those layers of an augmentation that `adapt` to them.
 
-    Takes the first ones of a dataset, up to 10,000; each layer is shown what
-    those before it make of them at rest.
+    Takes the first ones of a dataset, up to 10,000 or 256 MB; each layer is
+    shown what those before it make of them at rest.
     """
     chains = [model.augmentation, model.second_augmentation]
     chains = [
@@ -296,11 +297,13 @@ def adapt(model, dataset):
     ]
     if not chains:
         return
-    seen, first = 0, []
+    seen, held, first = 0, 0, []
     for element in fit_data.checked_elements(dataset, kind=model.kind):
         first.append(images_and_sizes(element))
-        seen += len(first[-1][0])
-        if seen >= _ADAPTED_ON:
+        batch = first[-1][0]
+        seen += len(batch)
+        held += batch.shape.num_elements() * batch.dtype.size
+        if seen >= _ADAPTED_ON or held >= _ADAPTED_BYTES:
             break
     images, sizes = zip(*first, strict=True)
     images = tf.concat(images, axis=0)

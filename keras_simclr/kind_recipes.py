@@ -32,7 +32,7 @@ _DEFAULTS = {
 _OF_ALL = {"views": 2, "width_multiplier": 1.0}
 _OF_OTHERS = {
     "audio": {"rate", "seconds"},
-    "series": {"window", "stride", "label"},
+    "series": {"window", "stride", "label", "columns"},
     "tables": {"label", "columns"},
 }
 
@@ -145,6 +145,29 @@ def parts_of(recipe, element_spec, source):
         "encoder": encoder(view.shape[1:], recipe.width_multiplier),
         **found,
     }
+
+
+def layer_at_rest(kind, shape):
+    """A layer that tells a model the kind of its examples, and leaves them.
+
+    Args:
+        kind: A `kinds.Kind`.
+        shape: Of a batch; sounds of other lengths are brought to it.
+
+    Returns:
+        A Keras layer; or None, by which a model takes images.
+
+    Example:
+
+    >>> layer_at_rest(simclr.kinds.AUDIO, (None, 8000)).samples
+    8000
+    """
+    make = {
+        kinds.AUDIO: lambda: audio.RandomTimeCrop(shape[1]),
+        kinds.SERIES: lambda: series.RandomJitter(),
+        kinds.TABLES: lambda: tables.MarginalCorruption(0.0),
+    }
+    return make[kind]() if kind in make else None
 
 
 def _views_of_sounds(shape, source):

@@ -43,6 +43,8 @@ class Kind:
             return text
         text = re.sub(r"\b(raw )?pixels\b", self.raw, text)
         text = re.sub(r"\bimages\b", self.plural, text)
+        if self.example[0] not in "aeiou":
+            text = re.sub(r"\b([Aa])n (?=image\b)", r"\1 ", text)
         return re.sub(r"\bimage\b", self.example, text)
 
     def tell(self, report, text):

@@ -37,7 +37,8 @@ def in_order_with_labels(name, images):
                 "sub-folder, and no image beside them. Parts of a data set, "
                 "such as train/ and val/, are no classes: use "
                 "--data=DIR/train --test_data=DIR/val. A list, PATH.csv, needs "
-                "a column `label`, shards .cls or a column `label`"
+                "a column `label`, shards .cls or a column `label`, and "
+                "another table --label=COLUMN"
             )
         raise ValueError(
             f"`{name}` must hold labels: elements (images, labels). "

@@ -1,6 +1,8 @@
 """Files of numbers that are no images: tables, series, arrays of examples."""
 
+import json
 import pathlib
+import warnings
 
 import numpy as np
 
@@ -24,11 +26,12 @@ class NumberFile:
             `kinds.SERIES`; None for that of arrays.
         split: As of `find_source`. Recordings are not divided.
         label: Column of labels; None for `label`, if there is one.
-        columns: Path of the columns of another table, which these become; or
-            None. As `columns.read_table` has it.
+        columns: Path of what another file's `write_beside` wrote, whose columns
+            these become; or None.
         window: Rows in a window of a series, or None for 128.
         stride: Rows from one window to the next, or None for half of one.
-        rate: Samples a second of sounds.
+        rate: Samples a second of sounds, which must be given. Those in integers
+            are divided by the largest there is.
 
     Attributes:
         source: As given, as text.
@@ -66,54 +69,67 @@ class NumberFile:
     ):
         self.source, self.kind = str(path), kind
         self.labels, self.class_names, self.notes = None, (), ()
-        self.recordings = self.groups = self.space = None
+        self.recordings = self.groups = self.space = self.channels = None
         self.rate, self.seconds = rate, None
         self.label, self.window, self.stride = label, window, stride
         if array_files.is_array_file(path):
             self._read_arrays()
         elif kind is kinds.SERIES:
-            self._read_series()
+            self._read_series(columns)
         else:
             self._read_table(columns)
         self._keep(split)
 
     def _read_table(self, path_of_columns):
         table = columns.arrow_table(self.source)
-        is_known = path_of_columns is not None
-        self.label = self._label_in(table.column_names, is_known)
-        found = columns.read_table(table, self.label, space=path_of_columns)
-        self.images, self.labels = found.rows, found.labels
-        self.class_names, self.groups = found.class_names, found.groups
-        self.notes, self.space = found.left_out, found.space
+        table, self.labels = self._without_labels(table, path_of_columns)
+        found = columns.read_table(table, space=path_of_columns)
+        self.images, self.groups = found.rows, found.groups
+        self.notes += found.left_out
+        self.space = found.space
 
-    def _label_in(self, names, may_be_missing=False):
-        """The column of labels, if there is one or there must be."""
-        label = self.label or _LABEL
-        is_wanted = self.label is not None and not may_be_missing
-        return label if label in names or is_wanted else None
+    def _without_labels(self, table, path_of_columns):
+        """A table without its column of labels; and these, or None.
 
-    def _read_series(self):
+        Where nobody asked for them, or a run did, there need be none.
+        """
+        name = self.label or _LABEL
+        is_wanted = self.label is not None and path_of_columns is None
+        if name not in table.column_names and not is_wanted:
+            self.label = None
+            return table, None
+        self.label, labels = name, None
+        try:
+            labels, self.class_names = columns.labels_of(table, name)
+        except ValueError as error:
+            if is_wanted:
+                raise
+            self.notes = (f"{name}: {error}",)
+        return table.drop_columns([name]), labels
+
+    def _read_series(self, path_of_columns):
         table = columns.arrow_table(self.source)
-        names = table.column_names
-        # That of a run may be missing where there are no labels.
-        self.label = self._label_in(names, self.label == _LABEL)
         self.window = self.window or _WINDOW
         self.stride = self.stride or max(1, self.window // 2)
-        labels = None
-        if self.label is not None:
-            labels, self.class_names = columns.labels_of(table, self.label)
+        table, labels = self._without_labels(table, path_of_columns)
         places = np.zeros(len(table), int)
-        if _RECORDING in names:
+        if _RECORDING in table.column_names:
             texts = np.array(table[_RECORDING].to_pylist(), object).astype(str)
             _, places = np.unique(texts, return_inverse=True)
-        channels = columns.channels_of(table, {self.label, _RECORDING})
+            table = table.drop_columns([_RECORDING])
+        if path_of_columns is not None:
+            table = columns.as_named(table, path_of_columns)
+        channels, self.channels = columns.channels_of(table)
         rows_of = [np.flatnonzero(places == x) for x in np.unique(places)]
-        self.images, self.labels, self.recordings = windows.windows_of_all(
-            [channels[rows] for rows in rows_of],
-            None if labels is None else [labels[rows] for rows in rows_of],
-            self.window,
-            self.stride,
-        )
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            self.images, self.labels, self.recordings = windows.windows_of_all(
+                [channels[rows] for rows in rows_of],
+                None if labels is None else [labels[rows] for rows in rows_of],
+                self.window,
+                self.stride,
+            )
+        self.notes += tuple(str(x.message).rstrip(".") for x in told)
 
     def _read_arrays(self):
         arrays = array_files.load_members(self.source)
@@ -128,13 +144,19 @@ class NumberFile:
                 + f", as {self.kind.plural}"
                 * (self.kind is not None)
             )
-        self.kind, self.images = kind, self._checked(name, arrays[name])
+        self.kind = kind
+        self.images = self._checked(name, arrays[name])
+        if kind is kinds.AUDIO and self.rate is None:
+            raise ValueError(
+                "`rate`, how many samples make a second, must be given for "
+                f"sounds in arrays. Received: rate=None for {self.source!r}"
+            )
         if "labels" in arrays:
             self.labels = np.array(arrays["labels"])
-            if len(self.labels) != len(self.images):
+            if self.labels.shape[:1] != self.images.shape[:1]:
                 raise ValueError(
-                    f"`labels` must be as many as `{name}`. Received: "
-                    f"{len(self.labels)} for {len(self.images)}, in "
+                    f"`labels` must be as many as `{name}`. Received: labels "
+                    f"of shape {self.labels.shape} for {len(self.images)}, in "
                     f"{self.source!r}"
                 )
 
@@ -151,7 +173,11 @@ class NumberFile:
                 f"`{name}` must hold {self.kind.plural}. Received: shape "
                 f"{array.shape}, in {self.source!r}"
             )
-        array = np.asarray(array, "float32")
+        if self.kind is kinds.AUDIO and array.dtype.kind == "i":
+            # As files of integers are read.
+            array = array / np.float32(-float(np.iinfo(array.dtype).min))
+        with np.errstate(over="ignore"):  # It is infinite then, and refused.
+            array = np.asarray(array, "float32")
         is_finite = np.isfinite(array.reshape(len(array), -1)).all(axis=1)
         wrong = np.flatnonzero(~is_finite)
         if len(wrong):
@@ -182,8 +208,14 @@ class NumberFile:
 
     def write_beside(self, directory):
         """Writes what else a run must keep, to read other files alike."""
+        path = pathlib.Path(directory, COLUMNS.get(self.kind.name, ""))
+        if path.exists():  # What a run began with stays.
+            return
         if self.space is not None:
-            self.space.save(pathlib.Path(directory, COLUMNS))
+            self.space.save(path)
+        if self.channels is not None:
+            names = json.dumps(self.channels, ensure_ascii=False, indent=2)
+            path.write_text(names, encoding="utf-8")
 
 
 def kind_of_arrays(path):

@@ -196,9 +196,9 @@ def _gathered(array, batch):
 
 
 def check_fills_a_batch(size, batch_size, drop_remainder, what):
-    """Refuses images that make no batch at all."""
+    """Refuses images, or what else they are, that make no batch at all."""
     if (size < batch_size and drop_remainder) or size == 0:
         raise ValueError(
-            "The images must fill at least one batch. Received: "
+            f"The {what.split()[0]} must fill at least one batch. Received: "
             f"{size} {what}, batch_size={batch_size}. Use a smaller batch."
         )

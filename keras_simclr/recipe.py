@@ -160,8 +160,8 @@ class Data(_Checked):
     )
     columns: str | None = _told(
         None,
-        "What a table's columns become: columns.keras of a run; by default "
-        "that of the run, or what the table suggests.",
+        "What columns become: columns.keras or, of a series, columns.json of "
+        "a run; by default that of the run, or what the data suggest.",
         place=("check_exists", {"rule": "a file", "is_directory": False}),
     )
 

@@ -70,7 +70,8 @@ READING = {
     "series": ("window", "stride", "label"),
     "tables": ("label",),
 }
-COLUMNS = "columns.keras"  # How a table becomes rows of numbers.
+# Of which columns an example is made, and how: for each kind, a file of a run.
+COLUMNS = {"series": "columns.json", "tables": "columns.keras"}
 
 
 def reading_of(flags, directory):

@@ -88,7 +88,8 @@ def write_table(
 
 def _unreadable(data, source):
     shown = "".join(f", {p} ({why})" for p, why in source.skipped.items())
+    what = source.kind.said("an image")
     return ValueError(
-        "`data` must hold an image that can be read. Received: "
+        f"`data` must hold {what} that can be read. Received: "
         f"data={data.data!r}, of which none can{shown[:500]}"
     )

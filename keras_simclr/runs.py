@@ -260,6 +260,8 @@ def _data_of_record(source, data, images_per_epoch):
 def _values(recipe, data, run_dir):
     """All flags of `pretrain` that mean something."""
     values = {**vars(data), "output_dir": str(run_dir), **recipe.values}
+    if data.columns == _columns_in(run_dir, data.kind):
+        values["columns"] = None  # Its own go without saying.
     idle = kind_recipes.idle_fields(data.kind)
     return {k: v for k, v in values.items() if k not in idle}
 
@@ -289,7 +291,11 @@ def _as_it_began(recipe, data, run_dir, given):
         texts = flag_texts.from_text(type(part), texts)
         return dataclasses.replace(part, **texts)
 
-    return began(recipe), began(data), given_then
+    data = began(data)
+    if data.columns is None:  # Data that have changed are read as they were.
+        columns = _columns_in(run_dir, data.kind)
+        data = dataclasses.replace(data, columns=columns)
+    return began(recipe), data, given_then
 
 
 def pretrain(
@@ -542,16 +548,25 @@ def as_seen(data, directory, channels):
     found = flag_texts.from_text(recipes.Data, found)
     if found["kind"] == "images":
         found["channels"] = channels
-    if found["kind"] == "tables":
-        found["columns"] = str(pathlib.Path(directory, records.COLUMNS))
+    found["columns"] = _columns_in(directory, found["kind"])
+    if data.columns == flags.get("columns"):  # Of which it keeps a copy.
+        data = dataclasses.replace(data, columns=None)
     for name, seen in found.items():
         given = getattr(data, name)
-        if given not in (None, recipes.AUTO, seen):
+        if seen is None:  # It did not matter then.
+            found[name] = given
+        elif given not in (None, recipes.AUTO, seen):
             raise ValueError(
                 f"`{name}` must be what the encoder saw in training. Received: "
                 f"{name}={given}, where it saw {seen}. Leave out --{name}"
             )
     return dataclasses.replace(data, **found)
+
+
+def _columns_in(directory, kind):
+    """Path of the file of columns in a directory of such data, or None."""
+    path = pathlib.Path(directory, records.COLUMNS.get(kind, ""))
+    return str(path) if path.is_file() else None
 
 
 def about(run_dir, model=None):

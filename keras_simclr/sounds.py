@@ -118,7 +118,8 @@ class _Sounds:
         except OSError as error:
             row.problem = f"unreadable: {error.strerror or error}"
         except _soundfile().SoundFileError as error:
-            text = " ".join(str(error).split())[:80]
+            text = getattr(error, "error_string", str(error))
+            text = " ".join(text.split())[:80]
             row.problem = f"not a sound: {text}"
         row.usable = row.problem is None
         if row.usable:

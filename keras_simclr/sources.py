@@ -393,9 +393,9 @@ def find_source(
         "split": split,
         "unreadable_limit": unreadable_limit,
     }
+    what = kind_of_data(data, kind)
     if prefix in _SHARDS:
         return _SHARDS[prefix](pattern, **options)
-    what = kind_of_data(data, kind)
     if what is kinds.AUDIO:
         names = [x for x in ("rate", "seconds") if reading.get(x)]
         options |= {name: reading[name] for name in names}
@@ -406,6 +406,11 @@ def find_source(
     is_array_file = array_files.is_array_file(data)
     is_table = data.lower().endswith((".csv", ".parquet"))
     if not (is_tfds or is_array_file or is_table):
+        if what in _TABLES and pathlib.Path(data).is_dir():
+            raise ValueError(
+                f"`data` of {what.plural} must be one file, PATH.csv, "
+                f"PATH.parquet or PATH.npz. Received: a folder, data={data!r}"
+            )
         suffix = pathlib.Path(data).suffix[1:]
         hint = f". Write {suffix}:{data}" if suffix in _SHARDS else ""
         raise ValueError(
@@ -427,6 +432,7 @@ def find_source(
 
 _FOLDERS = {kinds.IMAGES: ImageFolder, kinds.AUDIO: SoundFolder}
 _LISTS = {kinds.IMAGES: ImageList, kinds.AUDIO: SoundList}
+_TABLES = kinds.SERIES, kinds.TABLES
 _SHARDS = {"tar": TarShards, "parquet": ParquetShards}
 
 
@@ -506,18 +512,28 @@ def open_dataset(
     return in_order_of_places(dataset.map(convert), size)
 
 
-def _dataset_of_numbers(source, *, shuffle=True, **kwargs):
+def _dataset_of_numbers(
+    source, *, batch_size=256, shuffle=True, drop_remainder=True, **kwargs
+):
     """Batches of a `NumberFile`; in order with the recordings as `groups`.
 
     So those who test on some of them divide none. In training windows of one
     recording are each other's negatives.
     """
+    what = source.kind.plural
+    check_fills_a_batch(len(source), batch_size, drop_remainder, what)
     arrays = {"images": source.images}
     if source.labels is not None:
         arrays["labels"] = source.labels
     if source.recordings is not None and not shuffle:
         arrays["groups"] = source.recordings
-    dataset = dataset_from_arrays(arrays, shuffle=shuffle, **kwargs)
+    dataset = dataset_from_arrays(
+        arrays,
+        batch_size=batch_size,
+        shuffle=shuffle,
+        drop_remainder=drop_remainder,
+        **kwargs,
+    )
     dataset.class_names, dataset.source = list(source.class_names), source
     return dataset
 
@@ -545,17 +561,18 @@ def scan_source(data, manifest, *, kind="auto", progress=None):
     print(scan_source("tar:train-{000..009}.tar", "train.parquet"))
     ```
     """
-    is_folder = pathlib.Path(data).is_dir()
-    if is_folder and kind_of_data(data, kind) is kinds.IMAGES:
+    what = kind_of_data(data, kind)
+    if pathlib.Path(data).is_dir() and what is kinds.IMAGES:
         return scanning.scan(data, manifest, progress=progress)
+    is_array_file = array_files.is_array_file(data)
+    if what in _TABLES or (what is kinds.AUDIO and is_array_file):
+        raise ValueError(
+            f"`data` must be files: {what.plural} are checked when they are "
+            f"read. Received: data={data!r}"
+        )
     source = find_source(data, kind=kind)
     if isinstance(source, EncodedImages):
         return scanning.scan_images(source, manifest, progress=progress)
-    if isinstance(source, number_files.NumberFile):
-        raise ValueError(
-            f"`data` must be files: {source.kind.plural} are checked when they "
-            f"are read. Received: data={data!r}"
-        )
     if source.startswith("tfds:"):
         raise ValueError(
             "`data` must be files: what TFDS prepared was read then. "

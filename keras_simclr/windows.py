@@ -184,8 +184,8 @@ def windows_of_all(recordings, labels=None, window=128, stride=None):
         )
     if short:
         warnings.warn(
-            f"{short} of {len(recordings)} recordings have no window of "
-            f"{window} steps without gaps, and are left out.",
+            f"{short} of {len(recordings)} recordings, which have no window "
+            f"of {window} steps without gaps, are left out.",
             stacklevel=3,
         )
     places = np.repeat(np.arange(len(cut)), list(map(len, cut)))

@@ -444,3 +444,9 @@ def test_model_refuses_sounds_that_are_none(trained):
     ):
         with pytest.raises(ValueError, match=message):
             model.predict(sounds, verbose=0)
+
+
+def test_views_need_a_window_of_the_spectrogram():
+    with pytest.raises(ValueError, match="at least 200 samples, which are 25"):
+        audio.default_augmentation(199, 8000)
+    assert len(audio.default_augmentation(200, 8000)) == 8

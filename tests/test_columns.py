@@ -281,7 +281,7 @@ def test_table_of_no_use_is_refused(source, arguments, words):
 
 def test_tables_that_do_not_fit_a_space_are_refused(tmp_path):
     space = read_table(without("kind")).space
-    with pytest.raises(ValueError, match="space='age' for columns km/h"):
+    with pytest.raises(ValueError, match="no 'age' beside its labels, but km"):
         read_table(without("kind", "age"), space=space)
     wrong = {**COLUMNS, "age": ["old", "new", "old", "new"]}
     with pytest.raises(ValueError, match=r"'age' must hold numbers.*: string"):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from keras_simclr import kinds
+from keras_simclr import kind_recipes, kinds, recipe, sources
 from keras_simclr.data_kinds import kind_of_data, kind_of_source
 
 
@@ -55,6 +55,26 @@ def test_arrays_tell_by_their_names(tmp_path):
     assert kind_of_data(path) is kinds.SERIES
     assert kind_of_data(str(tmp_path / "a.parquet")) is kinds.TABLES
     assert kind_of_data("tfds:mnist") is kinds.IMAGES
+
+
+@pytest.mark.parametrize(
+    "data", ["tar:a-{0..9}.tar", "parquet:data/a-*.parquet", "tfds:mnist"]
+)
+def test_what_has_a_prefix_holds_images_alone(data):
+    assert kind_of_data(data) is kinds.IMAGES
+    assert kind_of_data(data, "images") is kinds.IMAGES
+    given = recipe.Data(data=data)
+    chosen = kind_recipes.with_defaults(recipe.Recipe(), given, {"depth"})
+    assert chosen == recipe.Recipe()
+    for kind in ("audio", "series", "tables"):
+        with pytest.raises(ValueError, match=f"images. Received: kind='{kind}"):
+            sources.find_source(data, kind=kind)
+
+
+def test_kinds_that_there_are_not_are_refused():
+    for kind in ("audios", "other", None):
+        with pytest.raises(ValueError, match="`kind` must be one of"):
+            sources.find_source("photos", kind=kind)
 
 
 def test_sources_have_a_kind_and_others_are_of_images():

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import soundfile
 import tensorflow as tf
+from helpers.replicas import mirrored
 
 import keras_simclr as simclr
 import keras_simclr_cli as cli
-from keras_simclr import kind_recipes, recipe, runs
+from keras_simclr import features, kind_recipes, recipe, run_accounts, runs
 
 RATE, SECONDS = 2000, 0.2
 FLAGS = {
@@ -96,6 +97,7 @@ def test_runs_know_what_they_are_of(trained):
     assert (str(model.kind), model.number_of_views) == (kind, 2)
     assert isinstance(model.optimizer, keras.optimizers.Adam)
     assert (run_dir / "columns.keras").exists() == (kind == "tables")
+    assert (run_dir / "columns.json").exists() == (kind == "series")
 
 
 def test_evaluation_compares_with_what_needs_no_encoder(trained, capsys):
@@ -113,7 +115,7 @@ def test_evaluation_compares_with_what_needs_no_encoder(trained, capsys):
         assert "4 recordings: none is divided" in shown
 
 
-def test_a_classifier_is_trained_and_used(trained, tmp_path):
+def test_a_classifier_is_trained_and_used(trained, tmp_path, capsys):
     kind, data, run_dir = trained
     made, out = tmp_path / "classifier", tmp_path / "classes"
     flags = [f"--output_dir={made}", "--quiet"]
@@ -123,9 +125,45 @@ def test_a_classifier_is_trained_and_used(trained, tmp_path):
     with (out / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == SIZES[kind]
-    assert {row["class"] for row in rows} <= set(
-        json.loads((made / "class_names.json").read_text())
+    names = json.loads((made / "class_names.json").read_text())
+    assert {row["class"] for row in rows} <= {*names}
+
+    exported = tmp_path / "exported"
+    flags = [f"--model={made}", f"--output_dir={exported}", "--formats=keras"]
+    assert cli.main(["export", *flags]) == 0
+    ours, theirs = (
+        keras.saving.load_model(path / "classifier.keras")
+        for path in (made, exported)
     )
+    examples = np.random.default_rng(0).normal(
+        0, 0.1, (3, *ours.input_shape[1:])
+    )
+    np.testing.assert_allclose(theirs(examples), ours(examples), atol=1e-6)
+
+    if kind != "audio":  # Sounds are brought to the length.
+        raw = {"series": "windows", "tables": "rows"}[kind]
+        other = tmp_path / "other.npz"
+        np.savez(other, **{raw: np.zeros((2, *ours.input_shape[1:-1], 99))})
+        flags = [f"--model={made}", f"--output_dir={tmp_path / 'none'}"]
+        assert command("predict", other, *flags) == 1
+        assert "of the classifier's shape" in capsys.readouterr().err
+
+
+def test_commands_of_images_alone_refuse_others_at_once(
+    trained, tmp_path, capsys
+):
+    kind, data, run_dir = trained
+    out = f"--output_dir={tmp_path / 'out'}"
+    given = FLAGS[kind][:1] if kind == "series" else []
+    query = data if data.is_file() else next(data.rglob("*.wav"))
+    for name, flags in (
+        ("plan", given),
+        ("distill", [f"--teacher={run_dir}", out, *given]),
+        ("search", [f"--run_dir={run_dir}", f"--query={query}"]),
+    ):
+        assert command(name, data, *flags) == 1
+        assert "must be of images" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_is_exported_does_what_the_model_does(trained, tmp_path):
@@ -169,6 +207,94 @@ def test_representations_are_written(trained, tmp_path):
     assert command("embed", data, *flags) == 0
     arrays = np.load(out / "embeddings.npz")
     assert len(arrays[arrays.files[0]]) == SIZES[kind]
+
+
+def test_a_run_goes_on_with_the_columns_that_it_began_with(tmp_path):
+    data, run_dir = write_table(tmp_path), tmp_path / "run"
+    flags = [
+        *("--batch_size=8", "--width_multiplier=0.1", "--quiet"),
+        *("--precision=float32", f"--output_dir={run_dir}"),
+    ]
+    assert command("pretrain", data, "--epochs=1", *flags) == 0
+    before = (run_dir / "columns.keras").read_bytes()
+    data.write_text(data.read_text().replace("red", "pink"))
+    flags += ["--more_epochs=1", "--accept_changed_data"]
+    assert command("pretrain", data, "--epochs=1", *flags) == 0
+    assert (run_dir / "columns.keras").read_bytes() == before
+    assert "columns" not in runs.recorded_flags(run_dir)
+    assert runs.load_model(run_dir).optimizer.iterations == 6
+
+    # Another run with these columns keeps them, too, and finds its own.
+    other = tmp_path / "other"
+    flags = [*flags[:-3], f"--output_dir={other}"]
+    flags += ["--epochs=1", f"--columns={run_dir / 'columns.keras'}"]
+    assert command("pretrain", data, *flags) == 0
+    seen = runs.as_seen(run_accounts.own_data(other), other, None)
+    assert seen.columns == str(other / "columns.keras")
+    _, dataset = seen.open_in_order(8)
+    assert (
+        dataset.element_spec["images"].shape[1]
+        == (runs.load_model(run_dir).encoder.input_shape[1])
+    )
+
+
+def trained_sgd(kind, replicas):
+    """Losses and weights after two steps of a small network."""
+    shape = {"series": (12, 3), "tables": (6,)}[kind]
+    examples = np.random.default_rng(0).normal(size=(32, *shape))
+    dataset = simclr.dataset_from_arrays(
+        examples.astype("float32"), batch_size=16, shuffle=False
+    )
+    keras.utils.set_random_seed(1)
+    with mirrored(replicas).scope():
+        layers = [keras.Input(shape), keras.layers.Flatten()]
+        model = simclr.SimCLRModel(
+            keras.Sequential([*layers, keras.layers.Dense(8)]),
+            keras.layers.Dense(8, use_bias=False),
+            **getattr(simclr, kind).default_augmentation((None, *shape)),
+            seed=3,
+        )
+        model.compile(keras.optimizers.SGD(1.0))
+    features.adapt(model, dataset)
+    history = model.fit(dataset, verbose=0)
+    return [history.history["loss"], *model.get_weights()]
+
+
+@pytest.mark.parametrize("kind", ["series", "tables"])
+def test_replicas_train_as_one_device(kind):
+    one, two = trained_sgd(kind, 1), trained_sgd(kind, 2)
+    for ours, theirs in zip(two, one, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_layers_adapt_to_what_fits_into_memory(monkeypatch):
+    monkeypatch.setattr(features, "_ADAPTED_BYTES", 3 * 8 * 4 * 4)
+    rows = np.random.default_rng(0).normal(size=(80, 4)).astype("float32")
+    parts = simclr.tables.default_augmentation((None, 4))
+    model = simclr.SimCLRModel(
+        simclr.tables.default_encoder((4,), 0.05), **parts
+    )
+    dataset = simclr.dataset_from_arrays(rows, batch_size=8)
+    features.adapt(model, dataset)
+    assert parts["second_augmentation"].count == 3 * 8
+
+
+def test_labels_may_come_after_training_but_never_in_rows(tmp_path, capsys):
+    data, known = write_table(tmp_path), tmp_path / "known.csv"
+    known.write_text(data.read_text().replace("label", "answer"))
+    rows = [x.rpartition(",")[0] for x in data.read_text().splitlines()]
+    data.write_text("\n".join(rows) + "\n")
+    flags = ["--epochs=1", "--batch_size=8", "--width_multiplier=0.1"]
+    flags += ["--precision=float32", "--quiet"]
+    for name, examples in ("without", data), ("within", known):
+        run = f"--output_dir={tmp_path / name}"
+        assert command("pretrain", examples, run, *flags) == 0
+    how = ["--label=answer", "--probes=knn", "--labels=2", "--draws=2"]
+    run = f"--run_dir={tmp_path / 'without'}"
+    assert command("evaluate", known, run, *how) == 0
+    run = f"--run_dir={tmp_path / 'within'}"
+    assert command("evaluate", known, run, *how) == 1
+    assert "no 'answer' beside its labels" in capsys.readouterr().err
 
 
 def test_flags_of_other_kinds_are_refused(tmp_path, capsys):

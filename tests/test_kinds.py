@@ -55,6 +55,13 @@ def test_sentences_speak_of_what_there_is(kind, said):
     assert told == [said]
 
 
+def test_articles_go_with_what_they_are_of():
+    text = "An image, an image-like one"
+    assert kinds.IMAGES.said(text) == text
+    assert kinds.TABLES.said(text) == "A row, a row-like one"
+    assert kinds.OTHER.said(text) == "An example, an example-like one"
+
+
 def test_kinds_are_found_by_the_name_of_a_flag():
     names = [str(kinds.named(name)) for name in ("images", "audio", "tables")]
     assert names == ["images", "audio", "tables"]

@@ -53,6 +53,74 @@ def test_columns_of_a_run_read_another_table_alike(here):
     assert new.images.shape[1] == table.images.shape[1]
 
 
+def test_channels_of_a_run_are_found_by_name_in_any_order(here):
+    run = NumberFile("series.csv", kinds.SERIES, window=8, label="label")
+    run.write_beside(here)
+    rows = [line.split(",") for line in series().splitlines()]
+    lines = [f"{y},9,{recording},{x}" for recording, x, y, _ in rows]
+    lines[0] = "y,z,recording,x"
+    (here / "new.csv").write_text("\n".join(lines) + "\n")
+    path, options = here / "columns.json", {"window": 8, "label": "label"}
+    new = NumberFile("new.csv", kinds.SERIES, columns=path, **options)
+    assert new.labels is None
+    np.testing.assert_array_equal(new.images, run.images)
+    (here / "new.csv").write_text("recording,x,z\na,1,2\n")
+    with pytest.raises(ValueError, match="no 'y' beside its labels"):
+        NumberFile("new.csv", kinds.SERIES, columns=path)
+    for text in ("[]", "{", '["x", 3]', "\xff"):
+        path.write_bytes(text.encode("latin-1"))
+        with pytest.raises(ValueError, match="a JSON file of a list of names"):
+            NumberFile("series.csv", kinds.SERIES, columns=path)
+
+
+@pytest.mark.parametrize("labels", ["", "0.5"])
+def test_labels_that_are_no_classes_are_needed_where_asked_for(labels, here):
+    lines = [*TABLE.replace("label", "answer").splitlines()]
+    lines = [
+        lines[0],
+        *(x.rpartition(",")[0] + f",{labels}" for x in lines[1:]),
+    ]
+    for kind in (kinds.TABLES, kinds.SERIES):
+        text = "\n".join(lines) + "\n"
+        if kind is kinds.SERIES:
+            text = "x,answer\n" + f"1,{labels}\n" * 9
+        (here / "new.csv").write_text(text.replace("answer", "label"))
+        found = NumberFile("new.csv", kind, window=2)
+        assert found.labels is None
+        assert "Labels must be" in found.notes[0]
+        found.write_beside(here)
+        (here / "new.csv").write_text(text)
+        with pytest.raises(ValueError, match="Labels must be"):
+            NumberFile("new.csv", kind, window=2, label="answer")
+        # As of a run, whose labels were classes.
+        name = {"tables": "columns.keras", "series": "columns.json"}[kind.name]
+        known = {"columns": here / name, "label": "answer", "window": 2}
+        again = NumberFile("new.csv", kind, **known)
+        np.testing.assert_array_equal(again.images, found.images)
+
+
+def test_what_a_run_began_with_stays(here):
+    NumberFile("table.csv", kinds.TABLES).write_beside(here)
+    before = (here / "columns.keras").read_bytes()
+    (here / "table.csv").write_text(TABLE.replace("40", "4000"))
+    NumberFile("table.csv", kinds.TABLES).write_beside(here)
+    assert (here / "columns.keras").read_bytes() == before
+
+
+def test_recordings_without_a_window_are_told(here):
+    (here / "series.csv").write_text(series() + "r9,1,1,walk\n")
+    found = NumberFile("series.csv", kinds.SERIES, window=8)
+    assert "1 of 4 recordings, which have no window of 8" in found.notes[0]
+    assert "1 of 4 recordings" in sources.in_words(found)
+
+
+@pytest.mark.parametrize("between", [";", "\t", "|"])
+def test_columns_stand_between_commas(between, here):
+    (here / "table.csv").write_text(TABLE.replace(",", between))
+    with pytest.raises(ValueError, match="write commas between"):
+        NumberFile("table.csv", kinds.TABLES)
+
+
 def test_windows_are_cut_within_recordings_and_recordings_split(here):
     found = NumberFile("series.csv", kinds.SERIES, window=8, stride=4)
     assert found.images.shape == (3 * 4, 8, 2)
@@ -88,7 +156,7 @@ def test_names_of_arrays_tell_what_they_are(name, shape, kind, here):
     array = np.random.default_rng(0).normal(size=shape)
     np.savez("a.npz", **{name: array}, labels=np.arange(5))
     assert kind_of_arrays("a.npz") is kind
-    source = sources.find_source("a.npz", "train[1:]")
+    source = sources.find_source("a.npz", "train[1:]", rate=8000)
     assert source.kind is kind
     assert sources.in_words(source).startswith(f"4 {kind.plural} of 4 classes")
     np.testing.assert_array_equal(source.images, array[1:].astype("float32"))
@@ -102,7 +170,9 @@ def test_names_of_arrays_tell_what_they_are(name, shape, kind, here):
         ({"rows": np.full((5, 3), np.nan)}, "5 of 5"),
         ({"rows": np.array([["a"]])}, "numbers"),
         ({"rows": np.zeros((0, 3))}, "must hold rows"),
-        ({"rows": np.zeros((5, 3)), "labels": np.zeros(4)}, "4 for 5"),
+        ({"rows": np.zeros((5, 3)), "labels": np.zeros(4)}, r"\(4,\) for 5"),
+        ({"rows": np.zeros((5, 3)), "labels": np.int64(4)}, r"\(\) for 5"),
+        ({"rows": np.full((5, 3), 1e60)}, "NaN or infinity"),
         ({"rows": np.zeros((5, 3)), "more": np.zeros(4)}, "more"),
     ],
 )
@@ -116,6 +186,28 @@ def test_arrays_of_another_kind_than_asked_for_are_refused(here):
     np.savez("a.npz", rows=np.zeros((5, 3)))
     with pytest.raises(ValueError, match="as windows"):
         sources.find_source("a.npz", kind="series")
+
+
+def test_sounds_in_arrays_need_a_rate_and_are_in_unit_range(here):
+    sounds = np.array([[-32768, 0, 16384]] * 2, "int16")
+    np.savez("sounds.npz", sounds=sounds)
+    with pytest.raises(ValueError, match="`rate`, how many samples make a"):
+        NumberFile("sounds.npz")
+    found = NumberFile("sounds.npz", rate=8000)
+    np.testing.assert_array_equal(found.images, [[-1.0, 0.0, 0.5]] * 2)
+
+
+def test_too_few_are_told_as_what_they_are(here):
+    for kind, what in ("tables", "rows"), ("series", "windows"):
+        name = {"tables": "table.csv", "series": "series.csv"}[kind]
+        data = recipe.Data(data=name, kind=kind, window=8)
+        message = f"The {what} must fill at least one batch. Received: [0-9]+ "
+        with pytest.raises(ValueError, match=message + what):
+            data.open(8, batch_size=100)
+        with pytest.raises(ValueError, match="must be files: " + what):
+            sources.scan_source(name, "manifest.parquet", kind=kind)
+        with pytest.raises(ValueError, match=f"of {what} must be one file"):
+            sources.find_source(".", kind=kind)
 
 
 def test_series_need_columns_of_numbers(here):

@@ -184,6 +184,7 @@ def test_broken_files_are_skipped_listed_and_counted(folder, said):
     assert sorted(reasons) == sorted(BAD)
     assert reasons["nothing.wav"] == "empty"
     assert reasons["page.wav"].startswith("not a sound: ")
+    assert str(folder) not in reasons["page.wav"]
     assert reasons["empty.wav"] == "no samples"
     assert reasons["nan.wav"] == "NaN or infinity"
     assert "Skipped 'high/nan.wav': NaN or infinity" in said.text
