@@ -1342,13 +1342,13 @@ def default_augmentation(shape):
     return SimCLRAugmentation(shape[1:3], name="augmentation")
 
 
-def check_augmentation(name, augmentation, shape, *, needs_seed):
+def check_augmentation(name, augmentation, encoder, *, needs_seed):
     """Refuses what cannot make views, and warns of what cannot repeat them.
 
     Args:
         name: Name of the argument, for messages.
         augmentation: A layer, a list of layers, or None.
-        shape: Shape of a batch of what the encoder takes.
+        encoder: The `keras.Model` that takes the views.
         needs_seed: Whether the layers must take a `seed`.
 
     Raises:
@@ -1356,8 +1356,9 @@ def check_augmentation(name, augmentation, shape, *, needs_seed):
         ValueError: If a layer takes no `seed` where one is needed, or makes
             views of images out of [0, 1]; or if views do not fit the encoder.
     """
-    layers = as_list(augmentation)
-    view = keras.KerasTensor(examples_shape(layers, shape))
+    layers, shape = as_list(augmentation), encoder.input_shape
+    dtype = _dtype_taken(layers, encoder)
+    view = keras.KerasTensor(examples_shape(layers, shape), dtype)
     unseeded = []
     for layer in layers:
         if not isinstance(layer, keras.layers.Layer):
@@ -1446,24 +1447,33 @@ def _check_range(name, layers, shape):
         )
 
 
-def check_at_rest(augmentation, shape):
+def _dtype_taken(layers, encoder):
+    """Of what views are made: integers for those of no kind, such as tokens."""
+    inputs = getattr(encoder, "inputs", None)
+    dtype = tf.as_dtype(inputs[0].dtype if inputs else "float32")
+    is_other = kinds.kind_of(layers, encoder.input_shape) is kinds.OTHER
+    return dtype.name if is_other and dtype.is_integer else "float32"
+
+
+def check_at_rest(augmentation, encoder):
     """Refuses layers that are random at rest; warns of those that do anything.
 
     Args:
         augmentation: A layer, or a list of layers. Ours are not tried.
-        shape: Shape of a batch of what the encoder takes.
+        encoder: The `keras.Model` that takes the views.
 
     Raises:
         ValueError: If a layer returns other views of equal images, or views
             do not fit the encoder.
     """
-    layers, expected = as_list(augmentation), shape
-    shape = examples_shape(layers, shape)
+    layers, expected = as_list(augmentation), encoder.input_shape
+    shape = examples_shape(layers, expected)
     if all(isinstance(layer, RandomLayer) for layer in layers):
         views = at_rest(layers, keras.KerasTensor(shape))
         check_view(views, expected, _AT_REST_IN_WORDS)
         return
-    views = plain = trials.examples(shape[1:])
+    dtype = _dtype_taken(layers, encoder)
+    views = plain = trials.examples(shape[1:], dtype)
     changing = []
     for layer in layers:
         images = views

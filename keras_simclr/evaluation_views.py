@@ -132,7 +132,17 @@ def _crops(bring, shape):
     return np.allclose(bring(images), bring(other), atol=1e-6)
 
 
-def noise(shape, count):
-    """So many examples of that shape in [0, 1), always the same."""
+def noise(shape, count, network=None):
+    """So many examples of that shape in [0, 1), always the same.
+
+    For a network that takes integers, such as tokens, they hold 0 and 1.
+    """
     shape = [16 if x is None else x for x in shape]
-    return np.random.default_rng(0).random((count, *shape), dtype="float32")
+    rng = np.random.default_rng(0)
+    examples = rng.random((count, *shape), dtype="float32")
+    inputs = getattr(network, "inputs", None)
+    if inputs and tf.as_dtype(inputs[0].dtype).is_integer:
+        examples = np.rint(examples)
+        # A mask leaves nothing of an example that is 0 throughout.
+        examples.reshape(count, -1)[:, 0] = 1
+    return examples

@@ -117,7 +117,7 @@ def export_encoder(
     with staging(directory) as staged:
         parts = _parts(model, network, bits)
         view = parts.view
-        images = noise(view.plain, _TRIED)
+        images = noise(view.plain, _TRIED, network)
         expected = _one_by_one(
             lambda image: network(view.bring(image), training=False), images
         )
@@ -240,7 +240,7 @@ def write_network(
     check_finite(network)
     with staging(directory) as staged:
         parts = _parts(model, network, bits)
-        images = noise(parts.view.plain, _TRIED)
+        images = noise(parts.view.plain, _TRIED, network)
         for format in check_formats(formats):
             path = staged / EXPORTS[format].file.replace("encoder", name)
             if EXPORTS[format].is_converted:

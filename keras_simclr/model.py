@@ -501,15 +501,14 @@ class SimCLRModel(copies.KeepsGenerators):
         )
 
     def _check_augmentations(self):
-        shape = self.encoder.input_shape
         for name in ("augmentation", "second_augmentation"):
             augmentations.check_augmentation(
                 name,
                 getattr(self, name),
-                shape,
+                self.encoder,
                 needs_seed=self._replicas > 1 or self.micro_batch_size,
             )
-        augmentations.check_at_rest(self.augmentation, shape)
+        augmentations.check_at_rest(self.augmentation, self.encoder)
 
     def replica_gradients(self, element):
         """What this replica adds to the gradients of a step.

@@ -491,3 +491,20 @@ def test_encoder_with_a_lambda_is_served_but_no_keras_file(tmp_path):
         model, tmp_path / "out", formats=["saved_model"]
     )
     assert (out / "saved_model").is_dir()
+
+
+@pytest.mark.filterwarnings("ignore:These layers of `augmentation` take no")
+def test_encoders_of_tokens_are_exported(tmp_path):
+    inputs = keras.Input((6,), dtype="int32")
+    # Where all tokens are 0 there is nothing to take the mean of.
+    x = keras.layers.Embedding(9, 4, mask_zero=True)(inputs)
+    encoder = keras.Model(inputs, keras.layers.GlobalAveragePooling1D()(x))
+    model = simclr.SimCLRModel(encoder, augmentation=keras.layers.Identity())
+    simclr.export_encoder(model, tmp_path / "out")
+    tokens = np.random.default_rng(0).integers(1, 9, (5, 6))
+    expected = model.predict(tokens, verbose=0)
+    loaded = keras.models.load_model(tmp_path / "out/encoder.keras")
+    np.testing.assert_array_equal(loaded.predict(tokens, verbose=0), expected)
+    saved_model = tf.saved_model.load(tmp_path / "out/saved_model")
+    found = saved_model(tf.cast(tokens, tf.float32))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)

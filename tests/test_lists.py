@@ -88,7 +88,7 @@ def test_paths_that_stand_there_twice_count_once(written):
 def test_wrong_lists_are_refused(written, text, said):
     path = written(text)
     with pytest.raises(ValueError) as info:
-        sources.find_source(path)
+        sources.find_source(path, kind="images")
     assert str(info.value).startswith("The list of images must have ")
     assert f"Received: {path!r} with " in str(info.value)
     assert said in str(info.value)

@@ -465,6 +465,38 @@ def test_rows_of_a_table_train_with_an_augmentation_of_their_own():
     assert model.predict(rows, verbose=0).shape == (8, 6)
 
 
+class Unknown(keras.layers.Layer):
+    """Tokens as they are in a table, and in training some made unknown."""
+
+    def call(self, tokens, training=True, seed=None):
+        tokens = tf.gather(tf.range(9, dtype=tokens.dtype), tokens)
+        if not training:
+            return tokens
+        bits = tf.random.stateless_uniform(
+            tf.shape(tokens), seed, None, None, tf.int32, alg="philox"
+        )
+        return tf.where(bits < 0, tf.constant(1, tokens.dtype), tokens)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int64"])
+def test_tokens_are_integers_for_an_augmentation_of_their_own(dtype):
+    inputs = keras.Input((5,), dtype=dtype)
+    x = keras.layers.Embedding(9, 6, mask_zero=True)(inputs)
+    encoder = keras.Model(inputs, keras.layers.GlobalAveragePooling1D()(x))
+    model = tiny_model(encoder, augmentation=Unknown())
+    tokens = np.random.default_rng(0).integers(1, 9, (8, 5)).astype(dtype)
+    for view in model.views(tokens):
+        assert view.dtype == dtype
+        assert set(tokens[view != tokens]) - {1}
+    history = fit(model, batches(tokens), epochs=2)
+    assert np.isfinite(history["loss"]).all()
+    np.testing.assert_allclose(
+        model.predict(tokens, verbose=0),
+        np.asarray(encoder.layers[1].embeddings)[tokens].mean(axis=1),
+        rtol=1e-5,
+    )
+
+
 def test_layer_without_a_seed_warns_once():
     with pytest.warns() as record:
         tiny_model(augmentation=[Shake(), Unseeded(name="mine")])
