@@ -80,13 +80,14 @@ def check_fields(kind, given):
         )
 
 
-def with_defaults(recipe, data, given):
+def with_defaults(recipe, data, given=None):
     """The recipe with the defaults of the kind that some data look like.
 
     Args:
         recipe: `recipe.Recipe`.
         data: `recipe.Data`.
-        given: Names of the fields that somebody chose, which stay.
+        given: Names of the fields that somebody chose, which stay; None for
+            all that are not as by default.
 
     Returns:
         A `recipe.Recipe`.
@@ -101,9 +102,15 @@ def with_defaults(recipe, data, given):
     250
     """
     kind = kind_of_data(data.data, data.kind)
-    chosen = {**vars(data), **recipe.values}
-    chosen = {k: v for k, v in chosen.items() if k in given and v is not None}
-    check_fields(kind, chosen)
+    own = {
+        field.name: field.default
+        for part in (data, recipe)
+        for field in dataclasses.fields(part)
+    }
+    values = {**vars(data), **recipe.values}
+    changed = {k: v for k, v in values.items() if v != own[k]}
+    given = changed.keys() if given is None else given
+    check_fields(kind, {k: v for k, v in changed.items() if k in given})
     if kind.name not in _DEFAULTS:
         return recipe
     found = _OF_ALL | _DEFAULTS[kind.name]

@@ -35,12 +35,20 @@ def uniforms(seed, shape):
     return tf.cast(bits, tf.float32) * 2.0**-24
 
 
-@tf.function(autograph=False, reduce_retracing=True)
 def uniforms_of_rows(seed, rows, shape):
     """Uniform draws of that shape for each of some places in the batch.
 
     For numbers of which an example has many: none are made for other replicas.
     """
+    shape = tf.convert_to_tensor(shape)
+    draws = _uniforms_of_rows(seed, rows, shape)
+    # The graph may be one for shapes of any number of axes.
+    draws.set_shape([None] * (1 + shape.shape[0]))
+    return draws
+
+
+@tf.function(autograph=False, reduce_retracing=True)
+def _uniforms_of_rows(seed, rows, shape):
     return tf.map_fn(
         lambda row: uniforms(fold_seed(seed, row), shape),
         rows,

@@ -120,7 +120,7 @@ def carry_out(
     run = carry_out(simclr.recipe.Recipe(epochs=20), data, "runs/photos")
     ```
     """
-    given = {**vars(data), **recipe.values} if given is None else given
+    recipe, given = _as_given(recipe, data, given)
     recipe.check_start(given)
     strategy = devices.make_strategy(recipe.strategy)
     watch = logs.watching(strategy, doctor, tensorboard)
@@ -165,6 +165,14 @@ def carry_out(
         progress=progress,
     )
     return Run(model, recipe, epochs, all_epochs)
+
+
+def _as_given(recipe, data, given):
+    """Recipe and given names; who gives none means all of a kind's recipe."""
+    if given is not None:
+        return recipe, given
+    recipe = kind_recipes.with_defaults(recipe, data)
+    return recipe, {**vars(data), **recipe.values}
 
 
 def _with_keras_set(recipe, strategy, report):
@@ -565,7 +573,9 @@ def as_seen(data, directory, channels):
 
 def _columns_in(directory, kind):
     """Path of the file of columns in a directory of such data, or None."""
-    path = pathlib.Path(directory, records.COLUMNS.get(kind, ""))
+    if kind not in records.COLUMNS:
+        return None
+    path = pathlib.Path(directory, records.COLUMNS[kind])
     return str(path) if path.is_file() else None
 
 

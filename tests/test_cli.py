@@ -175,7 +175,7 @@ def test_scan_of_no_directory_writes_nothing(tmp_path, capsys):
     [
         (
             "photos",
-            "`data` must be an existing folder of images, PATH.csv, tar:PATTE",
+            "`data` must be an existing folder of files, PATH.csv, PATH.parqu",
         ),
         (
             "tfds:fashion_mnits",
@@ -183,7 +183,7 @@ def test_scan_of_no_directory_writes_nothing(tmp_path, capsys):
         ),
         (
             "absent.npz",
-            "`data` must be an existing folder of images, PATH.csv, tar:PATTE",
+            "`data` must be an existing folder of files, PATH.csv, PATH.parqu",
         ),
     ],
 )

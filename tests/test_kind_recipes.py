@@ -307,6 +307,20 @@ def test_flags_of_other_kinds_are_refused(tmp_path, capsys):
         assert flag.strip("-").partition("=")[0] in text
 
 
+def test_recipes_of_a_program_have_the_defaults_of_the_kind(tmp_path):
+    data = recipe.Data(data=str(write_table(tmp_path)))
+    given = recipe.Recipe(
+        epochs=1, batch_size=8, width_multiplier=0.1, precision="float32"
+    )
+    done = runs.carry_out(given, data, tmp_path / "run", report=str)
+    recorded = runs.recorded_flags(tmp_path / "run")
+    assert (recorded["batch_size"], recorded["learning_rate"]) == ("8", "0.001")
+    assert done.model.number_of_views == 2
+    deep = recipe.Recipe(depth=18)
+    with pytest.raises(ValueError, match="depth"):
+        runs.carry_out(deep, data, tmp_path / "other", report=str)
+
+
 def test_defaults_of_a_kind_give_way_to_what_is_chosen():
     data = recipe.Data(data="words", kind="audio")
     given = recipe.Recipe(temperature=0.3)

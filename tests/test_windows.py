@@ -166,7 +166,7 @@ def test_labels_of_steps_become_the_most_frequent():
 
 def test_recordings_without_windows_are_said():
     recordings = [np.zeros((5, 2)), np.zeros((8, 2)), np.full((9, 2), np.nan)]
-    with pytest.warns(UserWarning, match="2 of 3 recordings have no window"):
+    with pytest.warns(UserWarning, match="2 of 3 recordings, which have no"):
         found, labels, _ = windows_of_all(recordings, [1, 2, 3], 8)
     assert len(found) == 1
     assert labels.tolist() == [2]
