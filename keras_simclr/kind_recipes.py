@@ -22,8 +22,8 @@ _OF_IMAGES = {
     *("start_from", "keep_head", "without_dropout"),
     *("weight_decay", "trust_coefficient"),
 }
-# Defaults of other kinds, where they differ: those of benchmarks/claims/, which
-# were chosen on other speakers, people and tables than they are measured on.
+# Defaults of other kinds, where they differ: those of benchmarks/claims/, whose
+# scripts say on what they were chosen.
 _DEFAULTS = {
     "audio": {"batch_size": 250, "learning_rate": 2e-3, "temperature": 0.1},
     "series": {"batch_size": 128, "learning_rate": 1e-3, "temperature": 0.1},
