@@ -1,5 +1,6 @@
 """Results: tables of them, where they were made, and where they are kept."""
 
+import argparse
 import datetime
 import json
 import os
@@ -67,6 +68,25 @@ def add_results_flag(parser, directory):
         help="Directory of results. What is there is not run again: an empty "
         "one has everything run anew.",
     )
+
+
+def draws_parser(text, directory, flag, what):
+    """An `ArgumentParser` of a claim from several draws.
+
+    Args:
+        text: What it is about.
+        directory: Where results are stored by default.
+        flag: Name of the flag of its data.
+        what: What these are, for the help.
+
+    Returns:
+        `argparse.ArgumentParser` of that flag, `--draws` and `--results`.
+    """
+    parser = argparse.ArgumentParser(description=text)
+    add_results_flag(parser, directory)
+    parser.add_argument(f"--{flag}", required=True, help=what)
+    parser.add_argument("--draws", type=int, default=5)
+    return parser
 
 
 def stored(path):

@@ -16,6 +16,7 @@ from keras_simclr.log_mels import LogMel, OfWaveforms
 from keras_simclr.networks import FusedBatchNormalization
 from keras_simclr.random_layers import (
     RandomLayer,
+    StillLayer,
     between,
     rows_and_total,
     uniforms,
@@ -123,7 +124,7 @@ def _lengths(sounds, sizes):
 
 
 @keras.saving.register_keras_serializable(package="keras_simclr")
-class LevelNormalization(OfWaveforms):
+class LevelNormalization(StillLayer, OfWaveforms):
     """Makes all sounds equally loud, the same in training and at rest.
 
     The root of the mean square of what is not 0, such as what pads a sound,
@@ -147,12 +148,6 @@ class LevelNormalization(OfWaveforms):
     array([[ 0. ,  0.1, -0.1]], dtype=float32)
     """
 
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)  # Without a seed: it draws nothing.
-
-    def call(self, sounds, training=True, seed=None, part=None):
-        return self._augment(sounds, False, None, None)
-
     def _at_rest(self, sounds):
         return self.plain_at_rest(tf.cast(sounds, tf.float32))
 
@@ -165,11 +160,6 @@ class LevelNormalization(OfWaveforms):
             count, 1.0
         )
         return examples * (_LEVEL / keras.ops.sqrt(power))
-
-    def get_config(self):
-        config = super().get_config()
-        del config["seed"]
-        return config
 
 
 @keras.saving.register_keras_serializable(package="keras_simclr")

@@ -25,6 +25,7 @@ from keras_simclr import (
     finetuning,
     fingerprints,
     flag_texts,
+    kind_recipes,
     kinds,
     neighbours,
     official,
@@ -154,13 +155,15 @@ def _ended(done, run_dir):
     return 0
 
 
-def _check_data_are_images(values):
-    kind = data_kinds.kind_of_data(values.data, values.kind)
-    data_kinds.check_are_images("data", values.data, kind)
+def _data_of_images(values):
+    """The data that the flags tell, which must be images."""
+    data = kind_recipes.with_kind(_data(values))
+    data_kinds.check_are_images("data", data.data, kinds.named(data.kind))
+    return data
 
 
 def _plan(values):
-    _check_data_are_images(values)
+    _data_of_images(values)  # Refuses others.
     fields = _fields(recipe.Recipe, values)
     print(
         planning.plan(
@@ -235,10 +238,9 @@ def _finetune(values):
 
 
 def _distill(values):
-    _check_data_are_images(values)
+    data, test = _data_of_images(values), None
     with _files.naming("output_dir"):
         distillation.check_directory(values.output_dir, values.teacher)
-    data, test = _data(values), None
     if values.test_data or values.test_split:
         data, test = data.and_test(values.test_data, values.test_split)
     done = distillation.teach(

@@ -80,6 +80,12 @@ def check_fields(kind, given):
         )
 
 
+def with_kind(data):
+    """`recipe.Data` with the kind that they look like, if it says `auto`."""
+    kind = kind_of_data(data.data, data.kind)
+    return dataclasses.replace(data, kind=kind.name)
+
+
 def with_defaults(recipe, data, given=None):
     """The recipe with the defaults of the kind that some data look like.
 

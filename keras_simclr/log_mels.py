@@ -7,7 +7,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_simclr import _checks, kinds
-from keras_simclr.random_layers import RandomLayer
+from keras_simclr.moments import moments
+from keras_simclr.random_layers import RandomLayer, StillLayer
 
 _WINDOW, _HOP = 0.025, 0.01  # Seconds.
 _LOWEST = 60.0  # Hz: below is hum.
@@ -24,7 +25,7 @@ class OfWaveforms(RandomLayer):
 
 
 @keras.saving.register_keras_serializable(package="keras_simclr")
-class LogMel(OfWaveforms):
+class LogMel(StillLayer, OfWaveforms):
     """Makes log-mel spectrograms, the same in training and at rest.
 
     The power spectra of windows of 25 ms (Hann), one every 10 ms, are summed
@@ -84,9 +85,6 @@ class LogMel(OfWaveforms):
             for name, initializer in (("mean", "zeros"), ("stddev", "ones"))
         )
 
-    def call(self, sounds, training=True, seed=None, part=None):
-        return self._augment(sounds, False, None, None)
-
     def _check_shape(self, shape):
         super()._check_shape(shape)
         if shape[1] is not None and shape[1] < self._window:
@@ -117,7 +115,13 @@ class LogMel(OfWaveforms):
                 "`sounds` must be an array of shape (N, samples). Received: "
                 f"sounds of shape {sounds.shape}"
             )
-        count, total, squares = 0, 0.0, 0.0
+        mean, stddev = moments(self._logarithms_of(sounds))
+        self.mean.assign(mean)
+        # A band in which nothing ever sounds is left alone.
+        self.stddev.assign(np.where(stddev < 1e-3, 1.0, stddev))
+
+    def _logarithms_of(self, sounds):
+        """Yields what the bands of some sounds are; refuses unusable ones."""
         for start in range(0, len(sounds), _ADAPTED_AT_ONCE):
             batch = sounds[start : start + _ADAPTED_AT_ONCE]
             if not np.isfinite(batch).all():
@@ -127,16 +131,7 @@ class LogMel(OfWaveforms):
                 )
             batch = tf.cast(batch, tf.float32)
             self._check_shape(batch.shape)
-            values = self._logarithms(batch).numpy().astype("float64")
-            values = values.reshape(-1, self.bands)
-            count += len(values)
-            total = total + values.sum(0)
-            squares = squares + (values**2).sum(0)
-        mean = total / count
-        stddev = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
-        self.mean.assign(mean)
-        # A band in which nothing ever sounds is left alone.
-        self.stddev.assign(np.where(stddev < 1e-3, 1.0, stddev))
+            yield self._logarithms(batch).numpy().astype("float64")
 
     def _logarithms(self, sounds):
         waves = tf.nn.conv1d(sounds[..., None], self._waves, self._hop, "VALID")
@@ -179,9 +174,11 @@ class LogMel(OfWaveforms):
         return (*batch, samples, self.bands)
 
     def get_config(self):
-        config = super().get_config()
-        del config["seed"]  # It draws nothing.
-        return {**config, "rate": self.rate, "bands": self.bands}
+        return {
+            **super().get_config(),
+            "rate": self.rate,
+            "bands": self.bands,
+        }
 
 
 def _filters(rate, window, bands):

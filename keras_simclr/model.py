@@ -463,8 +463,9 @@ class SimCLRModel(copies.KeepsGenerators):
 
     def _checked(self, element):
         """Context in which nothing runs before the values are checked."""
-        self._rules.check(element)
-        return self._after(lambda: self._rules.value_checks(element))
+        rules = self._rules
+        rules.check(element)
+        return self._after(lambda: rules.value_checks(element))
 
     def _after(self, checks):
         """Context in which nothing runs before what a function returns."""

@@ -12,8 +12,7 @@ from keras_simclr.splits import rows_of_split
 
 _LABEL, _RECORDING = "label", "recording"  # Columns that mean something.
 _WINDOW = 128  # Rows, where nobody says how many.
-_OF_ARRAYS = {kind.plural: kind for kind in (kinds.AUDIO, kinds.SERIES)}
-_OF_ARRAYS |= {kinds.TABLES.plural: kinds.TABLES}
+_OF_ARRAYS = {x.plural: x for x in (kinds.AUDIO, kinds.SERIES, kinds.TABLES)}
 
 
 class NumberFile:

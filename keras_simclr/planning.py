@@ -25,6 +25,7 @@ from keras_simclr.budgets import (
 )
 from keras_simclr.checkpoints import Checkpoints
 from keras_simclr.flag_texts import as_arguments
+from keras_simclr.kind_recipes import with_kind
 from keras_simclr.optimizers import scaled_learning_rate
 from keras_simclr.recipe import Recipe, defaults
 
@@ -315,6 +316,7 @@ class _Machine:
 
     def __init__(self, recipe, data, strategy, report):
         self.recipe, self.data, self.strategy = recipe, data, strategy
+        self._data_of_kind = with_kind(data)  # Looked at once.
         source, dataset = self._open(image_size=LARGEST)
         report(f"To train on: {data.in_words(source)}.")
         self.images = sources.count_images(
@@ -331,7 +333,7 @@ class _Machine:
     def _open(self, **changes):
         """Source and dataset, as the recipe with these changes reads it."""
         recipe = dataclasses.replace(self.recipe, **changes)
-        return recipe.open(self.data)
+        return recipe.open(self._data_of_kind)
 
     def _build(self, dataset, **changes):
         """The model, as the recipe with these changes makes it."""

@@ -114,9 +114,8 @@ class RandomLayer(keras.layers.Layer):
         self._check_dtype(examples.dtype)
         if examples.shape.rank == len(self._axes):
             sizes = [size[None] for size in sizes]
-            return self._augment(examples[None], training, seed, part, *sizes)[
-                0
-            ]
+            views = self._augment(examples[None], training, seed, part, *sizes)
+            return views[0]
         self._check_shape(examples.shape)
         if not training:
             return self._at_rest(examples, *sizes)
@@ -185,3 +184,18 @@ class RandomLayer(keras.layers.Layer):
 
     def get_config(self):
         return {**super().get_config(), "seed": self.seed}
+
+
+class StillLayer(RandomLayer):
+    """Does the same in training and at rest, and draws nothing."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)  # Without a seed.
+
+    def call(self, examples, training=True, seed=None, part=None):
+        return self._augment(examples, False, None, None)
+
+    def get_config(self):
+        config = super().get_config()
+        del config["seed"]
+        return config

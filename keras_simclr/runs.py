@@ -282,6 +282,7 @@ def _as_it_began(recipe, data, run_dir, given):
     """
     recorded = recorded_flags(run_dir)
     if not recorded:
+        data = kind_recipes.with_kind(data)
         return kind_recipes.with_defaults(recipe, data, given), data, given
     # Version 0.1 did not record what was given: it may have been all.
     known = read_summary(run_dir).get("flags", {"given": recorded})

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from keras_simclr import _checks, kinds
 from keras_simclr.adapted import AdaptedLayer
+from keras_simclr.moments import is_constant, moments
 from keras_simclr.networks import ConvNet1D as ConvNet1D
 from keras_simclr.programs import shape_of
 from keras_simclr.random_layers import (
@@ -21,7 +22,6 @@ from keras_simclr.random_layers import (
     uniforms_of_rows,
 )
 from keras_simclr.windows import (
-    is_constant,
     statistics as statistics,
     windows_of as windows_of,
 )
@@ -72,21 +72,7 @@ class Standardization(AdaptedLayer, SeriesLayer):
         self.stddev = self._add_state("stddev", (width,), "ones")
 
     def _adapt(self, batches):
-        count, mean, squares = 0, 0.0, 0.0
-        for batch in batches:
-            values = batch.reshape(-1, batch.shape[-1])
-            # Chan's update: no large squares are subtracted.
-            own = values.mean(axis=0)
-            total = count + len(values)
-            shift = own - mean
-            mean = mean + shift * len(values) / total
-            squares = (
-                squares
-                + ((values - own) ** 2).sum(axis=0)
-                + shift**2 * count * len(values) / total
-            )
-            count = total
-        stddev = np.sqrt(squares / count)
+        mean, stddev = moments(batches)
         self.mean.assign(mean)
         self.stddev.assign(np.where(is_constant(mean, stddev), 1.0, stddev))
 

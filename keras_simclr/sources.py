@@ -570,7 +570,7 @@ def scan_source(data, manifest, *, kind="auto", progress=None):
             f"`data` must be files: {what.plural} are checked when they are "
             f"read. Received: data={data!r}"
         )
-    source = find_source(data, kind=kind)
+    source = find_source(data, kind=what.name)
     if isinstance(source, EncodedImages):
         return scanning.scan_images(source, manifest, progress=progress)
     if source.startswith("tfds:"):

@@ -5,16 +5,10 @@ import warnings
 import numpy as np
 
 from keras_simclr import _checks
+from keras_simclr.moments import is_constant
 
 # Frequencies of a window are summed up in bands, each wider than the last.
 _BANDS = 12
-# Of a channel's mean: float32 does not tell smaller deviations from none.
-_CONSTANT = 1e-6
-
-
-def is_constant(mean, stddev):
-    """Whether channels are constant, but for rounding, by these of them."""
-    return stddev <= _CONSTANT * np.abs(mean)
 
 
 def statistics(windows):

@@ -121,6 +121,7 @@ LEVELS = {
     "series": 7,
     "tables": 7,
     "windows": 1,
+    "moments": 0,
     "columns": 2,
 }
 HEAVY = {

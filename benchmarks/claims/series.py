@@ -17,7 +17,6 @@ windows and other first weights. Windows of one person are alike: the interval
 of a lead is that of the mean over the five people.
 """
 
-import argparse
 import io
 import pathlib
 import sys
@@ -132,11 +131,10 @@ def verdict(runs, amount, contender):
 
 def main():
     """Tries what is not stored yet, and prints the table of verdicts."""
-    parser = argparse.ArgumentParser(description="Windows of a watch")
     directory = pathlib.Path(__file__).parent / "results"
-    results.add_results_flag(parser, directory)
-    parser.add_argument("--wheel", required=True, help="Of seglearn.")
-    parser.add_argument("--draws", type=int, default=5)
+    parser = results.draws_parser(
+        "Windows of a watch", directory, "wheel", "Of seglearn."
+    )
     arguments = parser.parse_args()
     path = arguments.results / "series.json"
     data = read_windows(arguments.wheel)

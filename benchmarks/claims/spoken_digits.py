@@ -20,7 +20,6 @@ labels, the first draw) all sounds were brought to one level, for everybody, and
 the baselines' spectrograms were stretched, which made them better.
 """
 
-import argparse
 import io
 import pathlib
 import sys
@@ -184,11 +183,10 @@ def row_of(runs, amount):
 
 def main():
     """Tries what is not stored yet, and prints the table."""
-    parser = argparse.ArgumentParser(description="Spoken digits")
     directory = pathlib.Path(__file__).parent / "results"
-    results.add_results_flag(parser, directory)
-    parser.add_argument("--zip", required=True, help="Of the WAV files.")
-    parser.add_argument("--draws", type=int, default=5)
+    parser = results.draws_parser(
+        "Spoken digits", directory, "zip", "Of the WAV files."
+    )
     arguments = parser.parse_args()
     path = arguments.results / "spoken_digits.json"
     data = read_sounds(arguments.zip)

