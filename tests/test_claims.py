@@ -9,6 +9,7 @@ from benchmarks import results
 from benchmarks.claims import (
     augmentations,
     batch_and_epochs,
+    distillation,
     few_labels,
     heads,
     losses,
@@ -20,6 +21,7 @@ from benchmarks.claims import (
 SCRIPTS = [
     augmentations,
     batch_and_epochs,
+    distillation,
     few_labels,
     heads,
     losses,

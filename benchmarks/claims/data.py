@@ -12,6 +12,7 @@ from benchmarks.datasets import fashion_mnist
 from keras_simclr import folders, scanning
 
 _HELD_OUT = 5_000  # Training images to choose on.
+_CIFAR10 = slice(50_000), slice(50_000, None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,8 @@ def load_data(config, arguments):
     """
     if config["data"] == "fashion_mnist":
         data = _fashion_mnist(arguments.data_dir)
+    elif config["data"] == "cifar10":
+        data = _cifar10(arguments.cifar10)
     else:
         data = _clip_art(arguments.data, arguments.manifest)
     train = tuple(array[: config["images"]] for array in data.train)
@@ -45,12 +48,24 @@ def load_data(config, arguments):
 def _fashion_mnist(data_dir):
     """The training images in a fixed order, the last of them held out."""
     train, test = fashion_mnist("train", "test", data_dir=data_dir)
+    return _some_held_out(train, test)
+
+
+@functools.cache
+def _cifar10(path):
+    """The same of CIFAR-10, whose first 50,000 images are for training."""
+    with np.load(path) as arrays:
+        pair = arrays["images"], arrays["labels"]
+    return _some_held_out(*([x[part] for x in pair] for part in _CIFAR10))
+
+
+def _some_held_out(train, test):
     order = np.random.default_rng(0).permutation(len(train[0]))
     kept, held = order[:-_HELD_OUT], order[-_HELD_OUT:]
     return Data(
         train=tuple(array[kept] for array in train),
         held_out=tuple(array[held] for array in train),
-        test=test,
+        test=tuple(test),
     )
 
 

@@ -20,7 +20,7 @@ from benchmarks.results import (
 from keras_simclr import devices
 
 RESULTS = pathlib.Path(__file__).parent / "results"
-_QUICK = {"images": 256, "epochs": 1, "batch_size": 64}
+_QUICK = {"images": 256, "epochs": 1, "batch_size": 64, "distilled_epochs": 1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,9 +65,15 @@ def main(claim):
         default="/usr/share/openclipart/png",
         help="Folder of Open Clip Art, for the script that needs it.",
     )
+    parser.add_argument("--cifar10", help="File of CIFAR-10, for that script.")
+    parser.add_argument(
+        "--precision",
+        default="mixed_bfloat16",
+        help="Where the processor has no bfloat16 float32 is faster.",
+    )
     parser.add_argument("--manifest", help="What `scan` found in that folder.")
     arguments = parser.parse_args()
-    keras.config.set_dtype_policy("mixed_bfloat16")
+    keras.config.set_dtype_policy(arguments.precision)
     path = arguments.results / f"{claim.name}.json"
     runs = [] if arguments.quick else stored(path)
     for seed in range(1 if arguments.quick else arguments.seeds):
@@ -75,6 +81,9 @@ def main(claim):
             if arguments.quick:
                 config = {**config, **_QUICK}
             if any(run["config"] == config for run in runs):
+                continue
+            if config["data"] == "cifar10" and not arguments.cifar10:
+                report("Of CIFAR-10 nothing is run: --cifar10 names its file.")
                 continue
             runs.append(_run(claim, config, arguments))
             if not arguments.quick:
@@ -89,6 +98,8 @@ def _run(claim, config, arguments):
     data = load_data(config, arguments)
     start = time.perf_counter()
     result = claim.work(config, data)
+    if arguments.precision != "mixed_bfloat16":
+        result["precision"] = arguments.precision
     result["seconds"] = round(time.perf_counter() - start, 1)
     varied = {k: v for k, v in config.items() if RECIPE.get(k) != v}
     report(f"{claim.name} {varied}: {result}")
