@@ -389,8 +389,11 @@ class Doctor(Measures):
 
     Args:
         images: As `Measures`, of which 128 are kept.
-        report: Function that is told each sentence.
+        report: Function that is told each sentence; of several workers only
+            that of the chief.
         findings: What a `Doctor` has found before, of a run that goes on.
+        silent: Names of rules whose findings are kept and not told: who trains
+            has said them.
 
     Attributes:
         findings: List of dictionaries: `rule`, its name; `epoch`, the epochs
@@ -419,10 +422,10 @@ class Doctor(Measures):
 
     most, times_reading = 128, True
 
-    def __init__(self, images, *, report=print, findings=()):
+    def __init__(self, images, *, report=print, findings=(), silent=()):
         super().__init__(images)
         self.findings = [*findings]
-        self._report = report
+        self._report, self._silent = report, silent
         self._cases = []
 
     def on_train_begin(self, logs=None):
@@ -456,6 +459,7 @@ class Doctor(Measures):
         self._cases.append(case | self._seen)
         found = doctor.findings_in(self._cases)
         kind = getattr(self.model, "kind", kinds.IMAGES)
+        is_chief = self.model.distribute_strategy.extended.should_checkpoint
         for rule, text, values in found:
             text = kind.said(text)
             if rule not in self._speaking:
@@ -467,7 +471,8 @@ class Doctor(Measures):
                         "values": values,
                     }
                 )
-                self._report(text)
+                if is_chief and rule not in self._silent:
+                    self._report(text)
         self._speaking = {rule for rule, _, _ in found}
 
 

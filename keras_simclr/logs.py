@@ -12,10 +12,10 @@ import tensorflow as tf
 
 from keras_simclr import _files, callbacks, curves, elements, optimizers
 from keras_simclr.csv_files import cell
-from keras_simclr.replicas import has_workers
 
 _AT_ONCE = 32  # Images in memory.
 _PICTURES = 8  # Images of which TensorBoard shows views.
+_SAID = ("too_few_steps",)  # By `recipe.Recipe.steps_in_words`.
 
 
 class Pace(keras.callbacks.Callback):
@@ -112,7 +112,8 @@ def watching(strategy, doctor, tensorboard):
     """What makes the callbacks that watch a training by a few of its images.
 
     Args:
-        strategy: `tf.distribute.Strategy`. With several workers none are made.
+        strategy: `tf.distribute.Strategy`. Of several workers the chief alone
+            writes TensorBoard's files.
         doctor: Whether to have a `callbacks.Doctor`.
         tensorboard: Whether to write TensorBoard's files, into `tensorboard` in
             the run directory, with views of 8 images.
@@ -138,12 +139,11 @@ def watching(strategy, doctor, tensorboard):
         )
 
     def watch(dataset, run_dir, report):
-        if has_workers(strategy) or not (doctor or tensorboard):
-            return []
-        most = callbacks.Doctor.most
-        few = dataset.unbatch().take(most).batch(_AT_ONCE)
-        found = [callbacks.Doctor(few, report=report)] if doctor else []
-        if tensorboard:
+        few = dataset.unbatch().take(callbacks.Doctor.most).batch(_AT_ONCE)
+        found = []
+        if doctor:
+            found += [callbacks.Doctor(few, report=report, silent=_SAID)]
+        if tensorboard and strategy.extended.should_checkpoint:
             directory = pathlib.Path(run_dir) / "tensorboard"
             element = elements.unpack(next(iter(few)))
             element = {name: x[:_PICTURES] for name, x in element.items()}

@@ -95,8 +95,8 @@ def carry_out(
             on a new cosine from 0.3 of the rate. `summary.json` keeps a list of
             them. An unfinished run has those that were added before.
         about: Dictionary, further entries of `summary.json`, or None.
-        doctor: Whether a `callbacks.Doctor` watches, on one machine; an
-            unfinished run goes on with or without.
+        doctor: Whether a `callbacks.Doctor` watches; an unfinished run goes on
+            with or without.
         tensorboard: Whether TensorBoard's files are written, with views of a
             few images, into `tensorboard` in the run directory.
         keeping: As `pretrain`.

@@ -499,6 +499,7 @@ def start(tmp_path, monkeypatch):
         stops=False,
         accept_changed_data=False,
         more_epochs=None,
+        doctor=False,
         report=lambda text: None,
         **changes,
     ):
@@ -518,7 +519,7 @@ def start(tmp_path, monkeypatch):
                 + ["split"] * (where["split"] != "train"),
                 accept_changed_data=accept_changed_data,
                 more_epochs=more_epochs,
-                doctor=False,
+                doctor=doctor,
                 report=report,
             )
 
@@ -902,14 +903,17 @@ def test_epochs_follow_from_the_number_of_images(start, tmp_path):
     assert run.recipe.epochs == run.epochs == 2
 
 
-def test_too_few_steps_are_told_with_the_cure(start):
+def test_too_few_steps_are_told_once_with_the_cure(start, tmp_path):
     told = []
-    start(report=told.append)
+    start(report=told.append, doctor=True)
     assert (
         "Epochs: 2. Steps: 2 an epoch, 4 in all: too few. After fewer than "
         "800 an encoder may be worth less than raw pixels. Cure: "
         "--epochs=400, or no --epochs."
     ) in told
+    assert sum("too few" in text for text in told) == 1
+    findings = summary_of(tmp_path / "run")["findings"]
+    assert "too_few_steps" in [x["rule"] for x in findings]
 
 
 def rates_of(run):

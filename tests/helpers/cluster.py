@@ -1,5 +1,6 @@
 """One of several processes that train together, or one that trains alone."""
 
+import importlib.util
 import signal
 import sys
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 import keras_simclr as simclr
-from keras_simclr import devices, replicas, runs
+from keras_simclr import devices, logs, replicas, runs
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 1), "uint8")
 LABELS = np.arange(50) % 3
@@ -69,21 +70,34 @@ def stop_within_an_epoch(model, strategy, run_dir):
     replicas.check_agreement(strategy, 8)  # And waits for the chief.
 
 
-def check_what_machines_exchange(strategy):
+def check_what_machines_exchange(strategy, run_dir):
     keras.config.set_floatx("float32")  # Not all can be in bfloat16.
     keras.config.set_dtype_policy("mixed_bfloat16")
     train, test = ((IMAGES[x::2], LABELS[x::2]) for x in (0, 1))
     probe = simclr.callbacks.KNNProbe(train, test)
     measures = simclr.callbacks.Measures(IMAGES)
-    model = build_model(strategy)
-    history = model.fit(dataset(), verbose=0, callbacks=[probe, measures])
-    logs = {name: values[0] for name, values in history.history.items()}
-    assert np.isfinite(list(logs.values())).all()
+    model, told = build_model(strategy), []
+    has_board = importlib.util.find_spec("tensorboard") is not None
+    watch = logs.watching(strategy, True, has_board)
+    watchers = watch(dataset(), run_dir, told.append)
+    history = model.fit(
+        dataset(), verbose=0, callbacks=[probe, measures, *watchers]
+    )
+    # Both find the same; the first alone speaks, and writes for TensorBoard.
+    found = {x["rule"]: x["text"] for x in watchers[0].findings}
+    assert list(found) == ["small_batch", "too_few_steps"]
+    is_chief = strategy.cluster_resolver.task_id == 0
+    assert told == [found["small_batch"]] * is_chief
+    assert len(watchers) == 1 + 2 * (is_chief and has_board)
+    values = {name: values[0] for name, values in history.history.items()}
+    assert np.isfinite(list(values.values())).all()
     features = [simclr.extract_features(model, x) for x, _ in (train, test)]
     right = simclr.knn_probe(features[0], train[1], features[1], test[1])
-    assert logs["knn_accuracy"] == right.accuracy
+    assert values["knn_accuracy"] == right.accuracy
     chance = np.log(2 * 8 - 1)
-    np.testing.assert_allclose(logs["loss_over_chance"], logs["loss"] / chance)
+    np.testing.assert_allclose(
+        values["loss_over_chance"], values["loss"] / chance
+    )
     number = strategy.cluster_resolver.task_id
     with pytest.raises(ValueError, match=r"average of step 0\.5"):
         replicas.check_agreement(strategy, number)
@@ -98,7 +112,7 @@ def main(run_dir, path):
     model = build_model(strategy)
     stop_within_an_epoch(model, strategy, run_dir)
     train(model, run_dir, path)
-    check_what_machines_exchange(strategy)
+    check_what_machines_exchange(strategy, f"{run_dir}-watched")
 
 
 if __name__ == "__main__":
