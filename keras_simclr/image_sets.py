@@ -9,6 +9,8 @@ from keras_simclr._files import valid_names
 from keras_simclr.features import check_fits, representation
 from keras_simclr.folders import EncodedImages
 
+_SPARE = 1_024  # Rows in place of some that are not there or not readable.
+
 
 class ImageSet:
     """Representations of images, and what else is known of each.
@@ -112,7 +114,7 @@ class ImageSet:
         """
         check_fits(model, self.dataset)
         represent, total = representation(model), self.total
-        wanted = _drawn(total, most, seed)
+        ranks = _ranks(total, most, seed)
         features, labels, places, keys, varied, compared = (
             [] for _ in "abcdef"
         )
@@ -127,7 +129,7 @@ class ImageSet:
                 labels.append(np.asarray(element["labels"]))
             images = images.numpy()
             rows = np.arange(count, count + len(images))
-            for row in rows[wanted(rows)]:
+            for row in rows[ranks(rows) < most + _SPARE]:
                 image = _cut(images, sizes, row - count)
                 varied.append(bool(np.ptp(image) > 0))
                 keys.append(_key(image, varied[-1]))
@@ -137,9 +139,11 @@ class ImageSet:
         self._places = np.concatenate(places)
         self.names = self._names()
         finite_rows("Representations", self.features, self.names)
-        self.keys = np.array(keys, duplicates.KEYS)
-        self.is_varied = np.array(varied, bool)
-        self.compared = np.array(compared, "int64")
+        compared = np.array(compared, "int64")
+        first = np.sort(np.argsort(ranks(compared), kind="stable")[:most])
+        self.keys = np.array(keys, duplicates.KEYS)[first]
+        self.is_varied = np.array(varied, bool)[first]
+        self.compared = compared[first]
         self.labels = None
         if labels:
             self.labels = self._labels(labelled.joined(labels))
@@ -224,14 +228,12 @@ class ImageSet:
                 return
 
 
-def _drawn(total, most, seed):
-    """Function from rows to whether each of them is compared."""
+def _ranks(total, most, seed):
+    """Function from rows to their places in the order in which to take them."""
     if total is None or total <= most:
-        return lambda rows: rows < most
-    is_drawn = np.zeros(total, bool)
-    rng = np.random.default_rng(seed)
-    is_drawn[rng.choice(total, most, replace=False)] = True
-    return lambda rows: is_drawn[rows]
+        return lambda rows: rows
+    ranks = np.random.default_rng(seed).permutation(total)
+    return lambda rows: ranks[rows]
 
 
 def _cut(images, sizes, row):

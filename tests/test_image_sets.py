@@ -97,6 +97,16 @@ def test_of_many_some_are_compared(model):
     assert other.compared.tolist() != found.compared.tolist()
 
 
+@pytest.mark.parametrize("most", [29, 30, 31])
+def test_as_many_are_compared_as_there_are(model, most):
+    batches = tf.data.Dataset.from_tensor_slices(IMAGES).batch(7)  # 35 or less.
+    found = ImageSet("images", batches)
+    found.see(model, most=most)
+    assert len(np.unique(found.compared)) == min(most, 30)
+    rows = {row: image for row, image in found.again(found.compared)}
+    assert all(np.array_equal(rows[x], IMAGES[x]) for x in rows)
+
+
 def test_first_are_compared_where_nobody_knows_how_many_there_are(model):
     dataset = tf.data.Dataset.from_tensor_slices(IMAGES).batch(7)
     found = ImageSet("images", dataset.filter(lambda x: True))
