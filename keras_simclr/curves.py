@@ -10,7 +10,7 @@ import numpy as np
 
 # What belongs together: a title, and columns of the log.
 _PANELS = (
-    ("Loss by that of chance", ("loss_over_chance",)),
+    ("Loss divided by that of chance", ("loss_over_chance",)),
     ("Loss", ("loss",)),
     ("Contrastive accuracy", ("contrastive_accuracy",)),
     ("Accuracy of probes", ("knn_accuracy", "linear_accuracy")),
@@ -22,6 +22,7 @@ _PANELS = (
 _DASHES = ("", "6 3", "2 3")  # Lines differ without colours, too.
 _WIDTH, _HEIGHT = 320, 170
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 24, 32
+_SIGNS = 7  # For which there is room on the left.
 _MOST_POINTS, _MOST_ROWS = 400, 50
 
 
@@ -147,6 +148,7 @@ def _panel(title, names, log):
     """One drawing: lines over epochs, the vertical marks, and a legend."""
     values = np.stack([log.columns[name] for name in names])
     low, high = np.nanmin(values), np.nanmax(values)
+    ticks = sorted({low, high})
     if not low < high:
         low, high = low - (abs(low) or 1) / 10, high + (abs(high) or 1) / 10
     first, last = min(0.0, log.epochs[0] - 1), max(log.epochs)
@@ -181,10 +183,7 @@ def _panel(title, names, log):
     bottom = _TOP + height + 12
     parts += [
         f'<path class="axis" d="{axis}"/>',
-        *(
-            _words(_LEFT - 4, down(x) + 4, _short(x), "end")
-            for x in (low, high)
-        ),
+        *(_words(_LEFT - 4, down(x) + 4, _short(x), "end") for x in ticks),
         _words(_LEFT, bottom, f"{first:g}"),
         _words(_LEFT + width, bottom, f"epoch {last:g}", "end"),
         _words(_LEFT, 13, title, kind="title"),
@@ -216,10 +215,9 @@ def _words(x, y, text, anchor="start", kind=""):
 
 
 def _short(value):
-    """A number in few signs."""
-    if abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.3g}"
+    """A number in so few signs that it has room beside an axis."""
+    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return text if len(text) <= _SIGNS else f"{value:.1e}"
 
 
 def _table(log):

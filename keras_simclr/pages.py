@@ -17,6 +17,8 @@ _MAP = (
     "zoom, 0 shows all, Enter goes to the row of the table."
 )
 
+_PIXELS = ' image-rendering="pixelated"'  # Of what is enlarged; not shrunk.
+
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
@@ -154,7 +156,7 @@ def _pictures(facts):
     items += [(f"v{n}", x) for n, x in enumerate(views)]
     images = "\n".join(
         f'<image id="{name}" width="{x.width}" height="{x.height}" '
-        f'href="{x.address}"/>'
+        f'href="{x.address}"{_PIXELS * x.is_exact}/>'
         for name, x in items
     )
     return (
@@ -178,12 +180,14 @@ def _figure(facts, number, *lines):
     """An image with its name below, which leads to its row in the table."""
     shown = facts.images[number]
     name = _text(shown.name)
+    # There is room for few signs: folders say least of an image.
+    short = _text(shown.name.rpartition("/")[2] or shown.name)
     lines = [line for line in (shown.label, *lines) if line is not None]
     below = "".join(f"<span>{_text(line)}</span>" for line in lines)
     return (
         f'<a class="figure" href="#i{number}" title="{name}">'
         f"{_picture(f'p{number}', shown.thumbnail)}"
-        f'<span class="name">{name}</span>{below}</a>'
+        f'<span class="name">{short}</span>{below}</a>'
     )
 
 
@@ -195,7 +199,10 @@ def _verdict(facts):
     elif facts.findings:
         items = []
         for each in facts.findings:
-            where = [f"epoch {each['epoch']}"] if "epoch" in each else []
+            where = []
+            if "epoch" in each:
+                epoch = each["epoch"]
+                where = [f"epoch {epoch}" if epoch else "before training"]
             where += [each["rule"]] if "rule" in each else []
             note = f" <small>({_text(', '.join(where))})</small>" * bool(where)
             items.append(f"<li>{_text(each.get('text', ''))}{note}</li>")
@@ -330,10 +337,11 @@ def _player(shown):
 
 
 def _duplicates(facts):
-    return "".join(
+    groups = "".join(
         f'<div class="row">{"".join(_figure(facts, x) for x in group)}</div>'
         for group in facts.duplicates
     )
+    return f'<div class="groups">{groups}</div>'
 
 
 def _outliers(facts):
@@ -373,7 +381,10 @@ def _confusion(facts):
     parts = []
     for text, images in facts.confused:
         found = "".join(_figure(facts, x) for x in images)
-        parts.append(f'<h3>{_text(text)}</h3><div class="row">{found}</div>')
+        parts.append(
+            f'<div><h3>{_text(text)}</h3><div class="row">{found}</div></div>'
+        )
+    parts = [f'<div class="two">{"".join(parts)}</div>']
     if facts.confusion is not None and len(facts.classes) <= _MOST_CLASSES:
         rows = [
             (name, *counts)

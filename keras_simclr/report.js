@@ -23,8 +23,9 @@
     const source = get(`p${number}`);
     const picture = new Image();
     picture.src = source.getAttribute("href");
+    const rendering = source.getAttribute("image-rendering") || "auto";
     return {
-      row, number, name, kind, split, likeness, picture,
+      row, number, name, kind, split, likeness, picture, rendering,
       text: name.toLowerCase(),
       x: Number(row.dataset.x), y: Number(row.dataset.y),
       group: row.dataset.class === "" ? -1 : Number(row.dataset.class),
@@ -51,7 +52,12 @@
   const isShown = (point) =>
     (!ofClass || ofClass.value === "" || point.group === Number(ofClass.value))
     && (matching === null || matching.has(point));
-  const pictureSide = () => Math.min(96, 16 * Math.sqrt(view.zoom) + 4);
+  // As large as there is room for, and never too small to make out.
+  const pictureSide = () => {
+    const [width, height] = size();
+    const room = 0.75 * Math.sqrt(width * height / points.length);
+    return Math.min(96, Math.max(16, Math.min(40, room)) * Math.sqrt(view.zoom));
+  };
 
   function colours() {
     const style = getComputedStyle(document.documentElement);
@@ -95,6 +101,7 @@
     }
     const share = side / Math.max(point.width, point.height);
     const w = point.width * share, h = point.height * share;
+    pen.imageSmoothingEnabled = point.rendering === "auto" || share < 1;
     pen.drawImage(point.picture, x - w / 2, y - h / 2, w, h);
     if (point.group >= 0) {
       pen.lineWidth = 1.5;
@@ -111,7 +118,7 @@
     canvas.width = Math.round(width * ratio);
     canvas.height = Math.round(height * ratio);
     pen.setTransform(ratio, 0, 0, ratio, 0, 0);
-    pen.imageSmoothingEnabled = false;
+    pen.imageSmoothingQuality = "high";
     const theme = colours();
     pen.fillStyle = theme.paper;
     pen.fillRect(0, 0, width, height);
@@ -157,6 +164,7 @@
         point.likeness && `likeness to neighbours ${point.likeness}`];
       const picture = point.picture.cloneNode();
       picture.alt = "";
+      picture.style.imageRendering = point.rendering;
       tip.replaceChildren(picture, ...lines.filter(Boolean).map((line) => {
         const span = document.createElement("span");
         span.textContent = line;

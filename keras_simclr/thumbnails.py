@@ -6,9 +6,9 @@ import io
 
 import numpy as np
 
-_SIDES = (96, 80, 64, 48, 32, 24)  # Pixels, the best first.
-_EXACT = 32  # Up to this side nothing is lost.
-_QUALITY = 70
+# Sides in pixels, and WebP's quality, the best first.
+_SIZES = ((96, 70), (80, 70), (64, 70), (48, 70), (32, 90), (32, 70), (24, 70))
+_EXACT = 32  # Up to this side nothing is lost, if there is room.
 _TRIED = 32  # Of which the size of all is estimated.
 
 
@@ -20,14 +20,16 @@ class Thumbnail:
         address: `data:` address of a WebP file.
         width: Its width, pixels.
         height: Its height, pixels.
+        is_exact: Whether it is a small image itself, in which pixels count.
     """
 
     address: str
     width: int
     height: int
+    is_exact: bool = False
 
 
-def shrunk(image, side=_SIDES[0]):
+def shrunk(image, side=_SIZES[0][0]):
     """An image as `encode` takes it, no larger than a side.
 
     Args:
@@ -77,13 +79,13 @@ def encode(pictures, most):
     ('data:image/webp;base64,', 8, 9)
     """
     step = max(1, len(pictures) // _TRIED)
-    for side in _SIDES:
-        few = [_encoded(x, side) for x in pictures[::step]]
+    for size in _SIZES:
+        few = [_encoded(x, *size) for x in pictures[::step]]
         share = len(pictures) / max(1, len(few))
-        if side > _SIDES[-1] and share * _length(few) > most:
+        if size != _SIZES[-1] and share * _length(few) > most:
             continue
-        found = [_encoded(x, side) for x in pictures]
-        if side == _SIDES[-1] or _length(found) <= most:
+        found = [_encoded(x, *size) for x in pictures]
+        if size == _SIZES[-1] or _length(found) <= most:
             break
     return found
 
@@ -92,16 +94,15 @@ def _length(thumbnails):
     return sum(len(x.address) for x in thumbnails)
 
 
-def _encoded(picture, side):
+def _encoded(picture, side, quality):
     from PIL import Image
 
-    is_exact = max(picture.size) <= _EXACT
+    is_exact = max(picture.size) <= _EXACT < side
     if max(picture.size) > side:
         picture = picture.copy()
         picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     file = io.BytesIO()
-    picture.save(
-        file, "WEBP", lossless=is_exact and side > _EXACT, quality=_QUALITY
-    )
+    picture.save(file, "WEBP", lossless=is_exact, quality=quality)
     text = base64.b64encode(file.getvalue()).decode("ascii")
-    return Thumbnail(f"data:image/webp;base64,{text}", *picture.size)
+    address = f"data:image/webp;base64,{text}"
+    return Thumbnail(address, *picture.size, is_exact)

@@ -30,7 +30,7 @@ def path(tmp_path_factory):
     output_dir = tmp_path_factory.mktemp("page") / "out"
     report.write(
         output_dir,
-        simclr.SimCLRModel(encoder),
+        simclr.SimCLRModel(encoder, views=4),
         (images, np.where(labels, "light", "dark").tolist()),
         names=[NAME, *(f"photo-{x}.png" for x in range(1, 60))],
     )
@@ -202,3 +202,19 @@ def test_page_fits_a_phone_in_both_schemes(chromium, path, scheme):
     assert chromium.run("document.documentElement.scrollWidth") == 390
     colour = chromium.run("getComputedStyle(document.body).backgroundColor")
     assert (colour == "rgb(255, 255, 255)") == (scheme == "light")
+    # An image and its views stand beside each other.
+    assert chromium.run(
+        "[...document.querySelectorAll('.views')].every((row) => new Set("
+        "[...row.children].map((x) => x.getBoundingClientRect().top)"
+        ").size === 1)"
+    )
+
+
+def test_printed_map_keeps_its_proportions(page):
+    page.send("Emulation.setEmulatedMedia", media="print")
+    assert page.run(
+        "(() => { const map = document.getElementById('map');"
+        "[map.width, map.height] = [900, 300];"
+        "const box = map.getBoundingClientRect();"
+        "return Math.abs(box.width / box.height - 3) < 0.05; })()"
+    )

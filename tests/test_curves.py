@@ -1,4 +1,5 @@
 import html.parser
+import re
 
 import numpy as np
 import pytest
@@ -98,6 +99,17 @@ def test_many_epochs_are_drawn_in_few_points():
     assert "50 of 5000 epochs" in text
 
 
-def test_constant_values_have_a_height():
-    log = curves.History(np.array([1.0, 2.0]), {"loss": np.array([0.0, 0.0])})
-    assert "nan" not in curves.drawn(log)
+@pytest.mark.parametrize("value", [4.74e-4, -4.74e-4, 1.5e-9, 1e6, 1234567])
+def test_numbers_have_room_beside_the_axis(value):
+    log = curves.History(np.array([1.0, 2.0]), {"loss": value * np.arange(2)})
+    texts = re.findall(r'text-anchor="end">([^<]*)<', curves.drawn(log))
+    assert max(map(len, texts)) <= 8
+    numbers = [float(x.replace(",", "")) for x in texts if "epoch" not in x]
+    assert pytest.approx(value, rel=0.05) in numbers
+
+
+def test_constant_values_have_a_height_and_one_number():
+    log = curves.History(np.array([1.0, 2.0]), {"loss": np.array([3.0, 3.0])})
+    text = curves.drawn(log)
+    assert "nan" not in text
+    assert re.findall(r'text-anchor="end">([\d.]+)<', text) == ["3"]

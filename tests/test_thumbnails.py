@@ -23,6 +23,7 @@ def test_small_images_are_what_they_were(channels, dtype):
     given = image if dtype == "uint8" else (image / 255).astype(dtype)
     (found,) = thumbnails.encode([thumbnails.shrunk(given)], 10**6)
     assert (found.width, found.height) == (9, 12)
+    assert found.is_exact
     shown = image[..., :3] if channels > 2 else image[..., [0, 0, 0]]
     np.testing.assert_array_equal(np.asarray(decoded(found)), shown)
 
@@ -31,6 +32,7 @@ def test_large_images_keep_their_proportions():
     picture = thumbnails.shrunk(np.zeros((400, 100, 3), "uint8"))
     (found,) = thumbnails.encode([picture], 10**6)
     assert (found.width, found.height) == (24, 96)
+    assert not found.is_exact
     assert decoded(found).size == (24, 96)
 
 
