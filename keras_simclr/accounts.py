@@ -162,7 +162,7 @@ def reasons(found):
             continue
         kind = "" if found.label(nearest) is None else "labelled "
         sentences.append(
-            f"{stands}. Unlike all before it: {likeness:.2f} to the {kind}"
+            f"{stands}. Unlike all before it: likeness {likeness:.2f} to {kind}"
             f"{in_one_line(found.name(nearest))}."
         )
     return sentences

@@ -241,7 +241,7 @@ def test_list_says_what_to_label_first_and_why(written):
     for row in rows:
         assert re.match(
             r"Stands for (\d+ images|itself alone)\. Unlike all before it: "
-            r"-?\d\.\d\d to the (labelled )?.+png.$",
+            r"likeness -?\d\.\d\d to (labelled )?.+png.$",
             row["reason"],
         )
     page = Parsed(page_of(output_dir))
