@@ -426,13 +426,15 @@ class Doctor(Measures):
         super().__init__(images)
         self.findings = [*findings]
         self._report, self._silent = report, silent
-        self._cases = []
+        self._cases, self._is_chief = [], True
 
     def on_train_begin(self, logs=None):
         super().on_train_begin(logs)
         self._cases = []
         self._speaking = {finding["rule"] for finding in self.findings}
         self._look = looks.Look(self.model, self._elements, self.params)
+        strategy = self.model.distribute_strategy
+        self._is_chief = strategy.extended.should_checkpoint
 
     def on_epoch_begin(self, epoch, logs=None):
         super().on_epoch_begin(epoch, logs)
@@ -459,7 +461,6 @@ class Doctor(Measures):
         self._cases.append(case | self._seen)
         found = doctor.findings_in(self._cases)
         kind = getattr(self.model, "kind", kinds.IMAGES)
-        is_chief = self.model.distribute_strategy.extended.should_checkpoint
         for rule, text, values in found:
             text = kind.said(text)
             if rule not in self._speaking:
@@ -471,7 +472,7 @@ class Doctor(Measures):
                         "values": values,
                     }
                 )
-                if is_chief and rule not in self._silent:
+                if self._is_chief and rule not in self._silent:
                     self._report(text)
         self._speaking = {rule for rule, _, _ in found}
 
