@@ -13,6 +13,7 @@ import pathlib
 import platform
 import re
 import sys
+import warnings
 
 from absl import flags
 
@@ -642,6 +643,8 @@ def run(command, values):
     if "TF_CPP_MIN_LOG_LEVEL" not in os.environ:
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
         _terminal.import_quietly()
+    # Pillow's: an image that is too large is skipped, and named.
+    warnings.filterwarnings("ignore", "Image size .* exceeds limit")
     from keras_simclr import commands
 
     return commands.perform(command, values)

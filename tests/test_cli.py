@@ -431,6 +431,20 @@ def test_tables_of_shards_name_their_members(grey_run, tmp_path, capsys):
     assert skipped == "path,reason\na.tar/cats/0.png,empty\n"
 
 
+def test_pillow_does_not_warn_of_large_images(
+    grey_run, tmp_path, monkeypatch, recwarn
+):
+    paint(tmp_path / "images", {"cat": 20})
+    with Image.open(tmp_path / "images" / "cat" / "0.png") as image:
+        image.save(tmp_path / "images" / "cat" / "0.gif")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60)  # It warns of 99.
+    options = [f"--data={tmp_path / 'images'}", f"--output_dir={tmp_path}/out"]
+    assert cli.main(["embed", f"--run_dir={grey_run}", *options]) == 0
+    skipped = (tmp_path / "out" / "skipped.csv").read_text()
+    assert skipped == "path,reason\n"
+    assert not [x for x in recwarn if "exceeds limit" in str(x.message)]
+
+
 def test_finetune_and_predict_say_what_they_found(grey_run, tmp_path, capsys):
     paint(tmp_path / "train", SHADES)
     data, run = f"--data={tmp_path}", f"--run_dir={grey_run}"
