@@ -16,7 +16,6 @@ from keras_simclr import (
     classification,
     data_kinds,
     demo,
-    distillation,
     embedding,
     evaluation,
     export,
@@ -36,6 +35,7 @@ from keras_simclr import (
     run_accounts,
     runs,
     sources,
+    teaching,
 )
 from keras_simclr.folders import EncodedImages
 
@@ -240,11 +240,11 @@ def _finetune(values):
 def _distill(values):
     data, test = _data_of_images(values), None
     with _files.naming("output_dir"):
-        distillation.check_directory(values.output_dir, values.teacher)
+        teaching.check_directory(values.output_dir, values.teacher)
     if values.test_data or values.test_split:
         data, test = data.and_test(values.test_data, values.test_split)
-    done = distillation.teach(
-        _fields(distillation.DistillationRecipe, values),
+    done = teaching.teach(
+        _fields(teaching.DistillationRecipe, values),
         data,
         values.output_dir,
         test=test,

@@ -5,7 +5,6 @@ import functools
 import itertools
 import logging
 import os
-import pathlib
 
 import keras
 import numpy as np
@@ -24,7 +23,6 @@ from keras_simclr import (
     pretrained,
     programs,
     recipe as recipes,
-    runs,
 )
 from keras_simclr.augmentations import SimCLRAugmentation
 from keras_simclr.evaluation_views import with_evaluation_view
@@ -40,7 +38,6 @@ from keras_simclr.replicas import ForwardPass
 
 _logger = logging.getLogger("keras_simclr")
 
-_CLASSIFIER = "classifier"  # In the directory of a run.
 _SUM_TOLERANCE = 1e-2  # Of probabilities, which may be float16.
 
 
@@ -69,11 +66,12 @@ class Distillation:
     def __str__(self):
         worth = "not tested"
         if self.accuracy is not None:
-            worth = _in_words(self.accuracy, self.teacher_accuracy)
+            worth = accuracies_in_words(self.accuracy, self.teacher_accuracy)
         return f"distilled: {worth} ({self.steps} steps)"
 
 
-def _in_words(accuracy, teacher_accuracy):
+def accuracies_in_words(accuracy, teacher_accuracy):
+    """Both of a test set, as a part of a sentence."""
     return f"accuracy {accuracy:.2%}, of the teacher {teacher_accuracy:.2%}"
 
 
@@ -156,10 +154,10 @@ def distill(
     teacher = _network_of("teacher", teacher)
     classes = _checked_classes(teacher, classes)
     dataset, steps = _batches(unlabelled, recipe)
-    model = _distiller(
+    model = distiller(
         teacher,
         *_encoder_and_views(student, recipe, with_colors=False),
-        _class_loss(temperature),
+        class_loss(temperature),
         recipe,
         steps,
     )
@@ -245,12 +243,12 @@ def distill_encoder(
     recipe = recipe or recipes.Recipe()
     encoder, augmentation = _encoder_and_views(student, recipe, True)
     if isinstance(teacher, (str, os.PathLike)):
-        teacher = _open_encoder(teacher, encoder)
+        teacher = encoder_in_float32(teacher, encoder)
     teacher = _network_of("teacher", teacher)
     pretrained.check_is_no_classifier(teacher, teacher.name)
     dataset, steps = _batches(unlabelled, recipe)
-    loss = _similarity_loss(temperature)
-    model = _distiller(teacher, encoder, augmentation, loss, recipe, steps)
+    loss = similarity_loss(temperature)
+    model = distiller(teacher, encoder, augmentation, loss, recipe, steps)
     _train(model, dataset, recipe, steps, progress)
     student = pretrained.without_compiling(model)
     student.compile()
@@ -263,7 +261,7 @@ def open_classifier(directory):
     return pretrained.encoder_of(network), classification.class_names(directory)
 
 
-def _open_encoder(name, student):
+def encoder_in_float32(name, student):
     """The encoder of a name, in float32, for views of the student's size."""
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("float32")
@@ -320,11 +318,12 @@ def _encoder_and_views(student, recipe, with_colors):
     else:
         augmentation = recipe.augmentation(encoder.input_shape[1:])
     if not with_colors:
-        augmentation = _without_colors(augmentation)
+        augmentation = without_colors(augmentation)
     return encoder, augmentation
 
 
-def _without_colors(augmentation):
+def without_colors(augmentation):
+    """The augmentation of a classifier's student: crops and flips."""
     layers = [
         layer.without_colors()
         if isinstance(layer, SimCLRAugmentation)
@@ -334,7 +333,7 @@ def _without_colors(augmentation):
     return layers if len(layers) > 1 else layers[0]
 
 
-def _class_loss(temperature):
+def class_loss(temperature):
     """The loss of classes, for a teacher and a student."""
 
     def loss(teacher, student):
@@ -351,12 +350,13 @@ def _class_loss(temperature):
     return loss
 
 
-def _similarity_loss(temperature):
+def similarity_loss(temperature):
+    """The loss of encoders, as `class_loss`."""
     pair = () if temperature is None else (temperature, temperature)
     return lambda teacher, student: imitation.SimilarityImitation(*pair)
 
 
-def _distiller(
+def distiller(
     teacher, encoder, augmentation, loss, recipe, steps, more_epochs=()
 ):
     """The compiled model; `loss` makes its loss of the weights of both."""
@@ -512,186 +512,3 @@ def _single(element):
     images = images.numpy()
     sizes = itertools.repeat(None) if sizes is None else sizes.numpy()
     yield from map(duplicates.without_canvas, images, sizes)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DistillationRecipe(recipes.Recipe):
-    """How to distil; `keras-simclr distill --help` explains each field.
-
-    Of `recipe.Recipe`, what says how pairs of views are compared has no effect.
-
-    Example:
-
-    >>> recipe = DistillationRecipe(teacher="classifier", depth=18, epochs=2)
-    >>> recipe.values["teacher"], "decoupled" in recipe.values
-    ('classifier', False)
-    """
-
-    command = "distill"
-
-    teacher: str = dataclasses.field(metadata={"rule": None})
-    temperature: float | None = dataclasses.field(
-        default=None, metadata={"rule": ("positive_number", {})}
-    )
-    views: int = dataclasses.field(default=1, metadata={"rule": None})
-
-    @property
-    def values(self):
-        own = {"teacher": self.teacher, "temperature": self.temperature}
-        of_both = {
-            name: value
-            for name, value in super().values.items()
-            if name not in recipes.OF_CONTRAST
-        }
-        return {**of_both, **own}
-
-    @property
-    def teaches_classes(self):
-        """Whether the teacher is a classifier, that `finetune` wrote."""
-        return classification.is_classifier(self.teacher)
-
-    def open_teacher(self, student=None):
-        """The network that teaches, and its classes; None of an encoder."""
-        if self.teaches_classes:
-            return open_classifier(self.teacher)
-        return _open_encoder(self.teacher, student), None
-
-    def build(self, element_spec, steps, more_epochs=(), source=None):
-        shape = self.input_shape(element_spec)
-        encoder, augmentation = self.encoder(shape), self.augmentation(shape)
-        if self.start_from is not None:
-            is_cached = self.micro_batch_size is not None
-            pretrained.check_chance(encoder, is_cached=is_cached)
-            keras.utils.set_random_seed(self.seed)  # As `Recipe.build`.
-        teacher, classes = self.open_teacher(encoder)
-        loss = _similarity_loss(self.temperature)
-        if classes is not None:
-            augmentation = _without_colors(augmentation)
-            loss = _class_loss(self.temperature)
-        parts = (teacher, encoder, augmentation, loss)
-        return _distiller(*parts, self, steps, more_epochs)
-
-
-def check_directory(run_dir, teacher):
-    """As `runs.check_can_run`, but for a run that lacks its classifier yet."""
-    if not _lacks_classifier(run_dir, teacher):
-        runs.check_can_run(run_dir)
-
-
-def _lacks_classifier(run_dir, teacher):
-    is_finished = runs.read_summary(run_dir).get("finished", False)
-    is_written = pathlib.Path(run_dir, _CLASSIFIER).exists()
-    is_its_own = runs.recorded_flags(run_dir).get("teacher") == teacher
-    of_classes = classification.is_classifier(teacher) and is_its_own
-    return of_classes and is_finished and not is_written
-
-
-def teach(
-    recipe,
-    data,
-    run_dir,
-    *,
-    test=None,
-    given=None,
-    accept_changed_data=False,
-    keeping=None,
-    report=print,
-    progress=None,
-):
-    """Does what `keras-simclr distill` does.
-
-    Beside what `runs.carry_out` writes, the directory gets `classifier/`, as
-    from `finetune`, if the teacher is one.
-
-    Args:
-        recipe: `DistillationRecipe`.
-        data: `recipe.Data` of the images without labels.
-        run_dir: As `runs.carry_out`.
-        test: `recipe.Data` of labelled images to test both on, or None.
-        given: As `runs.carry_out`.
-        accept_changed_data: As `runs.carry_out`.
-        keeping: As `runs.carry_out`.
-        report: As `runs.carry_out`.
-        progress: As `runs.carry_out`.
-
-    Returns:
-        A `runs.Run`.
-
-    Raises:
-        FileExistsError: As `runs.carry_out`.
-        OSError: As `runs.carry_out`.
-        ValueError: As `runs.carry_out`, `distill` and `distill_encoder`; or if
-            there are images to test an encoder on.
-
-    Example:
-
-    ```python
-    data = simclr.recipe.Data(data="photos")
-    recipe = DistillationRecipe(teacher="classifier", width_multiplier=0.25)
-    teach(recipe, data, "runs/small")
-    ```
-    """
-    teacher, classes = recipe.open_teacher()
-    weights = copies.weights_digest(teacher)
-    _check_teacher(run_dir, weights)
-    channels = teacher.input_shape[-1]
-    data, exam = runs.as_seen(data, recipe.teacher, channels), None
-    if test is not None:
-        if classes is None:
-            raise ValueError(
-                "`test_data` is for a classifier. Received: the teacher "
-                f"{recipe.teacher!r}, an encoder. `evaluate` tests what it "
-                "has taught"
-            )
-        test = runs.as_seen(test, recipe.teacher, channels)
-        side = max(teacher.input_shape[1:3])
-        (source, images), (_, unlabelled) = (
-            part.open_in_order(side) for part in (test, data)
-        )
-        report(f"To test on: {test.in_words(source)}.")
-        exam = Exam(images, teacher, classes, unlabelled, report=report)
-    if _lacks_classifier(run_dir, recipe.teacher):
-        epochs = runs.read_summary(run_dir)["epochs_trained"]
-        done = runs.Run(runs.load_model(run_dir), recipe, epochs, epochs)
-    else:
-        done = runs.carry_out(
-            recipe,
-            data,
-            run_dir,
-            given=given,
-            accept_changed_data=accept_changed_data,
-            about={"teacher": {"name": recipe.teacher, "weights": weights}},
-            doctor=False,  # It looks at two views of each image.
-            keeping=keeping,
-            report=report,
-            progress=progress,
-        )
-    if classes is not None and done.epochs == done.all_epochs:
-        _write_classifier(done.model, run_dir, classes, data, exam, report)
-    return done
-
-
-def _write_classifier(model, run_dir, classes, data, exam, report):
-    network = student_classifier(model)
-    if exam:
-        accuracy, _ = exam.take(network, model)
-        of_both = accuracy, exam.teacher_accuracy
-        report(f"On images to test on: {_in_words(*of_both)}.")
-        names = ("accuracy", "teacher_accuracy")
-        test = dict(zip(names, of_both, strict=True))
-        runs.update_summary(run_dir, {"test": test})
-    directory = pathlib.Path(run_dir, _CLASSIFIER)
-    classification.write_classifier(
-        model, network, directory, list(classes), data
-    )
-
-
-def _check_teacher(run_dir, weights):
-    """Refuses to go on with a run whose teacher had other weights."""
-    known = runs.read_summary(run_dir).get("teacher")
-    if known and known["weights"] != weights:
-        raise ValueError(
-            "An unfinished run goes on with the teacher that it began with. "
-            f"Received: {known['name']!r} with other weights than {run_dir!r} "
-            "began with. Bring those back, or begin anew in another directory"
-        )

@@ -1,0 +1,163 @@
+import json
+import shutil
+
+import keras
+import numpy as np
+import pytest
+from helpers import standins
+
+import keras_simclr as simclr
+import keras_simclr_cli as cli
+from keras_simclr import checkpoints, classification, copies, export, runs
+
+IMAGES, LABELS = standins.labelled_images()
+TINY = ["--epochs=1", "--batch_size=8", "--precision=float32", "--depth=10"]
+
+
+@pytest.fixture
+def _small(monkeypatch):
+    standins.use(monkeypatch)
+
+
+@pytest.fixture
+def places(tmp_path):
+    """Arrays, a run, and a classifier whose first class is dark."""
+    images = (255 * np.repeat(IMAGES, 3, axis=-1)).astype("uint8")
+    np.savez(tmp_path / "data.npz", images=images, labels=LABELS)
+    encoder = standins.encoder(shape=(8, 8, 3))
+    model = simclr.SimCLRModel(
+        encoder, augmentation=simclr.SimCLRAugmentation(8)
+    )
+    model.compile()
+    (tmp_path / "run").mkdir()
+    model.save(tmp_path / "run" / "model.keras")
+    network = keras.Sequential([encoder, keras.layers.Dense(2, "softmax")])
+    network.build((None, 8, 8, 3))
+    classification.write_classifier(
+        model, network, tmp_path / "classifier", ["0", "1"]
+    )
+    return tmp_path
+
+
+def command(places, teacher, *others, out="out"):
+    has_start = any(x.startswith("--start_from") for x in others)
+    return cli.main(
+        [
+            "distill",
+            f"--teacher={places / teacher}",
+            f"--data={places / 'data.npz'}",
+            f"--output_dir={places / out}",
+            *(x for x in TINY if not has_start or not x.startswith("--depth")),
+            *others,
+        ]
+    )
+
+
+@pytest.mark.usefixtures("_small", "eagerly")
+class TestCommand:
+    def test_a_classifier_makes_a_classifier(self, places, capsys):
+        tests = f"--test_data={places / 'data.npz'}"
+        assert command(places, "classifier", tests) == 0
+        text = capsys.readouterr().out
+        assert "To test on: 24 images of 2 classes" in text
+        assert "On images to test on: accuracy " in text
+        out = places / "out"
+        summary = json.loads((out / "summary.json").read_text())
+        assert summary["command"] == "distill"
+        assert summary["teacher"]["name"] == str(places / "classifier")
+        assert summary["test"].keys() == {"accuracy", "teacher_accuracy"}
+        log = (out / "log.csv").read_text().splitlines()
+        assert {"agreement", "loss"} < {*log[0].split(",")}
+        assert classification.class_names(out / "classifier") == ("0", "1")
+        model = runs.load_model(out)
+        classifier = classification.load_classifier(out / "classifier")
+        logits = model.projection_head(model(IMAGES.repeat(3, axis=-1)))
+        np.testing.assert_allclose(
+            classifier(IMAGES.repeat(3, axis=-1)),
+            keras.ops.softmax(logits),
+            atol=1e-5,
+        )
+        # Its flags are those of the command, and it is finished.
+        flags = f"--flagfile={out / 'flags.txt'}"
+        assert cli.main(["distill", flags]) == 1
+        assert "whose run is finished" in capsys.readouterr().err
+        again = places / "again"
+        assert cli.main(["distill", flags, f"--output_dir={again}"]) == 0
+        for ours, theirs in zip(
+            runs.load_model(again).weights, model.weights, strict=True
+        ):
+            np.testing.assert_array_equal(ours, theirs)
+
+    def test_a_classifier_that_was_not_written_yet_is(
+        self, places, monkeypatch
+    ):
+        def fail(*_):
+            raise OSError("disk full")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(classification, "write_classifier", fail)
+            assert command(places, "classifier") == 1
+        assert not (places / "out" / "classifier").exists()
+        assert command(places, "classifier") == 0
+        assert (places / "out/classifier/saved_model").is_dir()
+
+    def test_a_run_goes_on_with_its_teacher_alone(self, places, monkeypatch):
+        save, out = checkpoints.save_model, places / "out"
+
+        def ctrl_c(*args):
+            save(*args)
+            raise KeyboardInterrupt
+
+        longer = "--epochs=2"
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoints, "save_model", ctrl_c)
+            assert command(places, "classifier", longer) == 130
+        assert not (out / "classifier").exists()
+        shutil.copytree(places / "classifier", places / "kept")
+        network = classification.load_classifier(places / "classifier")
+        network.set_weights([x + 1 for x in network.get_weights()])
+        network.save(places / "classifier" / "classifier.keras")
+        assert command(places, "classifier", longer) == 1
+        shutil.copytree(
+            places / "kept", places / "classifier", dirs_exist_ok=True
+        )
+        assert command(places, "classifier", longer) == 0
+        assert (out / "classifier").is_dir()
+
+    def test_an_encoder_makes_an_encoder(self, places, capsys):
+        assert command(places, "run") == 0
+        out = places / "out"
+        assert not (out / "classifier").exists()
+        arguments = ["export", f"--run_dir={out}", "--formats=keras"]
+        encoder = f"--output_dir={places / 'encoder'}"
+        assert cli.main([*arguments, encoder]) == 0
+        card = (places / "encoder" / "README.md").read_text()
+        assert "keras-simclr distill --" in card
+        digest = copies.weights_digest(runs.load_model(places / "run").encoder)
+        assert f"An encoder taught by run, of the weights {digest}" in card
+        start = f"--start_from={places / 'run'}"
+        assert command(places, "run", start, out="gone_on") == 0
+        assert (places / "gone_on" / "start.keras").is_file()
+        tests = f"--test_data={places / 'data.npz'}"
+        assert command(places, "run", tests, out="third") == 1
+        assert "`test_data` is for a classifier" in capsys.readouterr().err
+
+    def test_classifiers_are_exported(self, places, capsys):
+        arguments = ["export", f"--model={places / 'classifier'}"]
+        app = places / "app"
+        formats = "--formats=keras,litert_int8"
+        assert cli.main([*arguments, f"--output_dir={app}", formats]) == 0
+        assert sorted(x.name for x in app.iterdir()) == [
+            "class_names.json",
+            "classifier.keras",
+            "classifier_int8.tflite",
+            "flags.txt",
+        ]
+        images = IMAGES.repeat(3, axis=-1)[:1]
+        load = export.EXPORTS["litert_int8"].load
+        found = load(app / "classifier_int8.tflite")(images)
+        expected = classification.load_classifier(app)(images)
+        np.testing.assert_allclose(found, expected, atol=0.02)
+        hub = [f"--output_dir={places / 'hub'}", "--formats=hub"]
+        assert cli.main([*arguments, *hub]) == 1
+        assert "are all but hub" in capsys.readouterr().err
