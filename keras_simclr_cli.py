@@ -323,6 +323,20 @@ _COMMANDS = {
                 "classifier's own shape 0.1, of encoders 0.07 and 0.2.",
                 ("positive_number", {}),
             ),
+            "labelled": _Flag(
+                "string",
+                None,
+                "Images whose true classes are learnt, too: as data. They "
+                "should be in it.",
+                place=("check_data", {}),
+            ),
+            "label_weight": _Flag(
+                "float",
+                0.1,
+                "Part of the loss that true classes are; the rest is the "
+                "teacher's.",
+                ("probability", {}),
+            ),
             "test_split": _Flag(
                 "string",
                 None,

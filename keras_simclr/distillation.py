@@ -19,7 +19,7 @@ from keras_simclr import (
     elements,
     fit_data,
     imitation,
-    labelled,
+    orders,
     pretrained,
     programs,
     recipe as recipes,
@@ -32,12 +32,16 @@ from keras_simclr.features import (
     resized_representation,
 )
 from keras_simclr.finetuning import named_model
+from keras_simclr.labelled import in_batches, load_labelled
 from keras_simclr.model import SimCLRModel
 from keras_simclr.networks import check_encoder
 from keras_simclr.replicas import ForwardPass
 
 _logger = logging.getLogger("keras_simclr")
 
+# "Considerably lower" than that of the teacher: arXiv:1503.02531, section 2.
+LABEL_WEIGHT = 0.1
+_SHARE = 8  # Unlabelled images of a batch to each labelled one beside them.
 _SUM_TOLERANCE = 1e-2  # Of probabilities, which may be float16.
 
 
@@ -81,6 +85,8 @@ def distill(
     test=None,
     *,
     student,
+    labelled=None,
+    label_weight=LABEL_WEIGHT,
     classes=None,
     temperature=None,
     recipe=None,
@@ -100,10 +106,16 @@ def distill(
         unlabelled: Images, as `SimCLRModel.fit` takes them; labels are not
             used. A dataset must tell how many batches it has.
         test: Labelled images to test both on, as in `fine_tune`; or None. How
-            many of them are among the unlabelled ones is logged.
+            many of them are among the images to learn from is logged.
         student: A Keras model from images to representations, such as a
             `ResNet`, which is trained, or a `SimCLRModel`, whose encoder is,
             on views as its own, or the name of an encoder, as in `fine_tune`.
+        labelled: Images whose true classes are learnt, too, as in `fine_tune`;
+            or None. An eighth as many as in a batch of the recipe ride along
+            with each batch, all equally often. The unlabelled images should
+            hold them.
+        label_weight: As in `imitation.ClassImitation`: what part of the loss is
+            that of true classes.
         classes: Label of each of the teacher's probabilities, such as
             `FineTuning.classes`. None: those of the directory, or 0, 1, 2 ...
         temperature: Positive number, as in `imitation.class_losses`. None: 0.1
@@ -120,9 +132,10 @@ def distill(
         OSError: If a name is that of nothing.
         TypeError: If `teacher` or `student` is no Keras model.
         ValueError: If the teacher returns logits, or something else that is no
-            probabilities; takes other channels than the student; or has other
-            classes than the test set; if the student ends in classes; or if
-            images are unusable, or too few for a batch.
+            probabilities; takes other channels than the student; has other
+            classes than the test set, or does not know one of those that are
+            labelled; if the student ends in classes; or if images are
+            unusable, or too few for a batch.
 
     Example:
 
@@ -144,9 +157,10 @@ def distill(
     References:
         - Chen et al. 2020, arXiv:2006.10029, sections 2 and 3.1.
 
-    Deviation: the optimizer is the recipe's, for short runs. True labels are
-        not used, which adds at most 0.8 points in the paper (table 2).
+    Deviation: the optimizer is the recipe's, for short runs. The two parts of
+        the loss are means, where the paper has sums over all images.
     """
+    label_weight = checked_weight(labelled, label_weight)
     recipe = recipe or recipes.Recipe()
     if isinstance(teacher, (str, os.PathLike)):
         teacher, names = open_classifier(teacher)
@@ -157,15 +171,18 @@ def distill(
     model = distiller(
         teacher,
         *_encoder_and_views(student, recipe, with_colors=False),
-        class_loss(temperature),
+        class_loss(temperature, label_weight),
         recipe,
         steps,
     )
-    exam = None
+    check, exam = functools.partial(check_fits, model), None
+    if labelled is not None:
+        examples = load_with_classes(labelled, classes, check=check)
+        dataset = beside(dataset, examples, recipe)
     if test is not None:
-        check = functools.partial(check_fits, model)
-        in_order = fit_data.in_order(unlabelled)
-        exam = Exam(test, teacher, classes, in_order, check=check)
+        shown = [x for x in (unlabelled, labelled) if x is not None]
+        shown = map(fit_data.in_order, shown)
+        exam = Exam(test, teacher, classes, shown, check=check)
     _train(model, dataset, recipe, steps, progress)
     accuracy, predictions = None, np.array([])
     network = student_classifier(model)
@@ -333,19 +350,19 @@ def without_colors(augmentation):
     return layers if len(layers) > 1 else layers[0]
 
 
-def class_loss(temperature):
+def class_loss(temperature, label_weight=None):
     """The loss of classes, for a teacher and a student."""
 
     def loss(teacher, student):
-        if temperature is not None:
-            return imitation.ClassImitation(temperature)
-        of_both = [
-            sorted(tuple(w.shape) for w in x) for x in (teacher, student)
-        ]
-        is_same = of_both[0] == of_both[1]
-        return imitation.ClassImitation(
-            imitation.SELF_TEMPERATURE if is_same else imitation.TEMPERATURE
-        )
+        chosen = temperature
+        if chosen is None:
+            of_both = [
+                sorted(tuple(w.shape) for w in x) for x in (teacher, student)
+            ]
+            is_same = of_both[0] == of_both[1]
+            own = imitation.SELF_TEMPERATURE, imitation.TEMPERATURE
+            chosen = own[0] if is_same else own[1]
+        return imitation.ClassImitation(chosen, label_weight)
 
     return loss
 
@@ -400,6 +417,112 @@ def _batches(unlabelled, recipe):
     return dataset, steps
 
 
+def checked_weight(labelled, label_weight):
+    """The weight of labels in the loss; None if there are none to weigh."""
+    _checks.probability("label_weight", label_weight)
+    if labelled is None and label_weight != LABEL_WEIGHT:
+        raise ValueError(
+            "`label_weight` must be left out without `labelled`. Received: "
+            f"label_weight={label_weight}"
+        )
+    return None if labelled is None else label_weight
+
+
+def load_with_classes(images, classes, **kwargs):
+    """Labelled images in memory, with the places of their classes as `groups`.
+
+    Args:
+        images: As `labelled` in `distill`.
+        classes: Labels of the teacher's probabilities.
+        **kwargs: As `Exam`.
+
+    Returns:
+        What `load_labelled` does.
+
+    Raises:
+        ValueError: If some are of classes that the teacher does not know.
+    """
+    examples = load_labelled("labelled", images, **kwargs)
+    labels, classes = _of_one_kind(examples["labels"], classes)
+    is_place = labels[:, None] == classes
+    strangers = np.unique(labels[~is_place.any(axis=1)])
+    if len(strangers):
+        raise ValueError(
+            "`labelled` must hold classes of the teacher alone. Received: "
+            f"{_checks.listing(strangers)} in `labelled`, "
+            f"{_checks.listing(classes)} of the teacher. Leave their images "
+            "out, or have a teacher that learnt these classes, too"
+        )
+    examples["groups"] = is_place.argmax(axis=1).astype("int32")
+    return examples
+
+
+def _of_one_kind(labels, classes):
+    """Arrays of both, of texts, as `finetune` has them, if one is of these."""
+    labels, classes = np.asarray(labels), np.asarray(classes)
+    if labels.dtype.kind != classes.dtype.kind:
+        labels, classes = labels.astype(str), classes.astype(str)
+    return labels, classes
+
+
+def beside(dataset, examples, recipe):
+    """Batches of a dataset, behind each of which are some labelled images.
+
+    Args:
+        dataset: `tf.data.Dataset` of batches whose number it knows.
+        examples: As from `load_with_classes`.
+        recipe: `recipe.Recipe`, for size and seed.
+
+    Returns:
+        A `tf.data.Dataset` of as many batches, of which the `groups` are places
+        of classes, and -1 of the images of `dataset`.
+    """
+    size, steps = -(-recipe.batch_size // _SHARE), int(dataset.cardinality())
+    names = [x for x in ("images", "sizes", "groups") if x in examples]
+    others = orders.batches_of(
+        {name: np.asarray(examples[name]) for name in names},
+        size,
+        shuffle=True,
+        seed=recipe.seed,
+        drop_remainder=True,
+        rounds=-(-steps * size // len(examples["groups"])),
+    )
+    both = tf.data.Dataset.zip((dataset, others)).map(_joined)
+    both = both.prefetch(tf.data.AUTOTUNE)
+    both.source = getattr(dataset, "source", None)
+    if orders.passes_of(dataset) and orders.places_in_a_batch(dataset):
+        orders.in_order_of_places(both, size)
+    return both
+
+
+def _joined(element, others):
+    """One batch of two, on canvases of one size."""
+    parts = [elements.images_and_sizes(x) for x in (element, others)]
+    images, sizes = (list(x) for x in zip(*parts, strict=True))
+    if images[0].dtype != images[1].dtype:
+        images = [augmentations.to_float(x) for x in images]
+    unknown = -tf.ones_like(images[0][:, 0, 0, 0], others["groups"].dtype)
+    found = {"groups": tf.concat([unknown, others["groups"]], 0)}
+    sides = [x.shape[1:3] for x in images]
+    if sides[0] != sides[1] or sizes != [None, None]:
+        found["sizes"] = tf.concat(list(map(_sizes, images, sizes)), 0)
+        canvas = tf.reduce_max([tf.shape(x)[1:3] for x in images], 0)
+        if None not in (*sides[0], *sides[1]):  # So theirs is known, too.
+            canvas = tf.constant(np.max(sides, axis=0), tf.int32)
+        canvas = tf.unstack(canvas)
+        images = [
+            tf.image.pad_to_bounding_box(x, 0, 0, *canvas) for x in images
+        ]
+    return {**found, "images": tf.concat(images, 0)}
+
+
+def _sizes(images, sizes):
+    """Heights and widths of images; those of the canvas if none are told."""
+    if sizes is not None:
+        return tf.cast(sizes, tf.int32)
+    return tf.repeat(tf.shape(images)[None, 1:3], tf.shape(images)[0], axis=0)
+
+
 def _train(model, dataset, recipe, steps, progress):
     epochs, seen = recipe.epochs_for(steps), itertools.count(1)
 
@@ -433,19 +556,17 @@ class Exam:
         test: As in `distill`.
         teacher: Network from views to probabilities.
         classes: Their labels.
-        unlabelled: Dataset of batches of the images to train on.
+        shown: Datasets of batches of the images to learn from.
         **kwargs: `check`, `report` and `progress`, as in `load_labelled`.
     """
 
-    def __init__(self, test, teacher, classes, unlabelled, **kwargs):
-        self._examples = labelled.load_labelled("test", test, **kwargs)
-        self._classes = np.array(classes)
-        self._labels = self._examples["labels"]
-        if self._labels.dtype.kind != self._classes.dtype.kind:
-            self._labels = self._labels.astype(str)  # As `finetune` has them.
-            self._classes = self._classes.astype(str)
+    def __init__(self, test, teacher, classes, shown, **kwargs):
+        self._examples = load_labelled("test", test, **kwargs)
+        self._labels, self._classes = _of_one_kind(
+            self._examples["labels"], classes
+        )
         self._check_classes()
-        self._warn_of_shared(unlabelled)
+        self._warn_of_shared(shown)
         is_any = len(teacher.input_shape) < 4 or None in teacher.input_shape[1:]
         function = representation if is_any else resized_representation
         self.teacher_accuracy, _ = self._take(function(teacher))
@@ -466,7 +587,7 @@ class Exam:
     def _take(self, function):
         rows = [
             function(*elements.images_and_sizes(element)).numpy().argmax(axis=1)
-            for element in labelled.in_batches(self._examples)
+            for element in in_batches(self._examples)
         ]
         found = self._classes[np.concatenate(rows)]
         return float(np.mean(found == self._labels)), found
@@ -490,16 +611,18 @@ class Exam:
                 _checks.listing(strangers),
             )
 
-    def _warn_of_shared(self, unlabelled):
+    def _warn_of_shared(self, shown):
         tests = self._examples["images"]
-        batches = fit_data.checked_elements(unlabelled)
+        batches = itertools.chain.from_iterable(
+            map(fit_data.checked_elements, shown)
+        )
         shared = duplicates.repeated(
             (tests[place] for place in range(len(tests))),
             itertools.chain.from_iterable(map(_single, batches)),
         )
         if shared.any():
             _logger.warning(
-                "%d of %d images to test on are among the unlabelled ones, "
+                "%d of %d images to test on are among those to learn from, "
                 "too: their accuracy is no measure of what is new.",
                 shared.sum(),
                 len(shared),

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_simclr import augmentations, copies, programs, trials
+from keras_simclr import _checks, augmentations, copies, programs, trials
 from keras_simclr.losses import ContrastiveLoss, check_temperature, mean
 from keras_simclr.model import SimCLRModel
 from keras_simclr.replicas import ForwardPass
@@ -126,6 +126,13 @@ def _agree(ours, theirs):
     return tf.equal(tf.argmax(ours, axis=-1), tf.argmax(theirs, axis=-1))
 
 
+def _mean_where(condition, losses):
+    """As `mean`, of those of which a condition holds; 0 of none."""
+    count = tf.reduce_sum(tf.cast(condition, losses.dtype))
+    shares = losses / tf.maximum(count, 1)
+    return tf.reduce_sum(tf.where(condition, shares, tf.zeros_like(shares)))
+
+
 class _Imitation(ContrastiveLoss):
     """A loss of what `Distiller` embeds: student's half, teacher's half."""
 
@@ -140,22 +147,54 @@ class _Imitation(ContrastiveLoss):
 class ClassImitation(_Imitation):
     """The mean of `class_losses`, as `Distiller` takes it.
 
+    With a `label_weight` w, the `groups` of a batch are places of true classes
+    among the teacher's, and -1 where none is known; and
+
+        loss = (1 - w) * mean of `class_losses` where it is not known
+               + w * mean of -log(softmax(logits)[class]) where it is
+
     Args:
-        temperature: As `class_losses`.
+        temperature: As `class_losses`. It is of no true class.
+        label_weight: Number from 0 to 1; None for no true classes: `groups`
+            are ignored.
 
     Raises:
-        ValueError: If `temperature` is not a positive number.
+        ValueError: If an argument is out of its range.
 
     Example:
 
     >>> loss = ClassImitation(0.5)
     >>> round(float(loss([[2.0, 0.0]], [[0.9, 0.1]])), 4)
     0.0167
+    >>> both = tf.constant([[[2.0, 0.0, 0.9, 0.1], [2.0, 0.0, 0.9, 0.1]]])
+    >>> loss = ClassImitation(0.5, label_weight=0.25)
+    >>> value, _ = loss.contrast(both, groups=tf.constant([-1, 1]))
+    >>> round(float(value), 4)
+    0.5443
+
+    References:
+        - Chen et al. 2020, arXiv:2006.10029, section 2.
     """
 
-    def __init__(self, temperature=TEMPERATURE):
+    def __init__(self, temperature=TEMPERATURE, label_weight=None):
         super().__init__(name="class_imitation")
         self.temperature = check_temperature(temperature)
+        if label_weight is not None:
+            _checks.probability("label_weight", label_weight)
+        self.label_weight = label_weight
+
+    def contrast(self, z, groups=None):
+        if self.label_weight is None or groups is None:
+            return super().contrast(z)
+        logits, probabilities = tf.split(z[0], 2, axis=-1)
+        losses, agree = self.losses(logits, probabilities)
+        is_known = groups >= 0
+        wrong = tf.nn.sparse_softmax_cross_entropy_with_logits(
+            tf.maximum(groups, 0), logits
+        )
+        weight = self.label_weight
+        loss = (1 - weight) * _mean_where(~is_known, losses)
+        return loss + weight * _mean_where(is_known, wrong), agree
 
     def losses(self, student, teacher):
         return class_losses(student, teacher, temperature=self.temperature)

@@ -18,10 +18,11 @@ _in_a_batch = weakref.WeakKeyDictionary()
 class _Passes:
     """Counts the passes over a dataset of ours.
 
-    `behind`: places that the next pass leaves out at its beginning.
+    `behind`: batches, of `size` places, that the next pass leaves out at its
+    beginning.
     """
 
-    number = behind = 0
+    number = behind = size = 0
 
     def begin(self, _):
         self.number += 1
@@ -29,7 +30,7 @@ class _Passes:
 
     def left_out(self, _):
         behind, self.behind = self.behind, 0
-        return np.int64(behind)
+        return np.int64(self.size * behind)
 
 
 def orders(size, shuffle, seed, rounds=1):
@@ -62,8 +63,11 @@ def orders(size, shuffle, seed, rounds=1):
 def in_order_of_places(dataset, batch_size):
     """Notes that each batch has the next places of a pass; returns the dataset.
 
-    Then a pass can begin with any batch, without reading those before it.
+    Then a pass can begin with any batch, without reading those before it. What
+    is made of several such datasets has batches of each.
     """
+    for passes in passes_of(dataset):
+        passes.size = passes.size or batch_size
     _in_a_batch[dataset] = batch_size
     return dataset
 
@@ -100,8 +104,11 @@ def is_shuffled(dataset):
     return any(map(is_shuffled, getattr(dataset, "_inputs", list)()))
 
 
-def batches_of(arrays, batch_size, *, shuffle, seed, drop_remainder):
-    """The dataset of `dataset_from_arrays`, of arrays in any structure."""
+def batches_of(arrays, batch_size, *, shuffle, seed, drop_remainder, rounds=1):
+    """The dataset of `dataset_from_arrays`, of arrays in any structure.
+
+    An epoch has everything so many times, in one order.
+    """
     _checks.integer("batch_size", batch_size, minimum=1)
     _checks.seed("seed", seed)
     if isinstance(arrays, tuple):
@@ -117,6 +124,7 @@ def batches_of(arrays, batch_size, *, shuffle, seed, drop_remainder):
                 shuffle=shuffle,
                 seed=seed,
                 drop_remainder=drop_remainder,
+                rounds=rounds,
             )
     arrays = tf.nest.map_structure(_as_tensor_if_writeable, arrays)
     sizes = {array.shape[0] for array in tf.nest.flatten(arrays)}
@@ -126,12 +134,13 @@ def batches_of(arrays, batch_size, *, shuffle, seed, drop_remainder):
             + " and ".join(map(str, sorted(sizes)))
         )
     size = sizes.pop()
-    check_fills_a_batch(size, batch_size, drop_remainder, "images")
-    places = orders(size, shuffle, seed).flat_map(
+    check_fills_a_batch(rounds * size, batch_size, drop_remainder, "images")
+    places = orders(size, shuffle, seed, rounds).flat_map(
         lambda order: tf.data.Dataset.from_tensor_slices(order).batch(
             batch_size, drop_remainder=drop_remainder
         )
     )
+    size *= rounds
     count = size // batch_size if drop_remainder else -(-size // batch_size)
     places = places.apply(tf.data.experimental.assert_cardinality(count))
     batches = places.map(

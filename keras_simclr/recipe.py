@@ -491,15 +491,14 @@ class Recipe(_Checked):
             f"--epochs={math.ceil(FEWEST_STEPS / steps)}, or no --epochs"
         )
 
-    def open(self, data):
-        """The images of `Data` to train on; returns what `Data.open` does."""
+    def open(self, data, **kwargs):
+        """The images of `Data` to train on, as `Data.open` has them."""
         from keras_simclr import decoding
 
         side = self.image_size or _IMAGE_SIZE
         canvas_size = decoding.canvas_for(side, self.smallest_crop)
-        return data.open(
-            canvas_size, batch_size=self.batch_size, seed=self.seed
-        )
+        own = {"batch_size": self.batch_size, "seed": self.seed}
+        return data.open(canvas_size, **own, **kwargs)
 
     def build(self, element_spec, steps, more_epochs=(), source=None):
         """The compiled model.

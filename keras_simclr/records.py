@@ -15,6 +15,7 @@ _KINDS = {
     "finished": bool,
     "flags": {"given": [str], "values": dict | None},
     "gains": list,
+    "labelled": {"source": str, "sha256": _TEXT},
     "more_epochs": [int],
     "official": dict,
     "resumed": [int],

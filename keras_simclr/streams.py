@@ -229,7 +229,7 @@ class Stream:
                 epoch + 1,
             )
         for each in passes:
-            each.number, each.behind = number, size * self._skipped
+            each.number, each.behind = number, self._skipped if size else 0
         if passes and size:
             self._skipped = 0
         self._number = max(number, drawn)

@@ -9,12 +9,15 @@ from keras_simclr import (
     classification,
     copies,
     distillation,
+    fingerprints,
+    flag_texts,
     pretrained,
     recipe as recipes,
     runs,
 )
 
 _CLASSIFIER = "classifier"  # In the directory of a run.
+_OF_LABELS = "labelled", "label_weight"  # Fields.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,17 +39,25 @@ class DistillationRecipe(recipes.Recipe):
     temperature: float | None = dataclasses.field(
         default=None, metadata={"rule": ("positive_number", {})}
     )
+    labelled: str | None = dataclasses.field(
+        default=None, metadata={"rule": None}
+    )
+    label_weight: float = dataclasses.field(
+        default=distillation.LABEL_WEIGHT, metadata={"rule": None}
+    )
     views: int = dataclasses.field(default=1, metadata={"rule": None})
+
+    def __post_init__(self):
+        super().__post_init__()
+        distillation.checked_weight(self.labelled, self.label_weight)
 
     @property
     def values(self):
-        own = {"teacher": self.teacher, "temperature": self.temperature}
-        of_both = {
-            name: value
-            for name, value in super().values.items()
-            if name not in recipes.OF_CONTRAST
-        }
-        return {**of_both, **own}
+        idle = recipes.OF_CONTRAST - {"temperature"}
+        if self.labelled is None:
+            idle |= {*_OF_LABELS}
+        values = super().values
+        return {k: value for k, value in values.items() if k not in idle}
 
     @property
     def teaches_classes(self):
@@ -59,6 +70,24 @@ class DistillationRecipe(recipes.Recipe):
             return distillation.open_classifier(self.teacher)
         return distillation.encoder_in_float32(self.teacher, student), None
 
+    def open(self, data, **kwargs):
+        source, dataset = super().open(data, **kwargs)
+        if self.labelled is None:
+            return source, dataset
+        _, examples = self.open_labelled(data)
+        return source, distillation.beside(dataset, examples, self)
+
+    def labelled_data(self, data):
+        """`recipe.Data` of the labelled images, read as the others."""
+        return data.and_test(self.labelled, "train")[1]
+
+    def open_labelled(self, data):
+        """Source, and what `load_with_classes` returns, of labelled images."""
+        options = {"shuffle": False, "drop_remainder": False}
+        source, images = super().open(self.labelled_data(data), **options)
+        classes = classification.class_names(self.teacher)
+        return source, distillation.load_with_classes(images, classes)
+
     def build(self, element_spec, steps, more_epochs=(), source=None):
         shape = self.input_shape(element_spec)
         encoder, augmentation = self.encoder(shape), self.augmentation(shape)
@@ -70,7 +99,9 @@ class DistillationRecipe(recipes.Recipe):
         loss = distillation.similarity_loss(self.temperature)
         if classes is not None:
             augmentation = distillation.without_colors(augmentation)
-            loss = distillation.class_loss(self.temperature)
+            own = self.labelled, self.label_weight
+            weight = distillation.checked_weight(*own)
+            loss = distillation.class_loss(self.temperature, weight)
         parts = (teacher, encoder, augmentation, loss)
         return distillation.distiller(*parts, self, steps, more_epochs)
 
@@ -124,7 +155,7 @@ def teach(
         FileExistsError: As `runs.carry_out`.
         OSError: As `runs.carry_out`.
         ValueError: As `runs.carry_out`, `distill` and `distill_encoder`; or if
-            there are images to test an encoder on.
+            there are labels, and no classes are taught.
 
     Example:
 
@@ -134,27 +165,20 @@ def teach(
     teach(recipe, data, "runs/small")
     ```
     """
+    recipe = _with_recorded_labels(recipe, run_dir)
     teacher, classes = recipe.open_teacher()
+    if classes is None:
+        _refuse_labels(recipe, test)
     weights = copies.weights_digest(teacher)
-    _check_teacher(run_dir, weights)
-    channels = teacher.input_shape[-1]
-    data, exam = runs.as_seen(data, recipe.teacher, channels), None
-    if test is not None:
-        if classes is None:
-            raise ValueError(
-                "`test_data` is for a classifier. Received: the teacher "
-                f"{recipe.teacher!r}, an encoder. `evaluate` tests what it "
-                "has taught"
-            )
-        test = runs.as_seen(test, recipe.teacher, channels)
-        side = max(teacher.input_shape[1:3])
-        (source, images), (_, unlabelled) = (
-            part.open_in_order(side) for part in (test, data)
-        )
-        report(f"To test on: {test.in_words(source)}.")
-        exam = distillation.Exam(
-            images, teacher, classes, unlabelled, report=report
-        )
+    about = {"teacher": {"name": recipe.teacher, "weights": weights}}
+    data, test = (
+        part and runs.as_seen(part, recipe.teacher, teacher.input_shape[-1])
+        for part in (data, test)
+    )
+    if recipe.labelled is not None:
+        about["labelled"] = _introduce(recipe, data, report)
+    _check_goes_on(run_dir, about, accept_changed_data)
+    exam = test and _exam(recipe, teacher, classes, data, test, report)
     if _lacks_classifier(run_dir, recipe.teacher):
         epochs = runs.read_summary(run_dir)["epochs_trained"]
         done = runs.Run(runs.load_model(run_dir), recipe, epochs, epochs)
@@ -165,7 +189,7 @@ def teach(
             run_dir,
             given=given,
             accept_changed_data=accept_changed_data,
-            about={"teacher": {"name": recipe.teacher, "weights": weights}},
+            about=about,
             doctor=False,  # It looks at two views of each image.
             keeping=keeping,
             report=report,
@@ -192,12 +216,70 @@ def _write_classifier(model, run_dir, classes, data, exam, report):
     )
 
 
-def _check_teacher(run_dir, weights):
-    """Refuses to go on with a run whose teacher had other weights."""
-    known = runs.read_summary(run_dir).get("teacher")
-    if known and known["weights"] != weights:
+def _refuse_labels(recipe, test):
+    """Refuses labels where no classes are taught."""
+    cures = {
+        "test_data": (test, "`evaluate` tests what it has taught"),
+        "labelled": (
+            recipe.labelled,
+            "`finetune` makes a classifier of it and them, which can teach",
+        ),
+    }
+    for name, (value, cure) in cures.items():
+        if value is not None:
+            raise ValueError(
+                f"`{name}` is for a classifier. Received: the teacher "
+                f"{recipe.teacher!r}, an encoder. {cure}"
+            )
+
+
+def _with_recorded_labels(recipe, run_dir):
+    """The recipe with the labels that an unfinished run began with."""
+    recorded = runs.recorded_flags(run_dir)
+    if recipe.labelled is not None or "labelled" not in recorded:
+        return recipe
+    texts = {name: recorded[name] for name in _OF_LABELS}
+    values = flag_texts.from_text(DistillationRecipe, texts)
+    return dataclasses.replace(recipe, **values)
+
+
+def _introduce(recipe, data, report):
+    """Says what the labelled images are; which they are, for the record."""
+    source, _ = recipe.open_labelled(data)  # Refuses others now.
+    data = recipe.labelled_data(data)
+    report(f"Labelled: {data.in_words(source)}.")
+    return fingerprints.fingerprint(source, data_dir=data.data_dir)
+
+
+def _exam(recipe, teacher, classes, data, test, report):
+    """The `Exam` of teacher and student, on images at rest."""
+    side = max(teacher.input_shape[1:3])
+    source, images = test.open_in_order(side)
+    report(f"To test on: {test.in_words(source)}.")
+    shown = [data]
+    if recipe.labelled is not None:
+        shown.append(recipe.labelled_data(data))
+    shown = [part.open_in_order(side)[1] for part in shown]
+    return distillation.Exam(images, teacher, classes, shown, report=report)
+
+
+def _check_goes_on(run_dir, about, accepts):
+    """Refuses to go on with a run that had another teacher, or other labels."""
+    known = runs.read_summary(run_dir)
+    teacher = known.get("teacher")
+    if teacher and teacher["weights"] != about["teacher"]["weights"]:
         raise ValueError(
             "An unfinished run goes on with the teacher that it began with. "
-            f"Received: {known['name']!r} with other weights than {run_dir!r} "
-            "began with. Bring those back, or begin anew in another directory"
+            f"Received: {teacher['name']!r} with other weights than "
+            f"{run_dir!r} began with. Bring those back, or begin anew in "
+            "another directory"
+        )
+    labelled = known.get("labelled")
+    if labelled and labelled != about.get("labelled") and not accepts:
+        raise ValueError(
+            "An unfinished run goes on with the labelled images that it began "
+            f"with. Received: others than {run_dir!r} began with, of "
+            f"{labelled['source']!r}. Bring those back, begin anew in another "
+            "directory, or go on with these: --accept_changed_data "
+            "(accept_changed_data=True)"
         )

@@ -146,6 +146,36 @@ REFUSED = {
         lambda teacher: distill(teacher, temperature=0.0),
         "`temperature` must be a positive number. Received: temperature=0.0",
     ),
+    "a weight of no labels": (
+        lambda teacher: distill(teacher, label_weight=0.5),
+        (
+            "`label_weight` must be left out without `labelled`. Received: "
+            "label_weight=0.5"
+        ),
+    ),
+    "a weight that is none": (
+        lambda teacher: distill(
+            teacher, labelled=(IMAGES, LABELS), label_weight=1.5
+        ),
+        "`label_weight` must be a probability between 0 and 1. Received: ",
+    ),
+    "labels of others": (
+        lambda teacher: distill(teacher, labelled=(IMAGES, LABELS + 1)),
+        (
+            "`labelled` must hold classes of the teacher alone. Received: 2 in "
+            "`labelled`, 0, 1 of the teacher."
+        ),
+    ),
+    "labelled images of other channels": (
+        lambda teacher: distill(
+            teacher, labelled=(IMAGES.repeat(3, axis=-1), LABELS)
+        ),
+        "The encoder takes images with 1 channels. Received: ",
+    ),
+    "labelled images without labels": (
+        lambda teacher: distill(teacher, labelled=IMAGES),
+        "`labelled` must hold labels: elements (images, labels). Received: ",
+    ),
     "names of others": (
         lambda teacher: distill(teacher, classes=("cat", "dog", "elk")),
         (
@@ -216,10 +246,13 @@ class TestEagerly:
         distill(teacher, test=tests)
         assert said.messages == [
             (
-                "3 of 11 images to test on are among the unlabelled ones, too: "
+                "3 of 11 images to test on are among those to learn from, too: "
                 "their accuracy is no measure of what is new."
             )
         ]
+        said.clear()
+        distill(teacher, test=tests, labelled=(others[:2], np.array([0, 1])))
+        assert said.messages[0].startswith("5 of 11 images to test on are amo")
 
     def test_classes_without_a_teacher_are_wrong(self, teacher, said):
         others = np.random.default_rng(9).random((4, 8, 8, 1), "float32")
@@ -263,6 +296,94 @@ class TestEagerly:
         assert rates == [(0, 0, 0.2), (0, 0, 0.08), (0.8, 0, 0.2)]
 
 
+class _Batches:
+    """What a model was trained on, of which training is left out."""
+
+    def __init__(self, monkeypatch):
+        monkeypatch.setattr(
+            distillation, "_train", lambda _, x, *__: setattr(self, "data", x)
+        )
+        monkeypatch.setattr(distillation, "Distillation", lambda **_: None)
+
+
+def test_labelled_images_ride_along_with_each_batch(teacher, monkeypatch):
+    """All of them equally often, behind the others."""
+    seen = _Batches(monkeypatch)
+    recipe = simclr.recipe.Recipe(epochs=1, batch_size=12)
+    labelled = IMAGES[:3], np.array(["b", "a", "b"])
+    others = np.zeros((48, 8, 8, 1), "float32")
+    distill(
+        teacher, None, others, labelled=labelled, recipe=recipe, classes="ab"
+    )
+    batches = [*seen.data.as_numpy_iterator()]
+    assert [x.keys() for x in batches] == [{"images", "groups"}] * 4
+    groups = np.array([x["groups"] for x in batches])
+    assert groups.shape == (4, 14)  # An eighth of 12, and no half image.
+    assert (groups[:, :12] == -1).all()
+    shown = {0: [], 1: []}
+    for batch in batches:
+        assert not batch["images"][:12].any()
+        for image, place in zip(
+            batch["images"][12:], batch["groups"][12:], strict=True
+        ):
+            (found,) = np.flatnonzero((IMAGES[:3] == image).all((1, 2, 3)))
+            shown[place].append(found)
+    assert {*shown[0]} == {1}
+    assert {*shown[1]} == {0, 2}
+    counts = np.bincount(shown[0] + shown[1])
+    assert max(counts) - min(counts) <= 1
+
+
+def test_images_of_other_sizes_share_a_canvas(teacher, monkeypatch):
+    seen = _Batches(monkeypatch)
+    student = simclr.SimCLRModel(
+        flat(), augmentation=simclr.SimCLRAugmentation(8)
+    )
+    images = np.full((16, 16, 10, 1), 255, "uint8")
+    sizes = np.tile([[12, 9]], (16, 1))
+    unlabelled = tf.data.Dataset.from_tensors(
+        {"images": images, "sizes": sizes}
+    )
+    distill(
+        teacher, student, unlabelled, labelled=(IMAGES.repeat(2, 2), LABELS)
+    )
+    (spec,) = [seen.data.element_spec["images"]]
+    assert spec.shape == (17, 16, 16, 1)
+    assert spec.dtype == tf.float32
+    (batch,) = seen.data.as_numpy_iterator()
+    assert batch["sizes"].tolist() == [[12, 9]] * 16 + [[8, 16]]
+    assert batch["images"][:16, :, :10].min() == 1.0
+    np.testing.assert_array_equal(batch["images"][:, :, 10:][:16], 0)
+    assert not batch["images"][16, 8:].any()
+    image = batch["images"][16:, :8]
+    assert (image == IMAGES.repeat(2, 2)).all((1, 2, 3)).sum() == 1
+
+
+def test_a_label_is_right_where_the_teacher_is_wrong():
+    """A teacher that takes bright for dark, and half of the labels."""
+    wrong = flat(keras.layers.Dense(2, "softmax"))
+    bright = IMAGES.mean((1, 2, 3)).mean()
+    kernel = np.full((64, 1), 20 / 64) * [[1.0, -1.0]]
+    wrong.layers[-1].set_weights([kernel, 20 * bright * np.array([-1.0, 1.0])])
+    recipe = simclr.recipe.Recipe(
+        epochs=60, batch_size=24, smallest_crop=1.0, flip_rate=0.0
+    )
+    found = {
+        weight: distill(
+            wrong,
+            test=(IMAGES[12:], LABELS[12:]),
+            labelled=(IMAGES[:12], LABELS[:12]),
+            label_weight=weight,
+            recipe=recipe,
+            temperature=1.0,
+        )
+        for weight in (0.0, 0.9)
+    }
+    assert found[0.0].teacher_accuracy < 0.2
+    assert found[0.0].accuracy < 0.2
+    assert found[0.9].accuracy > 0.8
+
+
 def test_devices_share_the_work(teacher, said):
     """A teacher from outside of the strategy, with dropout, and a test."""
     quiet = [*teacher.layers, keras.layers.Dropout(0.5)]
@@ -274,7 +395,13 @@ def test_devices_share_the_work(teacher, said):
             student = simclr.SimCLRModel(
                 flat(), augmentation=simclr.RandomFlip()
             )
-            return distill(teacher, student, test=(IMAGES, LABELS))
+            return distill(
+                teacher,
+                student,
+                test=(IMAGES, LABELS),
+                labelled=(IMAGES[:5], LABELS[:5]),
+                recipe=simclr.recipe.Recipe(epochs=2, batch_size=12),
+            )
 
     one, two = map(taught, (1, 2))
     assert one.accuracy == two.accuracy

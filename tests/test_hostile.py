@@ -48,6 +48,7 @@ VALUES = {
     "labelled": [""],
     "kind": [*NAMES[:-2], "image", "sound"],
     "label": [""],
+    "label_weight": SHARES,
     "labels": ["", "0", "-1", "x", "0%", "101%", "100%", "5%%", "5,5", "5,x"],
     "learning_rate": POSITIVE,
     "manifest": [""],

@@ -51,6 +51,52 @@ def test_similarity_losses_are_those_of_seed(dtype, tolerance):
     np.testing.assert_array_equal(agree, np.argmax(cosines, 1) == np.arange(7))
 
 
+GROUPS = np.array([-1, 2, -1, -1, 0, 4, -1], "int32")
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES[:2])
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+def test_true_classes_are_a_part_of_the_loss(weight, dtype, tolerance):
+    """And of the gradient: q, less 1 of the true class of an image."""
+    (z,) = cast(dtype, np.concatenate([LOGITS, PROBABILITIES], axis=1)[None])
+    loss = ClassImitation(0.5, label_weight=weight)
+    with tf.GradientTape() as tape:
+        tape.watch(z)
+        value, agree = loss.contrast(z, tf.constant(GROUPS))
+    taught = [
+        oracles.distilled(LOGITS[row], PROBABILITIES[row], 0.5)
+        for row in np.flatnonzero(GROUPS < 0)
+    ]
+    known = np.flatnonzero(GROUPS >= 0)
+    ours = np.array([oracles.softmax(LOGITS[row]) for row in known])
+    true = np.log(ours[range(3), GROUPS[known]])
+    expected = (1 - weight) * np.mean(taught) - weight * np.mean(true)
+    np.testing.assert_allclose(value, expected, rtol=tolerance)
+    np.testing.assert_array_equal(agree, LOGITS.argmax(1) == OTHERS.argmax(1))
+    ours[range(3), GROUPS[known]] -= 1
+    gradient = tape.gradient(value, z)[0].numpy()
+    np.testing.assert_allclose(
+        gradient[known, :5], weight * ours / 3, atol=tolerance
+    )
+    assert not gradient[:, 5:].any()
+
+
+def test_groups_are_classes_only_where_there_is_a_weight_of_them():
+    z = tf.constant(np.concatenate([LOGITS, PROBABILITIES], axis=1)[None])
+    without, _ = ClassImitation(0.5).contrast(z)
+    for loss, groups in [
+        (ClassImitation(0.5), GROUPS),
+        (ClassImitation(0.5, 0.3), None),
+        (ClassImitation(0.5, 0.0), np.full(7, -1)),
+    ]:
+        found, _ = loss.contrast(z, groups)
+        np.testing.assert_allclose(found, without, rtol=1e-12)
+    all_known, _ = ClassImitation(0.5, 0.3).contrast(z, np.abs(GROUPS))
+    assert np.isfinite(all_known)
+    with pytest.raises(ValueError, match="`label_weight` must be a probab"):
+        ClassImitation(label_weight=1.5)
+
+
 def test_a_class_that_is_impossible_costs_nothing():
     losses, _ = imitation.class_losses([[9.0, -200.0]], [[1.0, 0.0]])
     assert abs(losses[0]) < 1e-30
@@ -189,6 +235,10 @@ def test_the_teacher_sees_a_view_once_and_the_same_as_the_student():
     assert (shown[0] != shown[1]).any()
 
 
+def with_true_classes():
+    return ClassImitation(label_weight=0.3)
+
+
 def train(replicas, micro_batch_size, loss, dtype="float64"):
     """Four steps, of a batch of 8."""
     keras.config.set_floatx("float64" if dtype == "float64" else "float32")
@@ -205,7 +255,9 @@ def train(replicas, micro_batch_size, loss, dtype="float64"):
             seed=3,
         )
         model.compile(lars(), loss())
-    history = model.fit(IMAGES[:32], batch_size=8, shuffle=False, verbose=0)
+    data = {"images": IMAGES[:32], "groups": np.arange(32) % 8 - 3}
+    data["groups"] = np.maximum(data["groups"], -1)
+    history = model.fit(data, batch_size=8, shuffle=False, verbose=0)
     return history.history, values(model)
 
 
@@ -214,6 +266,7 @@ def train(replicas, micro_batch_size, loss, dtype="float64"):
     [
         (SimilarityImitation, [(2, None), (2, 3)]),
         (ClassImitation, [(2, 3)]),
+        (with_true_classes, [(2, None), (2, 3)]),
     ],
 )
 def test_replicas_and_micro_batches_equal_the_batch(loss, ways, in_graphs):

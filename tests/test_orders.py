@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import keras_simclr as simclr
 from keras_simclr import orders
@@ -15,6 +16,37 @@ def test_orders_are_functions_of_seed_and_pass():
     assert first != second
     assert drawn(0) == [first, second] != drawn(1)
     assert drawn(0, shuffle=False) == [list(range(9))] * 2
+
+
+def test_a_pass_of_two_begins_with_any_batch_of_both():
+    def pair():
+        both = tf.data.Dataset.zip(
+            tuple(
+                orders.batches_of(
+                    np.arange(size),
+                    batch_size,
+                    shuffle=True,
+                    seed=seed,
+                    drop_remainder=True,
+                    rounds=rounds,
+                )
+                for size, batch_size, seed, rounds in (
+                    (12, 3, 1, 1),
+                    (5, 2, 2, 2),
+                )
+            )
+        )
+        return orders.in_order_of_places(both, 3)
+
+    dataset = pair()
+    epochs = [[*map(str, dataset.as_numpy_iterator())] for _ in range(2)]
+    assert [len(x) for x in epochs] == [4, 4]
+    seen = [labels for _, labels in dataset.as_numpy_iterator()]
+    assert {*np.concatenate(seen)} == {*range(5)}
+    dataset = pair()
+    for passes in orders.passes_of(dataset):
+        passes.number, passes.behind = 1, 3
+    assert str(next(dataset.as_numpy_iterator())) == epochs[1][3]
 
 
 SEEDED = {

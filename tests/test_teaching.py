@@ -1,3 +1,4 @@
+import itertools
 import json
 import shutil
 
@@ -8,9 +9,32 @@ from helpers import standins
 
 import keras_simclr as simclr
 import keras_simclr_cli as cli
-from keras_simclr import checkpoints, classification, copies, export, runs
+from keras_simclr import (
+    checkpoints,
+    classification,
+    copies,
+    distillation,
+    export,
+    imitation,
+    runs,
+    teaching,
+)
 
 IMAGES, LABELS = standins.labelled_images()
+
+
+def test_flags_of_labels_are_those_of_labels():
+    recipe = teaching.DistillationRecipe(teacher="a")
+    assert not {"labelled", "label_weight", "views"} & recipe.values.keys()
+    recipe = teaching.DistillationRecipe(teacher="a", labelled="b")
+    assert recipe.values["labelled"] == "b"
+    assert recipe.values["label_weight"] == distillation.LABEL_WEIGHT
+    table = cli._COMMANDS["distill"][1]
+    assert table["label_weight"].default == distillation.LABEL_WEIGHT
+    with pytest.raises(ValueError, match="must be left out without `labelled"):
+        teaching.DistillationRecipe(teacher="a", label_weight=0.9)
+
+
 TINY = ["--epochs=1", "--batch_size=8", "--precision=float32", "--depth=10"]
 
 
@@ -123,6 +147,63 @@ class TestCommand:
         )
         assert command(places, "classifier", longer) == 0
         assert (out / "classifier").is_dir()
+
+    def test_true_classes_are_learnt_too(self, places, monkeypatch, capsys):
+        """As if not interrupted, where it goes on without saying it again."""
+        arrays = np.load(places / "data.npz")
+
+        def write(count):
+            few = {name: array[:count] for name, array in arrays.items()}
+            np.savez(places / "labelled.npz", **few)
+
+        write(5)
+        longer = "--epochs=3"
+        labels = f"--labelled={places / 'labelled.npz'}", "--label_weight=0.4"
+        assert command(places, "classifier", longer, *labels) == 0
+        said = capsys.readouterr().out
+        assert "Labelled: 5 images of 2 classes: 0 (3), 1 (2)." in said
+        expected = runs.load_model(places / "out").get_weights()
+        flags = runs.recorded_flags(places / "out")
+        assert flags["label_weight"] == "0.4"
+        step, steps = imitation.Distiller.train_step, itertools.count()
+
+        def interrupted(model, element):
+            if next(steps) == 4:
+                raise KeyboardInterrupt
+            assert element["groups"].shape == [9]
+            return step(model, element)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(imitation.Distiller, "train_step", interrupted)
+            code = command(places, "classifier", longer, *labels, out="two")
+            assert code == 130
+        write(6)
+        capsys.readouterr()
+        assert command(places, "classifier", longer, out="two") == 1
+        assert "with the labelled images that it began" in (
+            capsys.readouterr().err
+        )
+        write(5)
+        assert command(places, "classifier", longer, out="two") == 0
+        assert "once more" not in capsys.readouterr().err
+        for ours, theirs in zip(
+            runs.load_model(places / "two").get_weights(), expected, strict=True
+        ):
+            np.testing.assert_array_equal(ours, theirs)
+
+    def test_labels_of_others_are_refused_at_once(self, places, capsys):
+        arrays = dict(np.load(places / "data.npz"))
+        np.savez(places / "more.npz", **{**arrays, "labels": LABELS + 1})
+        labels = f"--labelled={places / 'more.npz'}"
+        assert command(places, "classifier", labels) == 1
+        assert "Received: 2 in `labelled`, 0, 1 of the te" in (
+            capsys.readouterr().err
+        )
+        assert command(places, "run", labels) == 1
+        assert "`labelled` is for a classifier. Received: the teacher " in (
+            capsys.readouterr().err
+        )
+        assert not (places / "out").exists()
 
     def test_an_encoder_makes_an_encoder(self, places, capsys):
         assert command(places, "run") == 0
