@@ -27,6 +27,13 @@ from keras_simclr._files import (
 )
 from keras_simclr.augmentations import as_views
 from keras_simclr.checkpoints import FLAGS
+from keras_simclr.classifiers import (
+    CLASS_NAMES,
+    checked_directory,
+    class_names,
+    is_classifier as is_classifier,
+    load_classifier,
+)
 from keras_simclr.copies import check_finite, examples_for, plain_copy
 from keras_simclr.csv_files import cell, path_cell
 from keras_simclr.evaluation import Evaluation, evaluate, with_groups
@@ -35,7 +42,6 @@ from keras_simclr.export import write_network
 from keras_simclr.features import Features, check_fits, representation
 from keras_simclr.finetuning import Tuner
 from keras_simclr.flag_texts import as_flags
-from keras_simclr.keras_files import load_network
 from keras_simclr.labelled import load_labelled
 from keras_simclr.model import SimCLRModel
 from keras_simclr.networks import ProjectionHead
@@ -44,7 +50,6 @@ from keras_simclr.probes import linear_probe
 from keras_simclr.recipe import Data
 from keras_simclr.runs import as_seen
 
-_CLASS_NAMES = "class_names.json"
 _OF_ONE_SHAPE = kinds.SERIES, kinds.TABLES
 _RECIPES = ("linear", "finetune")
 
@@ -210,7 +215,7 @@ def write_classifier(
     """
     reading = {"bits": 8} if data is None else records.reading(vars(data))
     files = {
-        _CLASS_NAMES: json.dumps(names, ensure_ascii=False, indent=2),
+        CLASS_NAMES: json.dumps(names, ensure_ascii=False, indent=2),
         FLAGS: as_flags(reading),
     }
     if data is not None and data.columns:
@@ -301,7 +306,7 @@ def write_predictions(directory, dataset, path, names=None, progress=None):
     ```
     """
     check_is_new("path", path)
-    directory = _checked(directory)
+    directory = checked_directory(directory)
     classifier = load_classifier(directory)
     shape = classifier.input_shape
     element = elements.unpack(dataset.element_spec)
@@ -317,7 +322,7 @@ def write_predictions(directory, dataset, path, names=None, progress=None):
     classes = class_names(directory)
     if len(classes) != classifier.output_shape[-1]:
         raise ValueError(
-            f"{_CLASS_NAMES} must name each of the classifier's outputs. "
+            f"{CLASS_NAMES} must name each of the classifier's outputs. "
             f"Received: {len(classes)} names for {classifier.output_shape[-1]} "
             f"in {str(directory)!r}. Copy it again"
         )
@@ -363,39 +368,3 @@ def _module(path):
             "A classifier's directory must hold its whole saved_model. "
             f"Received: {str(path)!r} ({in_one_line(text)}). Copy it again"
         ) from error
-
-
-def load_classifier(directory):
-    """The Keras model of a directory that `train_classifier` wrote."""
-    path = _checked(directory) / "classifier.keras"
-    return load_network(path, "A classifier")
-
-
-def class_names(directory):
-    """Tuple of the names of a classifier's probabilities."""
-    path = _checked(directory) / _CLASS_NAMES
-    try:
-        names = json.loads(path.read_text("utf-8"))
-        if not isinstance(names, list) or {*map(type, names)} != {str}:
-            raise TypeError("something else")
-    except (ValueError, TypeError, RecursionError) as error:
-        raise ValueError(
-            f"{_CLASS_NAMES} must be a JSON list of texts. Received: "
-            f"{str(path)!r} ({error}). Copy it again, or mend it"
-        ) from None
-    return tuple(names)
-
-
-def is_classifier(directory):
-    """Whether `train_classifier` wrote a directory, by the names in it."""
-    return pathlib.Path(directory, _CLASS_NAMES).is_file()
-
-
-def _checked(directory):
-    directory = pathlib.Path(directory)
-    if not is_classifier(directory):
-        raise FileNotFoundError(
-            f"`model` must be a directory with {_CLASS_NAMES}, written by "
-            f"`finetune`. Received: {str(directory)!r}"
-        )
-    return directory

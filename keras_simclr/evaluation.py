@@ -8,10 +8,8 @@ import os
 import time
 
 import numpy as np
-import tensorflow as tf
 
 from keras_simclr import _checks, _files, finetuning, kinds, sampling
-from keras_simclr.augmentations import to_float
 from keras_simclr.contenders import (
     Forecast,
     estimators_for,
@@ -35,9 +33,9 @@ from keras_simclr.features import (
 from keras_simclr.folders import EncodedImages
 from keras_simclr.labelled import (
     Labelled,
-    TightImages,
     check_classes,
     compare_classes,
+    end_to_end,
     load_labelled,
 )
 from keras_simclr.pretrained import encoder_of, open_encoder
@@ -394,7 +392,7 @@ def _load(train, test, draws, seed, load, report, tables=()):
         return train, splits
     places = np.arange(len(train["labels"]) + len(test["labels"]))
     split = sampling.Split(*np.split(places, [len(train["labels"])]))
-    return with_groups(_joined(train, test), report), [split]
+    return with_groups(end_to_end(train, test), report), [split]
 
 
 def with_groups(examples, report):
@@ -443,39 +441,6 @@ def _remarks_on(examples, splits, kind):
             "images to learn from: this raises the accuracy."
         )
     return remarks
-
-
-def _joined(*sets):
-    """Sets of examples end to end, their values made equal."""
-    if len({"sizes" in each for each in sets}) > 1:
-        raise ValueError(
-            "`train` and `test` must both lie on canvases, or neither. "
-            "Received: `sizes` in one of them"
-        )
-    shapes = [each["images"].shape[1:] for each in sets]
-    if "sizes" not in sets[0] and len({*shapes}) > 1:
-        raise ValueError(
-            "`train` and `test` must hold images of one shape, or of `sizes` "
-            f"on canvases. Received: images of shape {shapes[0]} in `train` "
-            f"and {shapes[1]} in `test`. Resize one of them"
-        )
-    images = _images_end_to_end([each["images"] for each in sets])
-    # Groups and places of two sources may be numbered alike.
-    shared = set.intersection(*map(set, sets)) - {"groups", "places", "images"}
-    others = {k: np.concatenate([each[k] for each in sets]) for k in shared}
-    return {"images": images, **others}
-
-
-def _images_end_to_end(sets):
-    is_tight = isinstance(sets[0], TightImages)
-    if len({images.dtype for images in sets}) > 1:
-        sets = [
-            [to_float(tf.constant(image)).numpy() for image in images]
-            for images in sets
-        ]
-    if is_tight:
-        return TightImages([image for images in sets for image in images])
-    return np.concatenate(sets)
 
 
 def _described(model, encoders, examples, splits):

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from keras_simclr import _files
 from keras_simclr._checks import listing
+from keras_simclr.augmentations import to_float
 from keras_simclr.elements import unpack
 from keras_simclr.fit_data import check_length, checked_elements, in_order
 
@@ -176,6 +177,39 @@ def joined(arrays):
         whole[end - len(array) : end] = array
         end -= len(array)
     return whole
+
+
+def end_to_end(*sets):
+    """Sets of examples end to end, their values made equal."""
+    if len({"sizes" in each for each in sets}) > 1:
+        raise ValueError(
+            "`train` and `test` must both lie on canvases, or neither. "
+            "Received: `sizes` in one of them"
+        )
+    shapes = [each["images"].shape[1:] for each in sets]
+    if "sizes" not in sets[0] and len({*shapes}) > 1:
+        raise ValueError(
+            "`train` and `test` must hold images of one shape, or of `sizes` "
+            f"on canvases. Received: images of shape {shapes[0]} in `train` "
+            f"and {shapes[1]} in `test`. Resize one of them"
+        )
+    images = _images_end_to_end([each["images"] for each in sets])
+    # Groups and places of two sources may be numbered alike.
+    shared = set.intersection(*map(set, sets)) - {"groups", "places", "images"}
+    others = {k: np.concatenate([each[k] for each in sets]) for k in shared}
+    return {"images": images, **others}
+
+
+def _images_end_to_end(sets):
+    is_tight = isinstance(sets[0], TightImages)
+    if len({images.dtype for images in sets}) > 1:
+        sets = [
+            [to_float(tf.constant(image)).numpy() for image in images]
+            for images in sets
+        ]
+    if is_tight:
+        return TightImages([image for images in sets for image in images])
+    return np.concatenate(sets)
 
 
 def in_batches(examples, progress=None):

@@ -74,6 +74,7 @@ LEVELS = {
     "fit_data": 5,
     "vectors": 5,
     "labelled": 6,
+    "classifiers": 5,
     "sources": 8,
     "fingerprints": 8,
     "model": 6,

@@ -448,13 +448,13 @@ def test_canvases_and_whole_images_are_not_joined():
         {"images": np.zeros((2, 4, 4, 1)), "sizes": np.full((2, 2), 4)},
     ]
     with pytest.raises(ValueError, match="must both lie on canvases"):
-        evaluation._joined(*parts)
+        labelled.end_to_end(*parts)
 
 
 def test_images_of_two_shapes_are_not_joined():
     train, test = (np.zeros((4, side, side, 1), "uint8") for side in (8, 9))
     with pytest.raises(ValueError) as error:
-        evaluation._joined({"images": train}, {"images": test})
+        labelled.end_to_end({"images": train}, {"images": test})
     assert str(error.value) == (
         "`train` and `test` must hold images of one shape, or of `sizes` on "
         "canvases. Received: images of shape (8, 8, 1) in `train` and "
@@ -640,7 +640,7 @@ def test_images_of_many_sizes_are_joined_without_their_canvases(other):
         labelled.load_labelled("x", {**part, "labels": labels})
         for part in parts
     )
-    joined = evaluation._joined(train, test)
+    joined = labelled.end_to_end(train, test)
     images = joined["images"]
     assert (images.shape, images.dtype) == ((4, 6, 6, 1), other.dtype)
     assert [image.shape for image in images] == [(4, 4, 1)] * 2 + [
