@@ -285,7 +285,8 @@ _COMMANDS = {
                 "list",
                 [],
                 "What to compare with: .keras files, runs, keras_applications:"
-                "NAME, keras_hub:PRESET; tables of vectors, .parquet or .npz.",
+                "NAME, keras_hub:PRESET; classifiers that finetune or distill "
+                "wrote; tables of vectors, .parquet or .npz.",
                 place=("check_network", {"or_table": True}),
             ),
             **_PROJECTION_LAYER,

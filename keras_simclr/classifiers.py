@@ -10,8 +10,12 @@ CLASS_NAMES = "class_names.json"
 
 def load_classifier(directory):
     """The Keras model of a directory that `train_classifier` wrote."""
-    path = checked_directory(directory) / "classifier.keras"
-    return load_network(path, "A classifier")
+    return load_network(file_of(directory), "A classifier")
+
+
+def file_of(directory):
+    """Path of the Keras model of such a directory."""
+    return checked_directory(directory) / "classifier.keras"
 
 
 def class_names(directory):

@@ -1,18 +1,30 @@
 """What `evaluate` compares: what learns, from what, and how long it takes."""
 
 import functools
+import os
 import time
 
 import numpy as np
 
-from keras_simclr import finetuning, kinds
+from keras_simclr import _checks, _files, classifiers, finetuning, kinds
+from keras_simclr.copies import weights_digest
 from keras_simclr.devices import duration
-from keras_simclr.features import FEW_IMAGES, kind_of_model
+from keras_simclr.features import (
+    FEW_IMAGES,
+    check_encoders,
+    extract,
+    kind_of_model,
+    resized_representation,
+)
+from keras_simclr.labelled import in_batches
+from keras_simclr.pretrained import encoder_of, open_encoder
 from keras_simclr.probes import KINDS
+from keras_simclr.vectors import VectorTable
 
 # Of extremely randomized trees: with few labels, the best that needs no encoder
 # for most tables, and as good as any for spectra and statistics of signals.
 _TREES = 300
+START = "start"  # Among `encoders`: what the model was before.
 _DOUBT = 10.0  # Seconds of work after which guesses are corrected by half.
 
 
@@ -42,6 +54,43 @@ def _check_estimator(name, estimator):
         raise ValueError(
             f"`baselines` must have names that no probe has. Received: {name!r}"
         )
+
+
+def opened(encoders, model, probes, test):
+    """What to compare a model with, opened if given by name."""
+    own = kind_of_model(model).raw, "untrained", "simclr"
+    if taken := {*own} & {*encoders}:
+        raise ValueError(
+            f"`encoders` must have names other than {own[0]!r}, 'untrained' "
+            f"and 'simclr', which the table has already. Received: {taken}"
+        )
+    named = {
+        name: path
+        for name, path in encoders.items()
+        if isinstance(path, (str, os.PathLike))
+    }
+    trained = {k for k, x in named.items() if classifiers.is_classifier(x)}
+    if trained and test is None:
+        raise ValueError(
+            "Classifiers are tested on images that they have not learnt from. "
+            f"Received: {_checks.listing(sorted(trained))} without images to "
+            "test on. Give some: --test_data or --test_split (test=...)"
+        )
+    if {*encoders} - {START} - trained and {*KINDS}.isdisjoint(probes):
+        raise ValueError(
+            f"`encoders` are compared by the probes {' and '.join(KINDS)}. "
+            f"Received: probes={list(probes)}. Add one, or leave out `encoders`"
+        )
+    found = dict(encoders)
+    for name, path in named.items():
+        if name in trained:
+            found[name] = Trained(name, path)
+        elif _files.is_table(path):
+            found[name] = VectorTable(path)
+        else:
+            found[name] = open_encoder(path, beside=model)
+    check_encoders(found)
+    return found
 
 
 def make_contenders(
@@ -156,6 +205,44 @@ class Estimating:
         start = time.perf_counter()
         self._fitted(features, labels, 0).predict(features)
         return (time.perf_counter() - start) / len(labels)
+
+
+class Trained:
+    """A classifier that has learnt already, of a directory of one.
+
+    `network` is the whole of it, of the file `path`.
+    """
+
+    probe = "classifier"
+
+    def __init__(self, name, directory):
+        self.features = name
+        self.network = classifiers.load_classifier(directory)
+        self.path = classifiers.file_of(directory)
+        self.input_shape = self.network.input_shape
+        self.digest = weights_digest(encoder_of(self.network))
+        self._classes = classifiers.class_names(directory)
+
+    def prepare(self, examples, places):
+        """Refuses examples to test on of classes that it does not know."""
+        labels, self._examples = examples["labels"], examples
+        known = {str(x): x for x in np.unique(labels[places])}
+        if strangers := known.keys() - {*self._classes}:
+            raise ValueError(
+                "A classifier must know all classes to test on. Received: "
+                f"{_checks.listing(sorted(strangers))} in `test`, "
+                f"{_checks.listing(self._classes)} of {self.features!r}. Leave "
+                "it out of `encoders`, or their images out of `test`"
+            )
+        unknown = "" if labels.dtype.kind == "U" else -1
+        self._found = np.array([known.get(x, unknown) for x in self._classes])
+
+    def predict(self, split, seed, progress):
+        """Labels found for the test examples of a split, by a quick pass."""
+        examples = {k: x[split.test] for k, x in self._examples.items()}
+        function = resized_representation(encoder_of(self.network))
+        rows, _ = extract([function], in_batches(examples))
+        return self._found[rows[0].argmax(axis=1)]
 
 
 class Tuning:

@@ -4,16 +4,25 @@ import dataclasses
 import functools
 import hashlib
 import logging
-import os
 import time
 
 import numpy as np
 
-from keras_simclr import _checks, _files, finetuning, kinds, sampling
+from keras_simclr import (
+    _checks,
+    _files,
+    finetuning,
+    kinds,
+    sampling,
+    shipping,
+)
 from keras_simclr.contenders import (
+    START,
     Forecast,
+    Trained,
     estimators_for,
     make_contenders,
+    opened,
 )
 from keras_simclr.copies import untrained_copy, weights_digest
 from keras_simclr.devices import duration
@@ -23,7 +32,6 @@ from keras_simclr.features import (
     PIXEL_SETTINGS,
     Features,
     check_all_fit,
-    check_encoders,
     kind_of_model,
     raw_features,
     representation,
@@ -38,14 +46,13 @@ from keras_simclr.labelled import (
     end_to_end,
     load_labelled,
 )
-from keras_simclr.pretrained import encoder_of, open_encoder
+from keras_simclr.pretrained import encoder_of
 from keras_simclr.probes import KINDS, settings_in_words
 from keras_simclr.vectors import VectorTable
 
 _logger = logging.getLogger("keras_simclr")
 
 PROBES = (*KINDS, "finetune")
-START = "start"  # Among `encoders`: what the model was before.
 LABELS = (1, 10, "1%", "all")
 _THOROUGH_LABELS = (1, 5, 10, 50, "1%", "10%", "all")
 
@@ -58,8 +65,10 @@ class Evaluation:
         rows: Dictionaries with `features` (`"pixels"`, or what else is raw in
             a `kinds.Kind`; `"untrained"`, `"simclr"`, or the name of another
             encoder), `probe` (`"linear"`, `"knn"`, `"finetune"`, `"scratch"`,
-            or the name of an estimator among `baselines`), `labels` (an
-            integer per class, a share such as `"1%"`, or `"all"`), `accuracy`
+            `"classifier"` of one that is trained already, or the name of an
+            estimator among `baselines`), `labels` (an integer per class, a
+            share such as `"1%"`, `"all"`, or `"own"` of a trained classifier:
+            those that it has learnt from), `accuracy`
             (mean, 0 to 1), `std` (over the draws of the labelled set, None for
             a single one), `interval` (95 %, as from `sampling.interval`) and
             `draws` (each accuracy).
@@ -73,7 +82,8 @@ class Evaluation:
             model and of further `encoders`, as from `copies.weights_digest`
             (of tables, their vectors), and `data_digest`, of images and labels.
             With an encoder `"start"` also `over_start`: as `gains`, of which
-            that is the baseline.
+            that is the baseline. Where there are other `encoders`, `costs`: as
+            from `shipping.measured`.
     """
 
     rows: tuple
@@ -122,10 +132,15 @@ class Evaluation:
     def __str__(self):
         order = [*PROBES, "scratch", *(row["probe"] for row in self.rows)]
         columns = dict.fromkeys(row["labels"] for row in self.rows)
+        columns.pop(shipping.OWN, None)
         cells = {}
         for row in sorted(self.rows, key=lambda row: order.index(row["probe"])):
+            if row["labels"] == shipping.OWN:  # They are in the other table.
+                continue
             name = f"{row['features']}, {row['probe']}"
-            cells.setdefault(name, {})[row["labels"]] = _cell(row)
+            cells.setdefault(name, {})[row["labels"]] = (
+                shipping.accuracy_in_words(row)
+            )
         table = {"accuracy, % (95 %)": map(sampling.amount_in_words, columns)}
         for name, found in cells.items():
             table[name] = [found.get(amount, "") for amount in columns]
@@ -135,16 +150,13 @@ class Evaluation:
             for name, texts in table.items()
         ]
         lines += [self.settings["examples"], *self.settings.get("remarks", ())]
+        if costs := self.settings.get("costs"):
+            lines += shipping.table(self.rows, costs)
         for name in (*PROBES, "baselines", "pixels"):
             if name in self.settings:
                 lines.append(f"{name}: {self.settings[name]}.")
         lines += [f"Left out: {reason}." for reason in self.left_out]
         return "\n".join([*lines, self.verdict]).rstrip()
-
-
-def _cell(row):
-    low, high = row["interval"]
-    return f"{100 * row['accuracy']:.1f} ({100 * low:.1f}-{100 * high:.1f})"
 
 
 def _gain_in_words(gain):
@@ -224,8 +236,10 @@ def evaluate(
             encoders, which take float images in [0, 1] of their own size; what
             `pretrained.open_encoder` opens; or paths of tables of vectors that
             any tool made, in Parquet or .npz files, as `vectors.VectorTable`
-            reads them. The names of raw features, `"untrained"` and `"simclr"`
-            are taken; `"start"` is what pretraining of the model began with.
+            reads them; or directories that `finetune` wrote, whose classifiers
+            are tested as they are. The names of raw features, `"untrained"` and
+            `"simclr"` are taken; `"start"` is what pretraining of the model
+            began with.
         baselines: Whether to compare with anything else at all; or a dictionary
             from names to classifiers of scikit-learn, which learn from raw
             features beside the probes. By default these are extremely
@@ -247,9 +261,10 @@ def evaluate(
 
     Raises:
         ValueError: If an encoder takes other images, a table has no row for a
-            labelled image or rows for unknown ones, or labels are missing or
-            fill none of the numbers asked for, or an argument is not among what
-            is listed here.
+            labelled image or rows for unknown ones, a classifier does not know
+            a class to test on or has no test set, or labels are missing or fill
+            none of the numbers asked for, or an argument is not among what is
+            listed here.
 
     Example:
 
@@ -274,7 +289,7 @@ def evaluate(
     kind = kind_of_model(model)
     estimators = estimators_for(kind, baselines)
     probes, amounts = _chosen(probes, labels, draws, thorough, features_dir)
-    encoders = _opened(encoders or {}, model, probes)
+    encoders = opened(encoders or {}, model, probes, test)
     start = time.perf_counter()
     say = functools.partial(kind.tell, report)
     load = _loader(model, encoders, class_names, say, progress)
@@ -284,6 +299,7 @@ def evaluate(
     jobs, left_out = sampling.plan_jobs(
         examples["labels"], splits, amounts, draws, seed
     )
+    trained, own_jobs = _trained(encoders, examples, splits)
     untrained = _untrained(model, examples, splits, seed) if baselines else None
     about = _described(model, encoders, examples, splits)
     keep = functools.partial(_files_for, features_dir, about, untrained, say)
@@ -294,6 +310,7 @@ def evaluate(
     if estimators or not {*KINDS}.isdisjoint(probes):
         features.make(say)
     results = _run(contenders, jobs, forecast, seed, say, progress)
+    results += _run(trained, own_jobs, None, seed, say, None)
     correction = sampling.correction_of(splits)
     rows = [_row(result, correction) for result in results]
     gains = [_gain(job, results, correction) for job in jobs if baselines]
@@ -305,6 +322,7 @@ def evaluate(
         "draws": draws,
         **about,
         **_over_start(jobs, results, correction),
+        **_costs(model, encoders),
         "seed": seed,
         "seconds": round(time.perf_counter() - start),
     }
@@ -335,29 +353,6 @@ def _chosen(probes, labels, draws, thorough, features_dir):
         _checks.choice("probes", probe, PROBES)
     _checks.integer("draws", draws, minimum=2)
     return probes, list(dict.fromkeys(map(sampling.checked_amount, labels)))
-
-
-def _opened(encoders, model, probes):
-    """What to compare a model with, opened if given by name."""
-    own = kind_of_model(model).raw, "untrained", "simclr"
-    if taken := {*own} & {*encoders}:
-        raise ValueError(
-            f"`encoders` must have names other than {own[0]!r}, 'untrained' "
-            f"and 'simclr', which the table has already. Received: {taken}"
-        )
-    if {*encoders} - {START} and {*KINDS}.isdisjoint(probes):
-        raise ValueError(
-            f"`encoders` are compared by the probes {' and '.join(KINDS)}. "
-            f"Received: probes={list(probes)}. Add one, or leave out `encoders`"
-        )
-    opened, opening = {}, functools.partial(open_encoder, beside=model)
-    for name, encoder in encoders.items():
-        if isinstance(encoder, (str, os.PathLike)):
-            is_table = _files.is_table(encoder)
-            encoder = (VectorTable if is_table else opening)(encoder)
-        opened[name] = encoder
-    check_encoders(opened)
-    return opened
 
 
 def _tables(encoders, train, test):
@@ -496,6 +491,32 @@ def _in_words(probes, splits, thorough, kind, baselines, estimators):
     return words
 
 
+def _trained(encoders, examples, splits):
+    """Classifiers that have learnt already, and the job that they have."""
+    trained = [x for x in encoders.values() if isinstance(x, Trained)]
+    jobs = []
+    for each in trained:
+        (split,) = splits
+        each.prepare(examples, split.test)
+        job_splits = (dataclasses.replace(split, train=split.train[:0]),)
+        targets = (examples["labels"][split.test],)
+        jobs = [sampling.Job(shipping.OWN, job_splits, targets)]
+    return trained, jobs
+
+
+def _costs(model, encoders):
+    """What there is to ship costs, if it is more than the model."""
+    networks, paths = {"simclr": model}, {}
+    for name, encoder in encoders.items():
+        if isinstance(encoder, Trained):
+            networks[name], paths[name] = encoder.network, encoder.path
+        elif name != START and not isinstance(encoder, VectorTable):
+            networks[name] = encoder
+    if len(networks) == 1:
+        return {}
+    return {"costs": shipping.measured(networks, paths)}
+
+
 def _untrained(model, examples, splits, seed):
     """A copy of the model that knows no more than where images lie."""
     copy = untrained_copy(model, seed)
@@ -514,7 +535,7 @@ def _features(model, untrained, encoders, examples, progress, keep):
         for name, encoder in encoders.items():
             if isinstance(encoder, VectorTable):
                 ready[name] = encoder.vectors
-            else:
+            elif not isinstance(encoder, Trained):
                 others[name] = resized_representation(encoder)
         functions = others | functions
     files = keep([*functions])

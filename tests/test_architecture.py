@@ -109,6 +109,7 @@ LEVELS = {
     "run_accounts": 11,
     "report": 12,
     "contenders": 9,
+    "shipping": 8,
     "evaluation": 10,
     "budgets": 10,
     "planning": 11,

@@ -11,6 +11,7 @@ from helpers import standins
 
 import keras_simclr as simclr
 from keras_simclr import (
+    classification,
     copies,
     duplicates,
     evaluation,
@@ -100,6 +101,76 @@ def check_told(progress):
         assert 0 <= done <= total
         assert after[1] == total or done == total
         assert after[0] >= done or done == total
+
+
+def classifier(model, directory, names):
+    network = keras.Sequential([model.encoder, keras.layers.Dense(2)])
+    network = keras.Sequential([network, keras.layers.Softmax()])
+    network.build((None, 8, 8, 1))
+    classification.write_classifier(model, network, directory, names)
+    return classification.load_classifier(directory)
+
+
+@pytest.mark.parametrize("names", [None, ("dark", "bright")])
+def test_trained_classifiers_are_tested_as_they_are(
+    names, model, images, tmp_path
+):
+    path = tmp_path / "teacher"
+    order = ["1", "0"] if names is None else ["elk", *names][1:]
+    network = classifier(model, path, order)
+    words = []
+    result = simclr.evaluate(
+        model,
+        images,
+        images,
+        probes=["knn"],
+        labels=[1, "all"],
+        draws=2,
+        encoders={"teacher": path},
+        class_names=names or (),
+        report=words.append,
+    )
+    (row,) = [x for x in result.rows if x["features"] == "teacher"]
+    found = network.predict(images[0], verbose=0).argmax(axis=1)
+    found = found if names else 1 - found
+    assert row["accuracy"] == pytest.approx(np.mean(found == images[1]))
+    assert (row["probe"], row["labels"]) == ("classifier", "own")
+    assert row["std"] is None
+    assert 0 <= row["interval"][0] <= row["accuracy"] <= row["interval"][1]
+    assert [x["labels"] for x in result.gains] == [1, "all"]
+    assert words[-1].startswith("1 of 1: teacher, classifier, own: ")
+    costs = result.summary["evaluation"]["costs"]["networks"]
+    assert [x["features"] for x in costs] == ["simclr", "teacher"]
+    lines = str(result).splitlines()
+    assert sum(x.startswith("teacher, classifier ") for x in lines) == 1
+    assert "own" not in lines[0]
+    (place,) = (i for i, x in enumerate(lines) if x.startswith("to ship "))
+    assert [x.split("  ")[0] for x in lines[place + 1 :][:3]] == [
+        "untrained, knn",
+        "simclr, knn",
+        "teacher, classifier",
+    ]
+
+
+def test_classifiers_of_others_are_refused(model, images, tmp_path):
+    path = tmp_path / "teacher"
+    classifier(model, path, ["0", "cat"])
+
+    def message(test):
+        with pytest.raises(ValueError) as error:
+            simclr.evaluate(model, images, test, encoders={"teacher": path})
+        return str(error.value)
+
+    assert message(None) == (
+        "Classifiers are tested on images that they have not learnt from. "
+        "Received: teacher without images to test on. Give some: --test_data "
+        "or --test_split (test=...)"
+    )
+    assert message(images) == (
+        "A classifier must know all classes to test on. Received: 1 in `test`, "
+        "0, cat of 'teacher'. Leave it out of `encoders`, or their images out "
+        "of `test`"
+    )
 
 
 def test_defaults_are_in_proportion(model, images):

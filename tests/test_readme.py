@@ -69,7 +69,7 @@ def test_commands_are_those_of_the_command_line():
     commands = re.findall(
         r"^keras-simclr (.*)$", README.read_text(), re.MULTILINE
     )
-    assert len(commands) == 46
+    assert len(commands) == 47
     for line in commands:
         command, *arguments = line.split()
         values = flags.FlagValues()

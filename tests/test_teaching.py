@@ -101,6 +101,17 @@ class TestCommand:
             keras.ops.softmax(logits),
             atol=1e-5,
         )
+        # It is tested beside its teacher.
+        both = f"{places / 'classifier'},{out / 'classifier'}"
+        data = f"--data={places / 'data.npz'}", tests, f"--encoders={both}"
+        few = "--probes=knn", "--labels=all"
+        assert cli.main(["evaluate", f"--run_dir={out}", *data, *few]) == 0
+        text = capsys.readouterr().out
+        assert f"{out / 'classifier'}, classifier " in text
+        evaluated = json.loads((out / "summary.json").read_text())
+        own = [x for x in evaluated["rows"] if x["labels"] == "own"]
+        of_both = [summary["test"][x] for x in ("teacher_accuracy", "accuracy")]
+        assert [x["accuracy"] for x in own] == of_both
         # Its flags are those of the command, and it is finished.
         flags = f"--flagfile={out / 'flags.txt'}"
         assert cli.main(["distill", flags]) == 1
