@@ -148,7 +148,10 @@ def table(rows, found):
             size,
         )
         lines.append(_line(name, width, texts))
-    return [*lines, f"{found['how']}."]
+    notes = [found["how"]]
+    if OWN in {row["labels"] for row in shown}:
+        notes.append(f"{OWN}: the labels that it was trained with")
+    return [*lines, f"{'; '.join(notes)}."]
 
 
 def _line(name, width, texts):

@@ -104,4 +104,4 @@ def test_table_shows_the_most_labels_and_those_of_classifiers(amount):
         "12.346",
         "0.12",
     ]
-    assert last == "ms."
+    assert last == "ms; own: the labels that it was trained with."

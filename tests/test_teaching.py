@@ -161,6 +161,7 @@ class TestCommand:
 
     def test_true_classes_are_learnt_too(self, places, monkeypatch, capsys):
         """As if not interrupted, where it goes on without saying it again."""
+        monkeypatch.setattr(classification, "write_classifier", lambda *_: 0)
         arrays = np.load(places / "data.npz")
 
         def write(count):
@@ -194,6 +195,9 @@ class TestCommand:
         assert "with the labelled images that it began" in (
             capsys.readouterr().err
         )
+        flag = "--accept_changed_data"
+        shutil.copytree(places / "two", places / "changed")
+        assert command(places, "classifier", longer, flag, out="changed") == 0
         write(5)
         assert command(places, "classifier", longer, out="two") == 0
         assert "once more" not in capsys.readouterr().err
