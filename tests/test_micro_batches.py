@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.processors import needs_bfloat16
 from helpers.replicas import mirrored
 from helpers.training import (
     IMAGES,
@@ -89,7 +90,11 @@ def test_sizes_groups_and_views_reach_replicas_and_micro_batches():
 
 
 @pytest.mark.parametrize(
-    ("dtype", "replicas"), [("mixed_bfloat16", 1), ("mixed_float16", 2)]
+    ("dtype", "replicas"),
+    [
+        pytest.param("mixed_bfloat16", 1, marks=needs_bfloat16),
+        ("mixed_float16", 2),
+    ],
 )
 def test_micro_batches_in_low_precision(dtype, replicas):
     def encoder():

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import oracles
+from helpers.processors import needs_bfloat16
 
 import keras_simclr as simclr
 from keras_simclr import copies, devices, networks
@@ -251,6 +252,7 @@ def count_products(layer, images):
     )
 
 
+@needs_bfloat16
 @CONVOLUTIONS
 @pytest.mark.parametrize("how", ["eager", "graph", "xla"])
 def test_convolution_and_its_gradients_equal_those_of_float64(
