@@ -31,7 +31,6 @@ from keras_simclr.classifiers import (
     CLASS_NAMES,
     checked_directory,
     class_names,
-    is_classifier as is_classifier,
     load_classifier,
 )
 from keras_simclr.copies import check_finite, examples_for, plain_copy

@@ -14,6 +14,7 @@ from keras_simclr import (
     cards,
     checkpoints,
     classification,
+    classifiers,
     data_kinds,
     demo,
     embedding,
@@ -258,7 +259,7 @@ def _distill(values):
 
 
 def _predict(values):
-    network = classification.load_classifier(values.model)
+    network = classifiers.load_classifier(values.model)
     data, source, images = _open_as_seen(values, values.model, network, "Found")
     row_files.write_table(
         values.output_dir,

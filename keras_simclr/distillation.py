@@ -13,7 +13,7 @@ import tensorflow as tf
 from keras_simclr import (
     _checks,
     augmentations,
-    classification,
+    classifiers,
     copies,
     duplicates,
     elements,
@@ -274,8 +274,8 @@ def distill_encoder(
 
 def open_classifier(directory):
     """The network, without what `finetune` puts in front, and its classes."""
-    network = classification.load_classifier(directory)
-    return pretrained.encoder_of(network), classification.class_names(directory)
+    network = classifiers.load_classifier(directory)
+    return pretrained.encoder_of(network), classifiers.class_names(directory)
 
 
 def encoder_in_float32(name, student):
@@ -490,8 +490,8 @@ def beside(dataset, examples, recipe):
     both = tf.data.Dataset.zip((dataset, others)).map(_joined)
     both = both.prefetch(tf.data.AUTOTUNE)
     both.source = getattr(dataset, "source", None)
-    if orders.passes_of(dataset) and orders.places_in_a_batch(dataset):
-        orders.in_order_of_places(both, size)
+    if orders.passes_of(dataset) and orders.begins_anywhere(dataset):
+        orders.in_order_of_places(both)
     return both
 
 

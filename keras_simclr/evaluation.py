@@ -494,14 +494,14 @@ def _in_words(probes, splits, thorough, kind, baselines, estimators):
 def _trained(encoders, examples, splits):
     """Classifiers that have learnt already, and the job that they have."""
     trained = [x for x in encoders.values() if isinstance(x, Trained)]
-    jobs = []
+    if not trained:
+        return [], []
+    (split,) = splits
     for each in trained:
-        (split,) = splits
         each.prepare(examples, split.test)
-        job_splits = (dataclasses.replace(split, train=split.train[:0]),)
-        targets = (examples["labels"][split.test],)
-        jobs = [sampling.Job(shipping.OWN, job_splits, targets)]
-    return trained, jobs
+    own = dataclasses.replace(split, train=split.train[:0])
+    targets = examples["labels"][split.test]
+    return trained, [sampling.Job(shipping.OWN, (own,), (targets,))]
 
 
 def _costs(model, encoders):

@@ -12,7 +12,7 @@ from keras_simclr import _checks
 _passes = weakref.WeakKeyDictionary()
 # Places in a batch of those datasets whose every batch is the next places of
 # a pass.
-_in_a_batch = weakref.WeakKeyDictionary()
+_in_order = weakref.WeakSet()
 
 
 class _Passes:
@@ -60,21 +60,21 @@ def orders(size, shuffle, seed, rounds=1):
     return numbers.map(order)
 
 
-def in_order_of_places(dataset, batch_size):
+def in_order_of_places(dataset, batch_size=0):
     """Notes that each batch has the next places of a pass; returns the dataset.
 
     Then a pass can begin with any batch, without reading those before it. What
-    is made of several such datasets has batches of each.
+    is made of such datasets has their batches, and needs no `batch_size`.
     """
     for passes in passes_of(dataset):
         passes.size = passes.size or batch_size
-    _in_a_batch[dataset] = batch_size
+    _in_order.add(dataset)
     return dataset
 
 
-def places_in_a_batch(dataset):
-    """As noted; 0 of other datasets."""
-    return _in_a_batch.get(dataset, 0)
+def begins_anywhere(dataset):
+    """Whether that is noted of a dataset."""
+    return dataset in _in_order
 
 
 def calling(function):

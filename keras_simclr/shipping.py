@@ -96,11 +96,12 @@ def _milliseconds(networks):
 
 
 def _bytes_of(network, path):
-    with tempfile.TemporaryDirectory() as directory:
-        if path is None:
-            path = pathlib.Path(directory, "encoder.keras")
-            network.save(path)
+    if path is not None:
         return pathlib.Path(path).stat().st_size
+    with tempfile.TemporaryDirectory() as directory:
+        path = pathlib.Path(directory, "encoder.keras")
+        network.save(path)
+        return path.stat().st_size
 
 
 def table(rows, found):

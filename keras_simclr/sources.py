@@ -25,7 +25,6 @@ from keras_simclr.orders import (
     check_fills_a_batch,
     in_order_of_places,
     orders,
-    places_in_a_batch,
 )
 from keras_simclr.shards import ParquetShards, TarShards
 from keras_simclr.sounds import SoundFolder, SoundList
@@ -508,8 +507,7 @@ def open_dataset(
             images = converted(images, channels, bits)
         return (images, *labels) if labels else images
 
-    size = places_in_a_batch(dataset)
-    return in_order_of_places(dataset.map(convert), size)
+    return in_order_of_places(dataset.map(convert))
 
 
 def _dataset_of_numbers(

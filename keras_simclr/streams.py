@@ -13,10 +13,10 @@ import tensorflow as tf
 from keras_simclr import elements
 from keras_simclr.optimizers import check_rates
 from keras_simclr.orders import (
+    begins_anywhere,
     calling,
     is_shuffled,
     passes_of,
-    places_in_a_batch,
 )
 
 _LESS = (
@@ -136,9 +136,9 @@ class Stream:
 
     @property
     def _begins_anywhere(self):
-        """Whether what is behind need not be read: places in a batch, or 0."""
+        """Whether what is behind need not be read."""
         may_skip = self.unfinished and self.unfinished.skips
-        return may_skip and places_in_a_batch(self._source)
+        return may_skip and begins_anywhere(self._source)
 
     def _read(self, dataset, steps, steps_per_execution, is_timed, behind=0):
         """Arguments of `fit`, for epochs of so many steps."""
@@ -221,16 +221,16 @@ class Stream:
         if not passes or is_shuffled(self._source):
             for _ in range(number - drawn):
                 iter(self._source)  # Has the order of the next epoch drawn.
-        size = self._begins_anywhere if behind else 0
-        if behind and not size:
+        skips = behind and self._begins_anywhere
+        if behind and not skips:
             _logger.warning(
                 "Reads %d batches of epoch %d once more, to go on after them",
                 behind,
                 epoch + 1,
             )
         for each in passes:
-            each.number, each.behind = number, self._skipped if size else 0
-        if passes and size:
+            each.number, each.behind = number, self._skipped if skips else 0
+        if passes and skips:
             self._skipped = 0
         self._number = max(number, drawn)
 

@@ -7,6 +7,7 @@ import keras
 
 from keras_simclr import (
     classification,
+    classifiers,
     copies,
     distillation,
     fingerprints,
@@ -62,7 +63,7 @@ class DistillationRecipe(recipes.Recipe):
     @property
     def teaches_classes(self):
         """Whether the teacher is a classifier, that `finetune` wrote."""
-        return classification.is_classifier(self.teacher)
+        return classifiers.is_classifier(self.teacher)
 
     def open_teacher(self, student=None):
         """The network that teaches, and its classes; None of an encoder."""
@@ -85,7 +86,7 @@ class DistillationRecipe(recipes.Recipe):
         """Source, and what `load_with_classes` returns, of labelled images."""
         options = {"shuffle": False, "drop_remainder": False}
         source, images = super().open(self.labelled_data(data), **options)
-        classes = classification.class_names(self.teacher)
+        classes = classifiers.class_names(self.teacher)
         return source, distillation.load_with_classes(images, classes)
 
     def build(self, element_spec, steps, more_epochs=(), source=None):
@@ -116,7 +117,7 @@ def _lacks_classifier(run_dir, teacher):
     is_finished = runs.read_summary(run_dir).get("finished", False)
     is_written = pathlib.Path(run_dir, _CLASSIFIER).exists()
     is_its_own = runs.recorded_flags(run_dir).get("teacher") == teacher
-    of_classes = classification.is_classifier(teacher) and is_its_own
+    of_classes = classifiers.is_classifier(teacher) and is_its_own
     return of_classes and is_finished and not is_written
 
 

@@ -79,7 +79,7 @@ def main(claim):
     for seed in range(1 if arguments.quick else arguments.seeds):
         for config in claim.configurations(seed, runs):
             if arguments.quick:
-                config = {**config, **_QUICK}
+                config |= {k: _QUICK[k] for k in _QUICK.keys() & config}
             if any(run["config"] == config for run in runs):
                 continue
             if config["data"] == "cifar10" and not arguments.cifar10:
